@@ -1,0 +1,7 @@
+"""Sub-quadratic building blocks for PyTorch: Monarch matrices, long convolutions and state spaces."""
+
+from milkweed import convert, models, nn, ops, ssm
+from milkweed._version import __version__
+from milkweed.models import load_pretrained, save_pretrained
+
+__all__ = ["__version__", "convert", "load_pretrained", "models", "nn", "ops", "save_pretrained", "ssm"]

@@ -1,0 +1,5 @@
+"""Conversion between architectures and checkpoint formats."""
+
+from milkweed.convert import checkpoints
+
+__all__ = ["checkpoints"]

@@ -1,0 +1,5 @@
+"""Checkpoints of other repositories."""
+
+from milkweed.convert.checkpoints import s4
+
+__all__ = ["s4"]

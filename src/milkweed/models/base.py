@@ -1,0 +1,74 @@
+"""What every model shares: it can be written down as plain values and read back."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from milkweed._suggest import unknown
+
+_registered: dict[str, type[Model]] = {}
+
+
+class Model(nn.Module):
+    """Base of networks that are built from plain values.
+
+    A subclass calls ``super().__init__(option=value, ...)`` with all its constructor arguments; they become
+    ``options`` and, with the class name, ``config``. Subclasses register themselves by name.
+
+    Args:
+        **options: The subclass's constructor arguments, JSON values only.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _registered[cls.__name__] = cls
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The class name and options from which `build_model` makes the same architecture."""
+        return {"name": type(self).__name__, "options": self.options}
+
+
+def build_model(config: dict[str, Any]) -> Model:
+    """Build a model from its config.
+
+    Args:
+        config: ``{"name": class name, "options": constructor arguments}``.
+
+    Returns:
+        The model with fresh parameters.
+
+    Raises:
+        ValueError: The name or an option is unknown.
+    """
+    name, options = config.get("name"), config.get("options", {})
+    if name not in _registered:
+        raise ValueError(unknown("model name", name, _registered))
+    accepted = list(inspect.signature(_registered[name]).parameters)
+    for option in options:
+        if option not in accepted:
+            raise ValueError(unknown(f"option of {name}", option, accepted))
+    return _registered[name](**options)
+
+
+def check_inputs(inputs: Tensor, d_input: int) -> None:
+    """Refuse inputs that are not (B, L, d_input).
+
+    Args:
+        inputs: The batch.
+        d_input: Features expected.
+
+    Raises:
+        ValueError: The shape does not fit.
+    """
+    if inputs.ndim != 3 or inputs.shape[-1] != d_input or inputs.shape[1] == 0:
+        raise ValueError(
+            f"inputs must be (B, L, d_input) with L >= 1 and d_input={d_input}; got shape {tuple(inputs.shape)}"
+        )

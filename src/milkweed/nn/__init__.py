@@ -1,0 +1,21 @@
+"""Layers on (batch, length, d_model) and structured linear layers."""
+
+from milkweed.nn.blocks import ResidualBlock, SequenceNorm
+from milkweed.nn.factory import build_linear, build_sequence_layer
+from milkweed.nn.parameter_groups import parameter_groups
+from milkweed.nn.s4d import S4D
+from milkweed.nn.stepping import Stepper
+from milkweed.nn.structured_linear import BlockDiagonalLinear, MonarchLinear, StructuredLinear
+
+__all__ = [
+    "S4D",
+    "BlockDiagonalLinear",
+    "MonarchLinear",
+    "ResidualBlock",
+    "SequenceNorm",
+    "Stepper",
+    "StructuredLinear",
+    "build_linear",
+    "build_sequence_layer",
+    "parameter_groups",
+]

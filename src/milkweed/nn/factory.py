@@ -1,0 +1,61 @@
+"""Layers by name, so that a network can be written down as plain values in a recipe or a saved file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from milkweed._suggest import unknown
+from milkweed.nn.s4d import S4D
+from milkweed.nn.structured_linear import BlockDiagonalLinear, MonarchLinear
+
+SEQUENCE_LAYERS: dict[str, Callable[..., nn.Module]] = {"s4d": S4D}
+LINEAR_LAYERS: dict[str, Callable[..., nn.Module]] = {
+    "block_diagonal": BlockDiagonalLinear,
+    "dense": nn.Linear,
+    "monarch": MonarchLinear,
+}
+
+
+def build_sequence_layer(spec: Mapping[str, Any], d_model: int) -> nn.Module:
+    """Build a layer on (B, L, d_model) from plain values.
+
+    Args:
+        spec: ``{"name": "s4d", **options}``, the options being the layer's own arguments.
+        d_model: Channels.
+
+    Returns:
+        The layer.
+    """
+    return _build("layer", SEQUENCE_LAYERS, spec, d_model)
+
+
+def build_linear(spec: Mapping[str, Any], in_features: int, out_features: int) -> nn.Module:
+    """Build a linear layer, dense or structured, from plain values.
+
+    Args:
+        spec: ``{"name": "dense"}``, ``{"name": "monarch", "nblocks": 4}``, ...
+        in_features: Size of each input.
+        out_features: Size of each output.
+
+    Returns:
+        The layer.
+    """
+    return _build("linear", LINEAR_LAYERS, spec, in_features, out_features)
+
+
+def _build(kind: str, known: Mapping[str, Callable[..., nn.Module]], spec: Mapping[str, Any], *sizes: int) -> nn.Module:
+    if not isinstance(spec, Mapping) or "name" not in spec:
+        raise ValueError(f"{kind} must be a mapping with a name, e.g. {{'name': {min(known)!r}}}; got {spec!r}")
+    options = dict(spec)
+    name = options.pop("name")
+    if name not in known:
+        raise ValueError(unknown(f"{kind}.name", name, known))
+    accepted = list(inspect.signature(known[name]).parameters)[len(sizes) :]
+    for option in options:
+        if option not in accepted:
+            raise ValueError(unknown(f"option of {kind} {name!r}", option, accepted))
+    return known[name](*sizes, **options)

@@ -1,0 +1,116 @@
+"""Small pieces shared by the operations: precision, autocast, and the differentiable way through a fast backward."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def register_differentiable(
+    op: torch.library.CustomOpDef,
+    plain: Callable[..., Tensor],
+    fast: Callable[..., Sequence[Tensor]],
+) -> None:
+    """Attach a backward pass to a custom op: the fast one, or a differentiable one when it will be derived again.
+
+    The custom op takes tensors, optional tensors and plain values, in this order of no importance; all tensors are
+    saved, nothing else is.
+
+    Args:
+        op: The forward custom op.
+        plain: The same operation in differentiable torch functions; used only under ``create_graph=True``.
+        fast: ``fast(grad, inputs, needed) -> gradients``, one per tensor input that is not ``None``, where ``needed``
+            says which are wanted; an unwanted one may be any tensor.
+    """
+
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def] # noqa: ANN
+        ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
+        ctx.values = [None if tensor else value for value, tensor in zip(inputs, ctx.is_tensor, strict=True)]
+        ctx.save_for_backward(*[value for value, tensor in zip(inputs, ctx.is_tensor, strict=True) if tensor])
+
+    def backward(ctx, grad):  # type: ignore[no-untyped-def] # noqa: ANN
+        saved = list(ctx.saved_tensors)
+        needed = [n for n, tensor in zip(ctx.needs_input_grad, ctx.is_tensor, strict=True) if tensor]
+
+        def arguments(tensors: Sequence[Tensor]) -> list[object]:
+            remaining = iter(tensors)
+            return [next(remaining) if t else v for v, t in zip(ctx.values, ctx.is_tensor, strict=True)]
+
+        if torch.is_grad_enabled():
+            views = [tensor.view_as(tensor) for tensor in saved]
+            result = plain(*arguments(views))
+            wanted = [view for view, need in zip(views, needed, strict=True) if need]
+            found = iter(torch.autograd.grad(result, wanted, grad, create_graph=True, allow_unused=True))
+            grads: list[Tensor | None] = [next(found) if need else None for need in needed]
+        else:
+            computed = fast(grad, arguments(saved), needed)
+            grads = [g if need else None for g, need in zip(computed, needed, strict=True)]
+        remaining = iter(grads)
+        return tuple(next(remaining) if tensor else None for tensor in ctx.is_tensor)
+
+    op.register_autograd(backward, setup_context=setup_context)
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """The dtype of an fp32 island: float32 at least, float64 if any tensor is.
+
+    Args:
+        *tensors: The operation's tensors; ``None`` is passed over.
+
+    Returns:
+        ``torch.float32`` or ``torch.float64``.
+    """
+    wide = any(tensor is not None and tensor.dtype in {torch.float64, torch.complex128} for tensor in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+def autocast_together(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """Cast floating tensors to the autocast dtype where autocast is on, as matrix multiplication does.
+
+    Args:
+        x: The input; its device decides which autocast counts.
+        *weights: The factors.
+
+    Returns:
+        All of them, in the autocast dtype or unchanged.
+    """
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return (x, *weights)
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in (x, *weights))
+
+
+def rows_per_block(rows: int, row_bytes: int, device: torch.device, *, budget: int, least: int = 1) -> int:
+    """How many rows of work to take at a time so that they stay in a CPU's cache; all of them elsewhere.
+
+    Args:
+        rows: Rows in all.
+        row_bytes: Bytes that one row touches.
+        device: Where the work runs.
+        budget: Bytes that a block may touch.
+        least: The smallest block worth its overhead.
+
+    Returns:
+        A number from 1 to ``rows`` (1 if there are none).
+    """
+    if device.type != "cpu":
+        return max(rows, 1)
+    return max(1, min(rows, max(least, budget // max(row_bytes, 1))))
+
+
+_warned: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    """Warn the first time this process meets the message; layers repeat their forward too often for more.
+
+    Args:
+        message: The whole text; it is also the key.
+    """
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, stacklevel=3)

@@ -1,0 +1,53 @@
+"""Multiply by a block-diagonal matrix."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from milkweed.ops import backends
+from milkweed.ops._common import autocast_together
+from milkweed.ops.block_diagonal import eager, reference
+
+backends.register(
+    "block_diagonal_mm",
+    backends.Backend("eager", eager.block_diagonal_mm),
+    backends.Backend("reference", reference.block_diagonal_mm),
+)
+
+
+def block_diagonal_mm(x: Tensor, weight: Tensor, *, backend: str | None = None) -> Tensor:
+    """Multiply the last dimension by a block-diagonal matrix of k blocks of q × p.
+
+    Under autocast both are cast to the autocast dtype, as in ``torch.nn.functional.linear``.
+
+    Args:
+        x: (..., k * p).
+        weight: (k, q, p).
+        backend: ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
+
+    Returns:
+        (..., k * q), with ``x``'s dtype.
+
+    Raises:
+        ValueError: The shapes do not fit, or the backend is unknown.
+        TypeError: The dtypes differ.
+
+    Source:
+        Monarch (arXiv 2204.00595), section 3: the two factors of a Monarch matrix are of this kind.
+    """
+    if weight.ndim != 3:
+        raise ValueError(f"weight must be (k, q, p); got shape {tuple(weight.shape)}")
+    k, q, p = weight.shape
+    if x.ndim == 0 or x.shape[-1] != k * p:
+        raise ValueError(
+            f"x must end in k * p = {k} * {p} = {k * p} features for weight {tuple(weight.shape)}; "
+            f"got shape {tuple(x.shape)}"
+        )
+    x, weight = autocast_together(x, weight)
+    if x.dtype != weight.dtype:
+        raise TypeError(f"x and weight must have one dtype; got {x.dtype} and {weight.dtype}; cast one with .to()")
+    flat = x.reshape(math.prod(x.shape[:-1]), k * p)
+    out = backends.dispatch("block_diagonal_mm", backend, flat, weight)
+    return out.reshape(*x.shape[:-1], k * q)

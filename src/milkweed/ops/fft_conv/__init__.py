@@ -1,0 +1,92 @@
+"""Long convolution along the last dimension."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from milkweed.ops import backends
+from milkweed.ops.fft_conv import eager, reference
+
+backends.register(
+    "fft_conv",
+    backends.Backend("eager", eager.fft_conv),
+    backends.Backend("reference", reference.fft_conv),
+)
+
+
+def fft_conv(
+    u: Tensor,
+    kernel: Tensor,
+    *,
+    reverse_kernel: Tensor | None = None,
+    skip: Tensor | None = None,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Convolve every channel with its own kernel, as long as the signal itself, in O(L log L).
+
+    ``y = post_gate * (conv(v) + skip * v)`` with ``v = pre_gate * u`` and
+    ``conv(v)_t = sum_j kernel_j v_{t-j} + sum_j reverse_kernel_j v_{t+1+j}``; the signal is zero outside 0 .. L - 1.
+    Transforms are computed in float32 at least, whatever the input's dtype and whether or not autocast is on.
+
+    Args:
+        u: (..., H, L), real. A transposed (B, L, H) tensor is as good as a contiguous one.
+        kernel: (H, K) with 1 <= K <= L, for lags 0 .. K - 1.
+        reverse_kernel: (H, R) with 1 <= R <= L, for lags -1 .. -R; the convolution is then bidirectional.
+        skip: (H,), the D of a state space model.
+        pre_gate: Same shape as ``u``.
+        post_gate: Same shape as ``u``.
+        backend: ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
+
+    Returns:
+        (..., H, L) in ``u``'s dtype and memory order.
+
+    Raises:
+        ValueError: A shape does not fit, or the backend is unknown.
+        TypeError: A tensor is not real floating point.
+
+    Source:
+        The FFT convolution of S4 (arXiv 2111.00396), gates as in Monarch Mixer (arXiv 2310.12109, section 4).
+    """
+    tensors = {
+        "u": u,
+        "kernel": kernel,
+        "reverse_kernel": reverse_kernel,
+        "skip": skip,
+        "pre_gate": pre_gate,
+        "post_gate": post_gate,
+    }
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} must be real floating point; got {tensor.dtype}")
+    if u.ndim < 2 or u.shape[-1] == 0:
+        raise ValueError(f"u must be (..., H, L) with L >= 1; got shape {tuple(u.shape)}")
+    channels, length = u.shape[-2:]
+    for name, lags in (("kernel", kernel), ("reverse_kernel", reverse_kernel)):
+        if lags is not None:
+            _check_lags(name, lags, channels, length)
+    if skip is not None and skip.shape != (channels,):
+        raise ValueError(f"skip must be (H,) = ({channels},); got shape {tuple(skip.shape)}")
+    for name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
+        if gate is not None and gate.shape != u.shape:
+            raise ValueError(f"{name} must have u's shape {tuple(u.shape)}; got {tuple(gate.shape)}; use expand_as(u)")
+
+    def flat(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or tensor.ndim == 3:
+            return tensor
+        return tensor.reshape(math.prod(tensor.shape[:-2]), channels, length)
+
+    out = backends.dispatch("fft_conv", backend, flat(u), kernel, reverse_kernel, skip, flat(pre_gate), flat(post_gate))
+    return out if u.ndim == 3 else out.reshape(u.shape)
+
+
+def _check_lags(name: str, lags: Tensor, channels: int, length: int) -> None:
+    if lags.ndim != 2 or lags.shape[0] != channels:
+        raise ValueError(f"{name} must be (H, lags) with H = {channels}; got shape {tuple(lags.shape)}")
+    if not 1 <= lags.shape[1] <= length:
+        raise ValueError(
+            f"{name} has {lags.shape[1]} lags; expected 1 to L = {length}; crop it with {name}[:, :{length}]"
+        )

@@ -1,0 +1,72 @@
+"""Multiply by a Monarch matrix."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from milkweed.ops import backends
+from milkweed.ops._common import autocast_together, warn_once
+from milkweed.ops.monarch import eager, reference
+
+backends.register(
+    "monarch_mm",
+    backends.Backend("eager", eager.monarch_mm),
+    backends.Backend("reference", reference.monarch_mm),
+)
+
+
+def monarch_mm(x: Tensor, right: Tensor, left: Tensor, *, backend: str | None = None) -> Tensor:
+    """Multiply the last dimension by the Monarch matrix with factors ``right`` and ``left``.
+
+    ``W[s * l_tot + l, k * p_tot + i]`` is the sum over all q with ``k * q_tot + q ≡ l (mod l_tot)`` of
+    ``left[l, s, (k * q_tot + q) // l_tot] * right[k, q, i]``. Under autocast all three are cast to the autocast dtype.
+
+    Args:
+        x: (..., n) with n = k * p.
+        right: (k, q, p), applied first.
+        left: (l, s, r) with l * r = k * q.
+        backend: ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
+
+    Returns:
+        (..., m) with m = l * s, in ``x``'s dtype.
+
+    Raises:
+        ValueError: The shapes do not fit, or the backend is unknown.
+        TypeError: The dtypes differ.
+
+    Source:
+        Monarch (arXiv 2204.00595), section 3.1 and the rectangular extension of its appendix, in the layout that the
+        authors' checkpoints use. Where q < l some slices are structurally zero; the paper does not treat that case.
+    """
+    if right.ndim != 3 or left.ndim != 3:
+        raise ValueError(
+            f"right must be (k, q, p) and left (l, s, r); got shapes {tuple(right.shape)} and {tuple(left.shape)}"
+        )
+    k, q, p = right.shape
+    l, s, r = left.shape  # noqa: E741 - the paper's letter
+    if l * r != k * q:
+        raise ValueError(
+            f"left (l, s, r) = {tuple(left.shape)} must take what right (k, q, p) = {tuple(right.shape)} gives: "
+            f"l * r = {l * r}, k * q = {k * q}"
+        )
+    if x.ndim == 0 or x.shape[-1] != k * p:
+        raise ValueError(
+            f"x must end in k * p = {k} * {p} = {k * p} features for right {tuple(right.shape)}; "
+            f"got shape {tuple(x.shape)}"
+        )
+    if q < l and not torch.compiler.is_compiling():
+        warn_once(
+            f"right {tuple(right.shape)} has q={q} < l={l}: some slices of the matrix are zero whatever the factors; "
+            f"use q >= {l}"
+        )
+    x, right, left = autocast_together(x, right, left)
+    if not x.dtype == right.dtype == left.dtype:
+        raise TypeError(
+            f"x, right and left must have one dtype; got {x.dtype}, {right.dtype}, {left.dtype}; cast with .to()"
+        )
+    flat = x.reshape(math.prod(x.shape[:-1]), k * p)
+    out = backends.dispatch("monarch_mm", backend, flat, right, left)
+    return out.reshape(*x.shape[:-1], s * l)

@@ -1,0 +1,25 @@
+"""Monarch multiply, by its definition: two block-diagonal products and two permutations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def monarch_mm(x: Tensor, right: Tensor, left: Tensor) -> Tensor:
+    """Follow the four steps of README.md literally.
+
+    Args:
+        x: (batch, k * p).
+        right: (k, q, p).
+        left: (l, s, r) with l * r = k * q.
+
+    Returns:
+        (batch, s * l), the output index being s * l_total + l.
+    """
+    batch = x.shape[0]
+    k, _, p = right.shape
+    l, s, r = left.shape  # noqa: E741 - the paper's letter
+    middle = torch.einsum("bkp,kqp->bkq", x.reshape(batch, k, p), right)
+    middle = middle.reshape(batch, r, l).transpose(1, 2)
+    return torch.einsum("blr,lsr->bsl", middle, left).reshape(batch, s * l)
