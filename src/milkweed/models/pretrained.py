@@ -64,8 +64,14 @@ def load_pretrained(path: str | os.PathLike[str], device: torch.device | str = "
         raise ValueError(f"{file} is corrupt or truncated ({error}); restore it or write it again") from error
     if "config" not in metadata:
         raise ValueError(f"{file} has no milkweed config in its metadata; it was not written by save_pretrained")
+    try:
+        config = json.loads(metadata["config"])
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the config in {file} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"the config in {file} must be a mapping with a name and options; got {config!r}")
     with torch.device("meta"):
-        model = build_model(json.loads(metadata["config"]))
+        model = build_model(config)
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:

@@ -16,23 +16,29 @@ def register_differentiable(
 ) -> None:
     """Attach a backward pass to a custom op: the fast one, or a differentiable one when it will be derived again.
 
-    The custom op takes tensors, optional tensors and plain values, in this order of no importance; all tensors are
-    saved, nothing else is.
+    All tensor inputs are saved, and whatever the op returns beside its result.
 
     Args:
-        op: The forward custom op.
-        plain: The same operation in differentiable torch functions; used only under ``create_graph=True``.
-        fast: ``fast(grad, inputs, needed) -> gradients``, one per tensor input that is not ``None``, where ``needed``
-            says which are wanted; an unwanted one may be any tensor.
+        op: The forward custom op, which gives its result, or a tuple of the result and tensors kept for ``fast``.
+        plain: The result alone in differentiable torch functions, from the same inputs; used only under
+            ``create_graph=True``.
+        fast: ``fast(grad, inputs, kept, needed) -> gradients``, one per tensor input that is not ``None``; ``needed``
+            says which are wanted, and an unwanted one may be any tensor.
     """
 
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def] # noqa: ANN
+        kept = output[1:] if isinstance(output, tuple) else ()
         ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
         ctx.values = [None if tensor else value for value, tensor in zip(inputs, ctx.is_tensor, strict=True)]
-        ctx.save_for_backward(*[value for value, tensor in zip(inputs, ctx.is_tensor, strict=True) if tensor])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*[value for value in inputs if isinstance(value, Tensor)], *kept)
 
-    def backward(ctx, grad):  # type: ignore[no-untyped-def] # noqa: ANN
-        saved = list(ctx.saved_tensors)
+    def backward(ctx, grad, *_):  # type: ignore[no-untyped-def] # noqa: ANN
+        if grad is None:
+            return (None,) * len(ctx.is_tensor)
+        count = sum(ctx.is_tensor)
+        tensors = ctx.saved_tensors  # once: activation checkpointing recomputes at every access
+        saved, kept = tensors[:count], tensors[count:]
         needed = [n for n, tensor in zip(ctx.needs_input_grad, ctx.is_tensor, strict=True) if tensor]
 
         def arguments(tensors: Sequence[Tensor]) -> list[object]:
@@ -46,7 +52,7 @@ def register_differentiable(
             found = iter(torch.autograd.grad(result, wanted, grad, create_graph=True, allow_unused=True))
             grads: list[Tensor | None] = [next(found) if need else None for need in needed]
         else:
-            computed = fast(grad, arguments(saved), needed)
+            computed = fast(grad, arguments(saved), kept, needed)
             grads = [g if need else None for g, need in zip(computed, needed, strict=True)]
         remaining = iter(grads)
         return tuple(next(remaining) if tensor else None for tensor in ctx.is_tensor)
@@ -78,7 +84,7 @@ def autocast_together(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         All of them, in the autocast dtype or unchanged.
     """
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return (x, *weights)
     dtype = torch.get_autocast_dtype(device)
     return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in (x, *weights))

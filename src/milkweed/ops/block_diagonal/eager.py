@@ -56,7 +56,7 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool) 
     return x.new_empty(x.shape if need_x else 0), weight.new_empty(weight.shape if need_weight else 0)
 
 
-def _gradients(grad: Tensor, inputs: Sequence[Any], needed: Sequence[bool]) -> Sequence[Tensor]:
+def _gradients(grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor]:
     return _backward(grad, *inputs, *needed)
 
 

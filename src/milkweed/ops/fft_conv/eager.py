@@ -209,7 +209,7 @@ def _(
     return _empty_gradients(u, kernel, reverse_kernel, skip, pre_gate, post_gate, needed)
 
 
-def _gradients(grad: Tensor, inputs: Sequence[Any], needed: Sequence[bool]) -> Sequence[Tensor]:
+def _gradients(grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor]:
     present = [value is not None for value in inputs]
     remaining = iter(needed)
     every = [next(remaining) if here else False for here in present]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from milkweed.ops._common import register_differentiable, rows_per_block
 from milkweed.ops.monarch import reference
 
-# Input, middle and output of a block of rows together: 512 rows at n = 4096 in float32, measured best of 64 .. 2048.
+# Input, middle and output of a block of rows together: 512 rows at n = 4096 in float32, measured best of 128 .. 2048.
 _BLOCK_BYTES = 24 * 2**20
 
 
@@ -21,61 +22,98 @@ def _row_blocks(x: Tensor, right: Tensor, left: Tensor) -> Iterator[slice]:
     width = k * p + k * q + left.shape[0] * left.shape[1]
     step = rows_per_block(x.shape[0], width * x.element_size(), x.device, budget=_BLOCK_BYTES, least=64)
     for start in range(0, x.shape[0], step):
-        yield slice(start, start + step)
+        yield slice(start, min(start + step, x.shape[0]))
 
 
-def _middle(block: Tensor, right: Tensor, left: Tensor) -> Tensor:
-    """The first factor's output, feature-major, so that the permutation to (l, rows, r) is only a stride."""
-    k, _, p = right.shape
-    l, _, r = left.shape  # noqa: E741 - the paper's letter
-    rows = block.shape[0]
-    product = torch.bmm(right, block.reshape(rows, k, p).permute(1, 2, 0))
-    return product.view(r, l, rows).permute(1, 2, 0)
+class _Buffer:
+    """Memory for one intermediate result, taken once and reused by every block: fresh pages cost as much as a copy."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._memory = like.new_empty(0)
+
+    def bmm(self, a: Tensor, b: Tensor) -> Tensor:
+        shape = (a.shape[0], a.shape[1], b.shape[2])
+        if self._memory.numel() < math.prod(shape):
+            self._memory = a.new_empty(math.prod(shape))
+        return torch.bmm(a, b, out=self._memory[: math.prod(shape)].view(shape))
 
 
 @torch.library.custom_op("milkweed::monarch_mm", mutates_args=())
-def _forward(x: Tensor, right: Tensor, left: Tensor) -> Tensor:
-    l, s, _ = left.shape  # noqa: E741 - the paper's letter
+def _forward(x: Tensor, right: Tensor, left: Tensor, keep_middle: bool) -> tuple[Tensor, Tensor]:
+    k, q, p = right.shape
+    l, s, r = left.shape  # noqa: E741 - the paper's letter
     out = x.new_empty(x.shape[0], s * l)
+    middle = _empty_middle(x, right, keep_middle)
+    first, second = _Buffer(x), _Buffer(x)
     for rows in _row_blocks(x, right, left):
-        product = torch.bmm(_middle(x[rows], right, left), left.transpose(1, 2))
-        out[rows].view(-1, s, l).copy_(product.permute(1, 2, 0))
-    return out
+        block = x[rows].reshape(-1, k, p).permute(1, 2, 0)
+        # Feature-major: the permutation between the factors is then only a stride.
+        if keep_middle:
+            product = torch.bmm(right, block, out=_middle_block(middle, rows, k, q))
+        else:
+            product = first.bmm(right, block)
+        result = second.bmm(product.view(r, l, -1).permute(1, 2, 0), left.transpose(1, 2))
+        out[rows].view(-1, s, l).copy_(result.permute(1, 2, 0))
+    return out, middle
+
+
+def _empty_middle(x: Tensor, right: Tensor, keep: bool) -> Tensor:
+    return x.new_empty(x.shape[0] * right.shape[0] * right.shape[1] if keep else 0)
+
+
+def _middle_block(middle: Tensor, rows: slice, k: int, q: int) -> Tensor:
+    """The first factor's output for a block of rows, feature-major (k, q, rows), block after block."""
+    return middle[rows.start * k * q : rows.stop * k * q].view(k, q, rows.stop - rows.start)
 
 
 @_forward.register_fake
-def _(x: Tensor, right: Tensor, left: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], left.shape[0] * left.shape[1])
+def _(x: Tensor, right: Tensor, left: Tensor, keep_middle: bool) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], left.shape[0] * left.shape[1]), _empty_middle(x, right, keep_middle)
 
 
 @torch.library.custom_op("milkweed::monarch_mm_backward", mutates_args=())
 def _backward(
-    grad: Tensor, x: Tensor, right: Tensor, left: Tensor, need_x: bool, need_right: bool, need_left: bool
+    grad: Tensor,
+    x: Tensor,
+    right: Tensor,
+    left: Tensor,
+    middle: Tensor,
+    need_x: bool,
+    need_right: bool,
+    need_left: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     k, q, p = right.shape
-    l, s, _ = left.shape  # noqa: E741 - the paper's letter
+    l, s, r = left.shape  # noqa: E741 - the paper's letter
     wide = torch.promote_types(x.dtype, torch.float32)
     grad_x = x.new_empty(x.shape if need_x else 0)
     grad_right = torch.zeros(right.shape if need_right else 0, dtype=wide, device=x.device)
     grad_left = torch.zeros(left.shape if need_left else 0, dtype=wide, device=x.device)
+    buffers = [_Buffer(x) for _ in range(4)]
     for rows in _row_blocks(x, right, left):
-        block = x[rows].reshape(-1, k, p).transpose(0, 1)
-        upper = grad[rows].reshape(-1, s, l).permute(2, 0, 1).contiguous()
+        upper = grad[rows].reshape(-1, s, l).permute(2, 1, 0).contiguous()
         if need_left:
-            grad_left += torch.bmm(upper.transpose(1, 2), _middle(x[rows], right, left))
+            product = _middle_block(middle, rows, k, q).view(r, l, -1).permute(1, 2, 0)
+            grad_left += buffers[0].bmm(upper, product)
         if need_x or need_right:
-            lower = torch.bmm(left.transpose(1, 2), upper.transpose(1, 2))
-            lower = lower.transpose(0, 1).reshape(k, q, block.shape[1])
+            lower = buffers[1].bmm(left.transpose(1, 2), upper).transpose(0, 1).reshape(k, q, -1)
             if need_right:
-                grad_right += torch.bmm(lower, block)
+                grad_right += buffers[2].bmm(lower, x[rows].reshape(-1, k, p).transpose(0, 1))
             if need_x:
-                grad_x[rows].view(-1, k, p).copy_(torch.bmm(lower.transpose(1, 2), right).transpose(0, 1))
+                result = buffers[3].bmm(lower.transpose(1, 2), right)
+                grad_x[rows].view(-1, k, p).copy_(result.transpose(0, 1))
     return grad_x, grad_right.to(right.dtype), grad_left.to(left.dtype)
 
 
 @_backward.register_fake
 def _(
-    grad: Tensor, x: Tensor, right: Tensor, left: Tensor, need_x: bool, need_right: bool, need_left: bool
+    grad: Tensor,
+    x: Tensor,
+    right: Tensor,
+    left: Tensor,
+    middle: Tensor,
+    need_x: bool,
+    need_right: bool,
+    need_left: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         x.new_empty(x.shape if need_x else 0),
@@ -84,11 +122,16 @@ def _(
     )
 
 
-def _gradients(grad: Tensor, inputs: Sequence[Any], needed: Sequence[bool]) -> Sequence[Tensor]:
-    return _backward(grad, *inputs, *needed)
+def _plain(x: Tensor, right: Tensor, left: Tensor, keep_middle: bool) -> Tensor:
+    return reference.monarch_mm(x, right, left)
 
 
-register_differentiable(_forward, reference.monarch_mm, _gradients)
+def _gradients(grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor]:
+    x, right, left, _ = inputs
+    return _backward(grad, x, right, left, *kept, *needed)
+
+
+register_differentiable(_forward, _plain, _gradients)
 
 
 @register_flop_formula(torch.ops.milkweed.monarch_mm)
@@ -102,13 +145,14 @@ def _backward_flops(
     x_shape: Any,
     right_shape: Any,
     left_shape: Any,
+    middle_shape: Any,
     need_x: bool,
     need_right: bool,
     need_left: bool,
     **kwargs: Any,
 ) -> int:
     right, left = _volume(right_shape), _volume(left_shape)
-    total = need_left * (right + left) + (need_x or need_right) * left + (need_x + need_right) * right
+    total = need_left * left + (need_x or need_right) * left + (need_x + need_right) * right
     return 2 * int(x_shape[0]) * total
 
 
@@ -127,4 +171,6 @@ def monarch_mm(x: Tensor, right: Tensor, left: Tensor) -> Tensor:
     Returns:
         (batch, s * l).
     """
-    return _forward(x, right, left)
+    # Only the gradient of the left factor needs the first factor's output.
+    keep = torch.is_grad_enabled() and left.requires_grad
+    return _forward(x, right, left, keep)[0]

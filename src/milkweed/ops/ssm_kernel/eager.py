@@ -146,7 +146,9 @@ def _(grad: Tensor, c: Tensor, dt_a: Tensor, need_dt_a: bool) -> tuple[Tensor, T
     return torch.empty_like(c), dt_a.new_empty(dt_a.shape if need_dt_a else 0)
 
 
-def _kernel_gradients(grad: Tensor, inputs: Sequence[Any], needed: Sequence[bool]) -> Sequence[Tensor]:
+def _kernel_gradients(
+    grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]
+) -> Sequence[Tensor]:
     c, dt_a, _ = inputs
     return _kernel_backward(grad, c, dt_a, needed[1])
 
@@ -179,7 +181,9 @@ def _(grad: Tensor, u: Tensor, dt_a: Tensor, need_u: bool, need_dt_a: bool) -> t
     return u.new_empty(u.shape if need_u else 0), dt_a.new_empty(dt_a.shape if need_dt_a else 0)
 
 
-def _state_gradients(grad: Tensor, inputs: Sequence[Any], needed: Sequence[bool]) -> Sequence[Tensor]:
+def _state_gradients(
+    grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]
+) -> Sequence[Tensor]:
     return _state_backward(grad, *inputs, *needed)
 
 

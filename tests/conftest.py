@@ -1,0 +1,17 @@
+"""Every test starts from the same random state, on one thread: the suite runs in as many processes as cores."""
+
+import os
+
+# Before torch is imported anywhere: worker processes on few cores must not spin for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+    torch._dynamo.reset()

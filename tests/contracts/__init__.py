@@ -1,0 +1,1 @@
+"""What every member of a family must do, written once and run over all of them."""

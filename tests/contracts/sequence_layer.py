@@ -1,0 +1,93 @@
+"""The contract of sequence layers on (B, L, d_model)."""
+
+import copy
+
+import torch
+
+TIGHT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def check_steps_equal_forward(layer, u):
+    """Stepping through a sequence, and reading it in chunks, give what forward gives. float64."""
+    y, final = layer(u, return_state=True)
+    stepper = layer.stepper()
+    state = stepper.initial_state(u.shape[0])
+    outputs = []
+    for t in range(u.shape[1]):
+        y_t, state = stepper(u[:, t], state)
+        outputs.append(y_t)
+    torch.testing.assert_close(torch.stack(outputs, 1), y, **TIGHT)
+    torch.testing.assert_close(state, final, **TIGHT)
+    state, chunks, start = None, [], 0
+    for size in (1, u.shape[1] // 2, u.shape[1]):
+        if start < u.shape[1]:
+            chunk, state = layer(u[:, start : start + size], state, return_state=True)
+            chunks.append(chunk)
+            start += size
+    torch.testing.assert_close(torch.cat(chunks, 1), y, **TIGHT)
+    torch.testing.assert_close(state, final, **TIGHT)
+
+
+def check_causality(layer, u, causal):
+    """The Jacobian of output by input time: lower triangular, or full for a bidirectional layer."""
+    jacobian = torch.autograd.functional.jacobian(lambda u: layer(u[None])[0].sum(-1), u[0]).abs().sum(-1)
+    future = jacobian.triu(1)
+    if causal:
+        # The FFT leaves rounding where an exact zero belongs.
+        assert future.max() < 1e-12 * jacobian.max()
+    else:
+        assert (future[torch.ones_like(future).triu(1).bool()] > 1e-8 * jacobian.max()).all()
+    assert (jacobian.diagonal() > 0).all()
+
+
+def check_padding(layer, u, lengths):
+    """Whatever stands in the padding, the valid part is that of the sequence alone."""
+    padded = u.clone()
+    for row, length in zip(padded, lengths, strict=True):
+        row[length:] = 1e3
+    y = layer(padded, lengths=torch.tensor(lengths))
+    for i, length in enumerate(lengths):
+        torch.testing.assert_close(y[i, :length], layer(u[i : i + 1, :length])[0], **TIGHT)
+
+
+def check_compiles_and_exports(layer):
+    u = torch.randn(2, 33, layer.d_model)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(u), layer(u))
+    compiled(u).sum().backward()
+    dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=1 << 20)}
+    exported = torch.export.export(layer, (u,), dynamic_shapes=(dims,)).module()
+    for shape in ((5, 100), (3, 2)):
+        other = torch.randn(*shape, layer.d_model)
+        torch.testing.assert_close(exported(other), layer(other))
+
+
+def check_autocast(layer):
+    u = torch.randn(2, 50, layer.d_model)
+    exact = layer(u)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(u)
+    y.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+    assert (y.float() - exact).norm() / exact.norm() < 8 * torch.finfo(torch.bfloat16).eps
+    half = copy.deepcopy(layer).bfloat16()
+    assert half(u.bfloat16()).dtype == torch.bfloat16
+
+
+def check_copies(layer):
+    u = torch.randn(2, 9, layer.d_model)
+    fresh = copy.deepcopy(layer)
+    assert torch.equal(fresh(u), layer(u))
+    fresh.reset_parameters()
+    assert not torch.equal(fresh(u), layer(u))
+    fresh.load_state_dict(layer.state_dict())
+    assert torch.equal(fresh(u), layer(u))
+
+
+def check_meta(build):
+    layer = build(device="meta")
+    assert all(p.is_meta for p in layer.parameters())
+    u = torch.randn(2, 9, layer.d_model)
+    assert layer(u.to("meta")).shape == u.shape
+    layer.to_empty(device="cpu").reset_parameters()
+    assert layer(u).isfinite().all()

@@ -1,0 +1,46 @@
+"""Which parameters are decayed, and at which rate they learn."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from milkweed.models import SequenceModel
+from milkweed.nn import parameter_groups
+
+
+def names(model, groups):
+    of = {id(p): name for name, p in model.named_parameters()}
+    return {group["name"]: {of[id(p)] for p in group["params"]} for group in groups}
+
+
+def test_groups_cover_everything_once_and_survive_deepcopy():
+    model = copy.deepcopy(SequenceModel(1, 3, 8, 2, {"name": "s4d", "d_state": 4}))
+    groups = parameter_groups(model, lr=0.01, weight_decay=0.05)
+    found = names(model, groups)
+    assert sum(map(len, found.values())) == len(list(model.parameters()))
+    assert {n.rpartition(".")[2] for n in found["ssm"]} == {"log_dt", "log_A_real", "A_imag"}
+    assert all(model.get_parameter(n).ndim > 1 for n in found["decay"])
+    rates = {g["name"]: (g["lr"], g["weight_decay"]) for g in groups}
+    assert rates == {"decay": (0.01, 0.05), "no_decay": (0.01, 0.0), "ssm": (1e-3, 0.0)}
+    assert {g["name"]: g["lr"] for g in parameter_groups(model, lr=1e-4)}["ssm"] == 1e-4
+    assert {g["name"]: g["lr"] for g in parameter_groups(model, lr=1e-2, ssm_lr=5e-3)}["ssm"] == 5e-3
+    torch.optim.AdamW(groups)
+
+
+def test_frozen_parameters_are_left_out():
+    model = SequenceModel(1, 3, 8, 1)
+    model.blocks[0].layer.log_dt.requires_grad_(False)
+    assert "blocks.0.layer.log_dt" not in names(model, parameter_groups(model, lr=0.1))["ssm"]
+    with pytest.raises(ValueError, match="no parameter with requires_grad"):
+        parameter_groups(model.requires_grad_(False), lr=0.1)
+
+
+def test_a_wrong_role_is_refused():
+    class Odd(nn.Linear):
+        def parameter_roles(self):
+            return {"wieght": "ssm"}
+
+    with pytest.raises(ValueError, match="names parameter 'wieght'"):
+        parameter_groups(nn.Sequential(Odd(2, 2)), lr=0.1)

@@ -1,0 +1,70 @@
+"""Which backend runs, and how that is asked and told."""
+
+import pytest
+import torch
+
+from milkweed import ops
+from milkweed.ops import backends
+
+
+def test_order_argument_and_context():
+    u, kernel = torch.randn(1, 2, 8), torch.randn(2, 8)
+    assert ops.available_backends("fft_conv") == ("eager", "reference")
+    assert ops.explain("fft_conv", u, kernel).backend == "eager"
+    with ops.use_backend("reference"):
+        assert ops.explain("fft_conv", u, kernel).backend == "reference"
+        assert ops.explain("fft_conv", u, kernel, backend="eager").backend == "eager"
+        with ops.use_backend(None):
+            assert ops.explain("fft_conv", u, kernel).backend == "eager"
+    assert ops.explain("fft_conv", u, kernel).backend == "eager"
+
+
+def test_context_ends_with_an_error():
+    with pytest.raises(RuntimeError, match="inside"), ops.use_backend("reference"):
+        raise RuntimeError("inside")
+    assert ops.explain("monarch_mm").backend == "eager"
+
+
+def test_the_context_decides_what_runs(monkeypatch):
+    ran = []
+    spies = tuple(
+        backends.Backend(b.name, lambda *a, b=b, **k: (ran.append(b.name), b.run(*a, **k))[1], b.refusal)
+        for b in backends._operations["fft_conv"]
+    )
+    monkeypatch.setitem(backends._operations, "fft_conv", spies)
+    u, kernel = torch.randn(1, 2, 8), torch.randn(2, 8)
+    ops.fft_conv(u, kernel)
+    with ops.use_backend("reference"):
+        ops.fft_conv(u, kernel)
+        ops.fft_conv(u, kernel, backend="eager")
+    assert ran == ["eager", "reference", "eager"]
+
+
+def test_refusals(monkeypatch):
+    picky = backends.Backend("picky", lambda x: x, lambda x: "needs a GPU; move x with .cuda()")
+    plain = backends.Backend("plain", lambda x: x + 1)
+    monkeypatch.setitem(backends._operations, "toy", (picky, plain))
+    choice = ops.explain("toy", 1)
+    assert choice.backend == "plain"
+    assert "not picky: needs a GPU" in str(choice)
+    assert backends.dispatch("toy", None, 1) == 2
+    with pytest.raises(ValueError, match=r"backend='picky' cannot run toy: needs a GPU; move x with .cuda\(\)"):
+        backends.dispatch("toy", "picky", 1)
+    monkeypatch.setitem(backends._operations, "toy", (picky,))
+    with pytest.raises(ValueError, match="no backend can run toy: picky: needs a GPU"):
+        backends.dispatch("toy", None, 1)
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="did you mean 'fft_conv'"):
+        ops.explain("fft_con")
+    with pytest.raises(ValueError, match="did you mean 'reference'"), ops.use_backend("refernce"):
+        pass
+
+
+def test_compile_follows_the_context():
+    compiled = torch.compile(lambda u, k: ops.fft_conv(u, k), fullgraph=True, backend="aot_eager")
+    u, kernel = torch.randn(2, 3, 16), torch.randn(3, 16)
+    eager = compiled(u, kernel)
+    with ops.use_backend("reference"):
+        torch.testing.assert_close(compiled(u, kernel), eager)
