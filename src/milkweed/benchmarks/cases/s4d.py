@@ -1,0 +1,144 @@
+"""Diagonal state spaces: the kernel alone and the whole layer, against the plain formula."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from milkweed import nn, ops
+from milkweed.benchmarks.cases.fft_conv import one_shot
+from milkweed.benchmarks.pairs import Inputs, in_float64, outputs_and_gradients, tensor_pair
+from milkweed.benchmarks.registry import Case, Figure, Outputs, Pair, Size, register
+
+_KERNEL_SIZE = {"channels": 256, "d_state": 64, "length": 4096}
+_KERNEL_TINY = {"channels": 3, "d_state": 8, "length": 37}
+_LAYER_SIZE = {"batch": 8, "d_model": 256, "d_state": 64, "length": 4096}
+_LAYER_SMALL = {"batch": 4, "d_model": 32, "d_state": 64, "length": 64}
+_LAYER_TINY = {"batch": 2, "d_model": 4, "d_state": 8, "length": 37}
+_AGAINST_KERNEL = "2 Re of C times the (H, N/2, L) array of exponentials"
+# The phase of the fastest mode reaches thousands of radians, of which float32 keeps few digits.
+_KERNEL_TOLERANCE = 1e-4
+_LAYER_TOLERANCE = 1e-4
+_AGAINST_LAYER = "the plain kernel, one transform of the whole signal, GELU, pointwise convolution, GLU"
+
+
+def plain_kernel(tensors: Inputs) -> Tensor:
+    """Evaluate ``2 Re sum_n c_n exp(dt_a_n l)`` with one exponential per channel, mode and lag.
+
+    Args:
+        tensors: ``c`` and ``dt_a`` (H, N/2, 2), real pairs, and ``lags`` (L,).
+
+    Returns:
+        The kernel (H, L).
+    """
+    c, dt_a = torch.view_as_complex(tensors["c"]), torch.view_as_complex(tensors["dt_a"])
+    exponentials = torch.exp(dt_a.unsqueeze(-1) * tensors["lags"])
+    return 2 * torch.einsum("hn,hnl->hl", c, exponentials).real
+
+
+def build_kernel(size: Size, *, training: bool) -> Pair:
+    """Draw modes with Re A = -1/2, Im A = pi n, and steps log-uniform between 1e-3 and 1e-1.
+
+    Args:
+        size: ``channels``, ``d_state`` (counting both of each conjugate pair) and ``length``.
+        training: Whether to measure the backward pass too, with gradients of ``c`` and ``dt_a``.
+
+    Returns:
+        The pair.
+    """
+    generator = torch.Generator().manual_seed(0)
+    channels, modes, length = size["channels"], size["d_state"] // 2, size["length"]
+    span = torch.rand(channels, 1, generator=generator)
+    dt = torch.exp(math.log(1e-3) + span * (math.log(1e-1) - math.log(1e-3)))
+    a = torch.stack([torch.full((modes,), -0.5), math.pi * torch.arange(modes)], dim=-1)
+    inputs = {
+        "c": torch.randn(channels, modes, 2, generator=generator).requires_grad_(training),
+        "dt_a": (dt.unsqueeze(-1) * a).requires_grad_(training),
+        "lags": torch.arange(length, dtype=torch.float32),
+    }
+    cotangent = torch.randn(channels, length, generator=generator) if training else None
+    return tensor_pair(
+        lambda tensors: ops.diagonal_ssm_kernel(tensors["c"], tensors["dt_a"], length),
+        plain_kernel,
+        inputs,
+        cotangent=cotangent,
+        tolerance=_KERNEL_TOLERANCE,
+    )
+
+
+def plain_layer(tensors: Inputs) -> Tensor:
+    """Run the layer by its formulas, on (B, H, L) throughout.
+
+    Args:
+        tensors: ``u`` (B, H, L), ``lags`` (L,) and the parameters of [`S4D`][milkweed.nn.S4D] under their names there.
+
+    Returns:
+        The output (B, H, L).
+    """
+    u = tensors["u"]
+    a = torch.complex(-torch.exp(tensors["log_A_real"]), tensors["A_imag"])
+    dt_a = torch.exp(tensors["log_dt"]).unsqueeze(-1) * a
+    # Zero-order hold with B = 1.
+    c = torch.view_as_complex(tensors["C"][0]) * torch.expm1(dt_a) / a
+    pairs = {"c": torch.view_as_real(c), "dt_a": torch.view_as_real(dt_a), "lags": tensors["lags"]}
+    y = one_shot({"u": u, "kernel": plain_kernel(pairs), "skip": tensors["D"]})
+    weight = tensors["output.weight"].unsqueeze(-1)
+    return F.glu(F.conv1d(F.gelu(y), weight, tensors["output.bias"]), dim=1)
+
+
+def build_layer(size: Size) -> Pair:
+    """Make an S4D layer and the plain formulas with its parameters, forward and backward.
+
+    Each side works in its own layout, (B, L, H) and (B, H, L), on contiguous tensors.
+
+    Args:
+        size: ``batch``, ``d_model``, ``d_state`` and ``length``.
+
+    Returns:
+        The pair, with gradients of the signal and of all parameters.
+    """
+    generator = torch.Generator().manual_seed(0)
+    batch, channels, length = size["batch"], size["d_model"], size["length"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = nn.S4D(channels, d_state=size["d_state"], init="lin")
+    parameters = dict(layer.named_parameters())
+    u, cotangent = (torch.randn(batch, length, channels, generator=generator) for _ in range(2))
+    inputs = {"u": u.requires_grad_(), **parameters}
+    turned_u, turned_cotangent = (x.detach().transpose(1, 2).contiguous() for x in (u, cotangent))
+    turned = {"u": turned_u.requires_grad_(), "lags": torch.arange(length, dtype=torch.float32), **parameters}
+
+    def plain(tensors: Inputs, back: Tensor) -> Outputs:
+        found = outputs_and_gradients(plain_layer, tensors, back)
+        return {name: x.transpose(1, 2) if name in {"output", "gradient of u"} else x for name, x in found.items()}
+
+    return Pair(
+        ours=lambda: outputs_and_gradients(lambda tensors: layer(tensors["u"]), inputs, cotangent),
+        baseline=lambda: plain(turned, turned_cotangent),
+        reference=lambda: plain(in_float64(turned), turned_cotangent.double()),
+        tolerance=_LAYER_TOLERANCE,
+    )
+
+
+def _add_kernel(name: str, description: str, bar: float | None, *, training: bool, size: Size = _KERNEL_SIZE) -> None:
+    figure = Figure.TRAINING if training else Figure.FORWARD
+    make = partial(build_kernel, training=training)
+    register(Case(f"s4d-kernel-{name}", description, _AGAINST_KERNEL, figure, make, size, _KERNEL_TINY, bar))
+
+
+_add_kernel("train", "S4D kernel, gradients of C and dt A", 20.0, training=True)
+_add_kernel("forward", "S4D kernel", None, training=False)
+
+
+def _add_layer(name: str, description: str, bar: float | None, size: Size) -> None:
+    register(
+        Case(f"s4d-layer-{name}", description, _AGAINST_LAYER, Figure.TRAINING, build_layer, size, _LAYER_TINY, bar)
+    )
+
+
+_add_layer("train", "S4D layer, all gradients", 4.0, _LAYER_SIZE)
+_add_layer("train-small", "S4D layer on a short signal, all gradients", None, _LAYER_SMALL)
