@@ -97,6 +97,25 @@ def test_many_row_blocks_equal_one(monkeypatch):
         torch.testing.assert_close(a, b)
 
 
+def test_wide_blocks_equal_narrow_ones(monkeypatch):
+    from milkweed.ops.monarch import eager
+
+    x, right, left = draw(2, 6, 5, 3, 4, batch=130, dtype=torch.float32)
+    exact = [t.double().requires_grad_() for t in (x, right, left)]
+    expected = exact[0] @ dense_monarch(exact[1], exact[2]).T
+    monkeypatch.setattr(eager, "_WIDE", 1)
+    monkeypatch.setattr(eager, "_BLOCK_BYTES", 1)
+    inputs = [t.requires_grad_() for t in (x, right, left)]
+    assert eager._is_wide(*inputs)
+    found = ops.monarch_mm(*inputs)
+    assert (found - expected).abs().max() < 1e-5
+    with torch.no_grad():
+        assert torch.equal(ops.monarch_mm(*inputs), found)
+    pairs = zip(torch.autograd.grad(found.sum(), inputs), torch.autograd.grad(expected.sum(), exact), strict=True)
+    for a, b in pairs:
+        assert (a - b).norm() < 1e-6 * b.norm()
+
+
 def test_first_and_second_derivatives():
     inputs = tuple(t.requires_grad_() for t in draw(2, 3, 2, 3, 2, batch=2))
     assert gradcheck(ops.monarch_mm, inputs)

@@ -15,6 +15,7 @@ from milkweed.ops.monarch import reference
 
 # Input, middle and output of a block of rows together: 512 rows at n = 4096 in float32, measured best of 128 .. 2048.
 _BLOCK_BYTES = 24 * 2**20
+_WIDE = 512
 
 
 def _row_blocks(x: Tensor, right: Tensor, left: Tensor) -> Iterator[slice]:
@@ -31,39 +32,97 @@ class _Buffer:
     def __init__(self, like: Tensor) -> None:
         self._memory = like.new_empty(0)
 
+    def take(self, numel: int) -> Tensor:
+        if self._memory.numel() < numel:
+            self._memory = self._memory.new_empty(numel)
+        return self._memory[:numel]
+
     def bmm(self, a: Tensor, b: Tensor) -> Tensor:
         shape = (a.shape[0], a.shape[1], b.shape[2])
-        if self._memory.numel() < math.prod(shape):
-            self._memory = a.new_empty(math.prod(shape))
-        return torch.bmm(a, b, out=self._memory[: math.prod(shape)].view(shape))
+        return torch.bmm(a, b, out=self.take(math.prod(shape)).view(shape))
+
+
+def _is_wide(x: Tensor, right: Tensor, left: Tensor) -> bool:
+    """Whether blocks are wide enough for oneDNN's matrix product, 10-20% faster than the batched one from 512 on.
+
+    There is no public function that reaches it for plain float32 tensors; this is the op that torch.compile itself
+    emits. Where it is missing the batched product does the same.
+
+    Returns:
+        True where `_wide_block` applies.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and min(right.shape[1:]) >= _WIDE
+        and min(left.shape[1:]) >= _WIDE
+        and right.shape[1] % left.shape[0] == 0
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return result
 
 
 @torch.library.custom_op("milkweed::monarch_mm", mutates_args=())
 def _forward(x: Tensor, right: Tensor, left: Tensor, keep_middle: bool) -> tuple[Tensor, Tensor]:
-    k, q, p = right.shape
-    l, s, r = left.shape  # noqa: E741 - the paper's letter
+    l, s, _ = left.shape  # noqa: E741 - the paper's letter
     out = x.new_empty(x.shape[0], s * l)
     middle = _empty_middle(x, right, keep_middle)
-    first, second = _Buffer(x), _Buffer(x)
+    buffers = _Buffer(x), _Buffer(x)
+    multiply = _wide_block if _is_wide(x, right, left) else _block
     for rows in _row_blocks(x, right, left):
-        block = x[rows].reshape(-1, k, p).permute(1, 2, 0)
-        # Feature-major: the permutation between the factors is then only a stride.
-        if keep_middle:
-            product = torch.bmm(right, block, out=_middle_block(middle, rows, k, q))
-        else:
-            product = first.bmm(right, block)
-        result = second.bmm(product.view(r, l, -1).permute(1, 2, 0), left.transpose(1, 2))
-        out[rows].view(-1, s, l).copy_(result.permute(1, 2, 0))
+        kept = _of_block(middle, rows, right) if keep_middle else None
+        multiply(x[rows], right, left, out[rows].view(-1, s, l), kept, buffers)
     return out, middle
+
+
+def _block(
+    x: Tensor, right: Tensor, left: Tensor, out: Tensor, kept: Tensor | None, buffers: tuple[_Buffer, _Buffer]
+) -> None:
+    """One block of rows with a feature-major middle: the permutation between the factors is then only a stride."""
+    k, q, p = right.shape
+    operand = x.reshape(-1, k, p).permute(1, 2, 0)
+    target = buffers[0].take(k * q * x.shape[0]) if kept is None else kept
+    middle = torch.bmm(right, operand, out=target.view(k, q, -1))
+    result = buffers[1].bmm(_as_left_operand(middle, x, right, left), left.transpose(1, 2))
+    out.copy_(result.permute(1, 2, 0))
+
+
+def _wide_block(
+    x: Tensor, right: Tensor, left: Tensor, out: Tensor, kept: Tensor | None, buffers: tuple[_Buffer, _Buffer]
+) -> None:
+    """One block of rows, one product per matrix block, with a row-major middle (l, rows, r)."""
+    k, q, p = right.shape
+    l, _, r = left.shape  # noqa: E741 - the paper's letter
+    rows = x.shape[0]
+    middle = buffers[0].take(l * rows * r) if kept is None else kept
+    middle = middle.view(l, rows, k, q // l)
+    for i in range(k):
+        product = _linear(x[:, i * p : (i + 1) * p], right[i])
+        middle[:, :, i].copy_(product.view(rows, q // l, l).permute(2, 0, 1))
+    for i in range(l):
+        out[:, :, i] = _linear(middle[i].view(rows, r), left[i])
+
+
+def _as_left_operand(middle: Tensor, x: Tensor, right: Tensor, left: Tensor) -> Tensor:
+    """A block's middle, as either function above leaves it, as (l, rows, r)."""
+    l, _, r = left.shape  # noqa: E741 - the paper's letter
+    return middle.view(l, -1, r) if _is_wide(x, right, left) else middle.view(r, l, -1).permute(1, 2, 0)
 
 
 def _empty_middle(x: Tensor, right: Tensor, keep: bool) -> Tensor:
     return x.new_empty(x.shape[0] * right.shape[0] * right.shape[1] if keep else 0)
 
 
-def _middle_block(middle: Tensor, rows: slice, k: int, q: int) -> Tensor:
-    """The first factor's output for a block of rows, feature-major (k, q, rows), block after block."""
-    return middle[rows.start * k * q : rows.stop * k * q].view(k, q, rows.stop - rows.start)
+def _of_block(middle: Tensor, rows: slice, right: Tensor) -> Tensor:
+    """The part of the kept middle that belongs to a block of rows; blocks stand one after the other."""
+    width = right.shape[0] * right.shape[1]
+    return middle[rows.start * width : rows.stop * width]
 
 
 @_forward.register_fake
@@ -83,7 +142,7 @@ def _backward(
     need_left: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     k, q, p = right.shape
-    l, s, r = left.shape  # noqa: E741 - the paper's letter
+    l, s, _ = left.shape  # noqa: E741 - the paper's letter
     wide = torch.promote_types(x.dtype, torch.float32)
     grad_x = x.new_empty(x.shape if need_x else 0)
     grad_right = torch.zeros(right.shape if need_right else 0, dtype=wide, device=x.device)
@@ -92,8 +151,8 @@ def _backward(
     for rows in _row_blocks(x, right, left):
         upper = grad[rows].reshape(-1, s, l).permute(2, 1, 0).contiguous()
         if need_left:
-            product = _middle_block(middle, rows, k, q).view(r, l, -1).permute(1, 2, 0)
-            grad_left += buffers[0].bmm(upper, product)
+            operand = _as_left_operand(_of_block(middle, rows, right), x, right, left)
+            grad_left += buffers[0].bmm(upper, operand)
         if need_x or need_right:
             lower = buffers[1].bmm(left.transpose(1, 2), upper).transpose(0, 1).reshape(k, q, -1)
             if need_right:
