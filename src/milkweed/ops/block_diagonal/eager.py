@@ -23,7 +23,8 @@ def _row_blocks(x: Tensor, width: int) -> Iterator[slice]:
 
 
 @torch.library.custom_op("milkweed::block_diagonal_mm", mutates_args=())
-def _forward(x: Tensor, weight: Tensor) -> Tensor:
+def block_diagonal_mm(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply (batch, k * p) rows by blocks of (k, q, p)."""
     k, q, p = weight.shape
     out = x.new_empty(x.shape[0], k * q)
     for rows in _row_blocks(x, k * (p + q)):
@@ -32,7 +33,7 @@ def _forward(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-@_forward.register_fake
+@block_diagonal_mm.register_fake
 def _(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0] * weight.shape[1])
 
@@ -60,7 +61,7 @@ def _gradients(grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], need
     return _backward(grad, *inputs, *needed)
 
 
-register_differentiable(_forward, reference.block_diagonal_mm, _gradients)
+register_differentiable(block_diagonal_mm, reference.block_diagonal_mm, _gradients)
 
 
 @register_flop_formula(torch.ops.milkweed.block_diagonal_mm)
@@ -74,16 +75,3 @@ def _backward_flops(
     grad_shape: Any, x_shape: Any, weight_shape: Any, need_x: bool, need_weight: bool, **kwargs: Any
 ) -> int:
     return _flops(x_shape, weight_shape) * (int(need_x) + int(need_weight))
-
-
-def block_diagonal_mm(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply by a block-diagonal matrix; see [`milkweed.ops.block_diagonal_mm`][].
-
-    Args:
-        x: (batch, k * p).
-        weight: (k, q, p), same dtype as ``x``.
-
-    Returns:
-        (batch, k * q).
-    """
-    return _forward(x, weight)

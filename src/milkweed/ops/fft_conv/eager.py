@@ -79,7 +79,7 @@ class _Plan:
 
 
 @torch.library.custom_op("milkweed::fft_conv", mutates_args=())
-def _forward(
+def fft_conv(
     u: Tensor,
     kernel: Tensor,
     reverse_kernel: Tensor | None,
@@ -87,6 +87,7 @@ def _forward(
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
 ) -> Tensor:
+    """Convolve blocks of (B, H, L) signals; the arguments are those of `milkweed.ops.fft_conv`."""
     plan = _Plan(u, kernel, reverse_kernel, compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate))
     out = torch.empty_like(u)
     for channels in plan.channel_blocks():
@@ -102,7 +103,7 @@ def _forward(
     return out
 
 
-@_forward.register_fake
+@fft_conv.register_fake
 def _(
     u: Tensor,
     kernel: Tensor,
@@ -240,7 +241,7 @@ def _differentiable(
     return y.to(u.dtype)
 
 
-register_differentiable(_forward, _differentiable, _gradients)
+register_differentiable(fft_conv, _differentiable, _gradients)
 
 
 @register_flop_formula(torch.ops.milkweed.fft_conv)
@@ -259,27 +260,3 @@ def _transform_flops(length: int) -> int:
     """A real FFT of 2 L points by the usual count, 2.5 n log2 n."""
     n = 2 * length
     return int(2.5 * n * n.bit_length())
-
-
-def fft_conv(
-    u: Tensor,
-    kernel: Tensor,
-    reverse_kernel: Tensor | None = None,
-    skip: Tensor | None = None,
-    pre_gate: Tensor | None = None,
-    post_gate: Tensor | None = None,
-) -> Tensor:
-    """Convolve; see [`milkweed.ops.fft_conv`][].
-
-    Args:
-        u: (B, H, L).
-        kernel: (H, K) for lags 0 .. K - 1.
-        reverse_kernel: (H, R) for lags -1 .. -R.
-        skip: (H,).
-        pre_gate: (B, H, L).
-        post_gate: (B, H, L).
-
-    Returns:
-        (B, H, L) in ``u``'s dtype and memory order.
-    """
-    return _forward(u, kernel, reverse_kernel, skip, pre_gate, post_gate)

@@ -125,11 +125,12 @@ def _conjugate(a: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("milkweed::diagonal_ssm_kernel", mutates_args=())
-def _kernel(c: Tensor, dt_a: Tensor, length: int) -> Tensor:
+def diagonal_ssm_kernel(c: Tensor, dt_a: Tensor, length: int) -> Tensor:
+    """Sum c (batch, rows, N, 2) against the modes dt_a (rows, N, 2): (batch, rows, L)."""
     return _sum_of_modes(2 * c, dt_a, length)
 
 
-@_kernel.register_fake
+@diagonal_ssm_kernel.register_fake
 def _(c: Tensor, dt_a: Tensor, length: int) -> Tensor:
     return c.new_empty(*c.shape[:2], length)
 
@@ -153,15 +154,16 @@ def _kernel_gradients(
     return _kernel_backward(grad, c, dt_a, needed[1])
 
 
-register_differentiable(_kernel, reference.diagonal_ssm_kernel, _kernel_gradients)
+register_differentiable(diagonal_ssm_kernel, reference.diagonal_ssm_kernel, _kernel_gradients)
 
 
 @torch.library.custom_op("milkweed::diagonal_ssm_state", mutates_args=())
-def _state(u: Tensor, dt_a: Tensor) -> Tensor:
+def diagonal_ssm_state(u: Tensor, dt_a: Tensor) -> Tensor:
+    """Run the modes dt_a (rows, N, 2) over u (batch, rows, L): (batch, rows, N, 2)."""
     return _moments(u.flip(-1), dt_a, False)[0]
 
 
-@_state.register_fake
+@diagonal_ssm_state.register_fake
 def _(u: Tensor, dt_a: Tensor) -> Tensor:
     return u.new_empty(*u.shape[:2], dt_a.shape[1], 2)
 
@@ -187,7 +189,7 @@ def _state_gradients(
     return _state_backward(grad, *inputs, *needed)
 
 
-register_differentiable(_state, reference.diagonal_ssm_state, _state_gradients)
+register_differentiable(diagonal_ssm_state, reference.diagonal_ssm_state, _state_gradients)
 
 
 @register_flop_formula(torch.ops.milkweed.diagonal_ssm_kernel)
@@ -211,30 +213,3 @@ def _state_backward_flops(
     grad_shape: Any, u_shape: Any, dt_a_shape: Any, need_u: bool, need_dt_a: bool, **kwargs: Any
 ) -> int:
     return _state_flops(u_shape, dt_a_shape) * (int(need_u) + 2 * int(need_dt_a))
-
-
-def diagonal_ssm_kernel(c: Tensor, dt_a: Tensor, length: int) -> Tensor:
-    """Sum modes over time; see [`milkweed.ops.diagonal_ssm_kernel`][].
-
-    Args:
-        c: (batch, rows, N, 2).
-        dt_a: (rows, N, 2), same dtype.
-        length: L.
-
-    Returns:
-        (batch, rows, L).
-    """
-    return _kernel(c, dt_a, length)
-
-
-def diagonal_ssm_state(u: Tensor, dt_a: Tensor) -> Tensor:
-    """Run modes over a signal to its end; see [`milkweed.ops.diagonal_ssm_state`][].
-
-    Args:
-        u: (batch, rows, L).
-        dt_a: (rows, N, 2), same dtype.
-
-    Returns:
-        (batch, rows, N, 2).
-    """
-    return _state(u, dt_a)
