@@ -1,0 +1,116 @@
+"""The `milkweed` command."""
+
+import importlib
+import os
+import sys
+import warnings
+
+from milkweed._suggest import unknown
+from milkweed._version import __version__
+from milkweed.cli.errors import UsageError, caused_by_input, debugging, print_error
+
+COMMANDS = {
+    "train": "train a recipe and leave its results under runs/",
+    "evaluate": "test the model of a finished run again",
+    "recipes": "list the recipes that come with milkweed",
+    "inspect": "show layers, parameters, FLOPs and memory of a recipe",
+    "demo": "train three small models on handwritten digits and compare them",
+    "bench": "measure the library's algorithms against the plain formulas",
+}
+FIRST_STEPS = """\
+milkweed demo                                a first look, under three minutes
+milkweed recipes                             what can be trained
+milkweed train digits --model.d_model 96     every value of a recipe is an option
+milkweed evaluate runs/digits                test the result again
+milkweed COMMAND --help                      more, with an example"""
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The command line without the program's name; that of the process if None.
+
+    Returns:
+        The exit code: 0 if all went well, 2 for input that needs mending, 130 when stopped by Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return dispatch(arguments)
+    except KeyboardInterrupt as stop:
+        stderr().print(f"\n{stop or 'Stopped.'}", highlight=False, soft_wrap=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe, e.g. `head`, has seen enough; the interpreter must not complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if debugging(arguments) or not caused_by_input(error):
+            raise
+        print_error(stderr(), error)
+        return BAD_INPUT
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Hand the arguments to their command, importing no more than that one needs.
+
+    Args:
+        arguments: The command line without the program's name.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: If there is no such command.
+    """
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in {"--help", "-h", "help"}:
+        print_overview()
+        return OK
+    if command == "--version":
+        stdout().print(f"milkweed {__version__}", highlight=False)
+        return OK
+    if command not in COMMANDS:
+        raise UsageError(unknown("command", command, COMMANDS))
+    if command == "bench":
+        from milkweed.benchmarks import main as bench
+
+        return bench(rest)
+    with warnings.catch_warnings():
+        return importlib.import_module(f"milkweed.cli.{command}").run(rest)
+
+
+def print_overview() -> None:
+    """Print what the program can do."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 3))
+    for name, summary in COMMANDS.items():
+        table.add_row(f"  [bold]{name}[/]", summary)
+    out = stdout()
+    out.print("[bold]milkweed[/]: sub-quadratic building blocks for PyTorch, from recipe to result\n")
+    out.print(table)
+    out.print(f"\n[bold]For example[/]\n{FIRST_STEPS}", highlight=False)
+
+
+def stdout():
+    """A console on standard output.
+
+    Returns:
+        A new rich console, bound to the stream of this moment.
+    """
+    from rich.console import Console
+
+    return Console()
+
+
+def stderr():
+    """A console on standard error.
+
+    Returns:
+        A new rich console, bound to the stream of this moment.
+    """
+    from rich.console import Console
+
+    return Console(stderr=True)

@@ -1,0 +1,157 @@
+"""From a recipe's values to checked values, and from those to objects."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import LightningModule, Trainer
+
+from milkweed import data, models, tasks
+from milkweed._suggest import unknown
+from milkweed.cli.errors import UsageError
+from milkweed.cli.options import Overrides, apply_overrides
+from milkweed.train.seeding import seed_generators
+
+# Short class names stand for these; anything else is an import path.
+CLASSES = {
+    "data": {name: getattr(data, name) for name in data.__all__},
+    "model": {name: getattr(models, name) for name in models.__all__},
+    "task": {name: getattr(tasks, name) for name in tasks.__all__},
+}
+BASES = {"data": data.SequenceClassificationData, "model": models.Model, "task": LightningModule}
+
+# Set by this library, or of no use in a training that is recorded.
+MANAGED = {
+    "default_root_dir",
+    "plugins",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "use_distributed_sampler",
+    "reload_dataloaders_every_n_epochs",
+    "fast_dev_run",
+    "barebones",
+    "inference_mode",
+    "model_registry",
+    "enable_autolog_hparams",
+    # Lightning repeats the end of an epoch when it resumes a training that is bounded by steps.
+    "max_steps",
+    "min_steps",
+}
+TRAINER_DEFAULTS = {"devices": 1, "num_sanity_val_steps": 0, "logger": False, "max_epochs": 10}
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a recipe describes.
+
+    Attributes:
+        data: The data module.
+        task: The LightningModule around the model.
+        trainer_options: Keyword arguments of the Trainer.
+        seed: The run's seed.
+    """
+
+    data: Any
+    task: Any
+    trainer_options: dict[str, Any]
+    seed: int
+
+
+def make_parser() -> ArgumentParser:
+    """The parser that knows the types of all options.
+
+    Returns:
+        A jsonargparse parser whose data, model and task are linked.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--seed", type=int, default=0)
+    for section, base in BASES.items():
+        parser.add_argument(f"--{section}", type=base, required=True)
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False, skip=MANAGED)
+    parser.add_argument("--trainer.checkpoint_every_n_steps", type=int | None, default=None)
+    parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
+    parser.link_arguments("seed", "data.init_args.seed")
+    for source in ("d_input", "d_output", "length"):
+        parser.link_arguments(f"data.{source}", f"model.init_args.{source}", apply_on="instantiate")
+    parser.link_arguments("data.d_output", "task.init_args.num_classes", apply_on="instantiate")
+    parser.link_arguments("model", "task.init_args.model", apply_on="instantiate")
+    return parser
+
+
+def resolve(values: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """Complete a recipe by all defaults, change it, and check every type.
+
+    Args:
+        values: The recipe's content, or a run's config.yaml.
+        overrides: (natural name, value) pairs.
+
+    Returns:
+        The resolved configuration, as nested dictionaries.
+    """
+    classes = [(name.removesuffix(".class_path"), value) for name, value in overrides if names_class(name)]
+    others = [(name, value) for name, value in overrides if not names_class(name)]
+    parser = make_parser()
+    for section, value in classes:
+        values = {**values, section: {"class_path": value, "init_args": {}}}
+    for section in BASES:
+        check_class_name(section, values[section].get("class_path"))
+    config = parser.parse_object(values)
+    return as_plain(parser, parser.parse_object(apply_overrides(as_plain(parser, config), others)))
+
+
+def check_class_name(section: str, name: Any) -> None:
+    """Refuse a misspelled short class name.
+
+    Args:
+        section: `data`, `model` or `task`.
+        name: The value of its `class_path`.
+
+    Raises:
+        UsageError: If it is neither one of this library's classes nor an import path.
+    """
+    usable = [key for key, kind in CLASSES[section].items() if isinstance(kind, type) and kind is not BASES[section]]
+    if not isinstance(name, str) or ("." not in name and name not in usable):
+        hint = unknown(f"{section}.class_path", name, usable)
+        raise UsageError(f"{hint}; an import path such as package.module.Class will do too")
+
+
+def names_class(name: str) -> bool:
+    """Whether an option chooses a class, e.g. `--model MlpMixer`.
+
+    Args:
+        name: As typed, without dashes.
+
+    Returns:
+        True for a section's own name or its class_path.
+    """
+    return name.removesuffix(".class_path") in {"data", "model", "task"}
+
+
+def as_plain(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """Turn parsed values into nested dictionaries that parse again.
+
+    Args:
+        parser: The parser that made them.
+        config: A jsonargparse namespace.
+
+    Returns:
+        Nested dictionaries without linked values.
+    """
+    return yaml.safe_load(parser.dump(config, skip_unset=False, skip_link_targets=True))
+
+
+def build(config: dict[str, Any]) -> Build:
+    """Make the objects, the model's parameters drawn from the seed.
+
+    Args:
+        config: A resolved configuration.
+
+    Returns:
+        The parts of a training.
+    """
+    parser = make_parser()
+    parsed = parser.parse_object(config)
+    seed_generators(parsed.seed)
+    made = parser.instantiate(parsed)
+    return Build(made.data, made.task, made.trainer.as_dict(), parsed.seed)

@@ -1,0 +1,87 @@
+"""`milkweed inspect`."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from milkweed.cli.arguments import CommandParser
+from milkweed.cli.options import split_overrides
+from milkweed.cli.recipe import find_recipe
+
+EXAMPLE = "  milkweed inspect digits --model.d_model 256 --data.batch_size 32 --levels 3"
+
+
+def make_parser() -> CommandParser:
+    """The command's own arguments.
+
+    Returns:
+        A parser.
+    """
+    parser = CommandParser(
+        "inspect",
+        "Show layers, parameters, FLOPs and memory of a recipe, without data and without allocating anything.",
+        EXAMPLE,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a name listed by `milkweed recipes`, or a YAML file")
+    parser.add_argument("--levels", type=int, default=2, help="how deep the layers are unfolded; default: 2")
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Measure a recipe's model on the meta device and print the result.
+
+    Args:
+        arguments: The command line after the command.
+
+    Returns:
+        The exit code.
+    """
+    own, overrides = split_overrides(arguments)
+    options = make_parser().parse(own)
+    recipe = find_recipe(options.recipe)
+
+    import torch
+
+    from milkweed.cli.build import build, resolve
+    from milkweed.train.measure import measure
+
+    config = resolve(recipe.values, overrides)
+    with torch.device("meta"):
+        parts = build(config)
+    data, model = parts.data, parts.task.model
+    shape = (data.batch_size, data.length, data.d_input)
+    report = measure(model, shape)
+    console = Console()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("layer")
+    table.add_column("class")
+    table.add_column("parameters", justify="right")
+    table.add_column("forward FLOPs", justify="right")
+    for layer in report.layers:
+        if layer.level <= options.levels:
+            flops = f"{layer.flops:,}" if layer.flops else ""
+            table.add_row("  " * layer.level + layer.name, layer.kind, f"{layer.parameters:,}", flops)
+    console.print(table)
+    rows = Table.grid(padding=(0, 3))
+    rows.add_row("inputs", " × ".join(map(str, shape)) + " (batch, length, features)")
+    rows.add_row("parameters", f"{megabytes(report.parameter_bytes)}")
+    rows.add_row("gradients", f"{megabytes(report.gradient_bytes)}")
+    rows.add_row("AdamW state", f"{megabytes(2 * report.gradient_bytes)}")
+    rows.add_row("kept for the backward pass", f"{megabytes(report.activation_bytes)}")
+    rows.add_row("[bold]together, at least[/]", f"[bold]{megabytes(report.training_bytes)}[/]")
+    console.print(rows, highlight=False)
+    if report.uncounted:
+        console.print(f"[dim]FLOPs of {', '.join(report.uncounted)} are not counted.[/]", highlight=False)
+    return 0
+
+
+def megabytes(count: int) -> str:
+    """Write a number of bytes for people.
+
+    Args:
+        count: Bytes.
+
+    Returns:
+        For example `1.5 MB`.
+    """
+    return f"{count / 1e6:,.1f} MB"

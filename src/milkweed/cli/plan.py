@@ -1,0 +1,179 @@
+"""Where a training starts and where it goes: a new run, or one that is continued."""
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from milkweed.cli.errors import UsageError
+from milkweed.cli.options import Overrides, natural_options
+from milkweed.cli.recipe import Recipe
+from milkweed.train.checkpoint_io import read_checkpoint
+from milkweed.train.checkpoints import step_of
+from milkweed.train.environment import describe_environment
+from milkweed.train.run_folder import RunFolder, check_writable
+from milkweed.train.session import run_of_parent
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a training starts and where it goes.
+
+    Attributes:
+        recipe: Name of the recipe.
+        values: Values to start from: the recipe's, or those of the run that is continued.
+        overrides: What the command line changes in them.
+        out: Folder of all runs.
+        name: Name asked for, or None for the recipe's with a number if it is taken.
+        folder: The existing run to continue; None for a new one.
+        checkpoint: Where it continues; None for the beginning.
+    """
+
+    recipe: str
+    values: dict[str, Any]
+    overrides: Overrides
+    out: Path
+    name: str | None = None
+    folder: RunFolder | None = None
+    checkpoint: Path | None = None
+
+    def resume_command(self, folder: RunFolder) -> str:
+        """The command that continues this training.
+
+        Args:
+            folder: Its run.
+
+        Returns:
+            A line for the shell.
+        """
+        out = [] if folder.path.parent == Path("runs") else ["--out", str(folder.path.parent)]
+        return shlex.join(["milkweed", "train", self.recipe, "--name", folder.name, *out, "--resume", "auto"])
+
+
+def make_plan(recipe: Recipe, options: argparse.Namespace, overrides: Overrides, console: Console) -> Plan:
+    """Decide between a new run and one that is continued; nothing is written yet.
+
+    Args:
+        recipe: The recipe.
+        options: `name`, `out` and `resume`.
+        overrides: What the command line changes.
+        console: Told what is continued.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UsageError: If processes were started in a way that cannot work.
+    """
+    parent = run_of_parent()
+    if parent:
+        # The first process has resolved everything and written it down.
+        folder, checkpoint = parent
+        return Plan(recipe.name, folder.read_config(), [], folder.path.parent, folder.name, folder, checkpoint)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UsageError(
+            "torchrun cannot start milkweed, which starts its own processes; run the plain command with "
+            "--trainer.strategy ddp --trainer.devices N"
+        )
+    check_writable(options.out / (options.name or recipe.name))
+    if options.resume is not None:
+        folder, checkpoint = find_resumable(recipe, options, console)
+        if folder:
+            at = f"step {step_of(checkpoint)}" if checkpoint else "the beginning"
+            console.print(f"Continuing [bold]{folder.path}[/] from {at}.", highlight=False)
+            return Plan(recipe.name, folder.read_config(), overrides, options.out, folder.name, folder, checkpoint)
+        console.print("Nothing to resume yet; starting from the beginning.")
+    return Plan(recipe.name, recipe.values, overrides, options.out, options.name)
+
+
+def find_resumable(
+    recipe: Recipe, options: argparse.Namespace, console: Console
+) -> tuple[RunFolder | None, Path | None]:
+    """Find the run, and the checkpoint in it, that a resumed training continues.
+
+    Args:
+        recipe: The recipe.
+        options: `name`, `out` and `resume`.
+        console: Told which checkpoints are damaged.
+
+    Returns:
+        The run and its checkpoint; None for what does not exist yet.
+
+    Raises:
+        UsageError: If the checkpoint belongs to no run, or to one of another recipe or name.
+    """
+    if options.resume == "auto":
+        named = RunFolder(options.out / options.name) if options.name else None
+        folder = named or RunFolder.newest(options.out, recipe.name)
+        if folder is None or not folder.config.is_file():
+            return None, None
+        checkpoint = folder.newest_checkpoint(lambda text: console.print(text, style="yellow", soft_wrap=True))
+    else:
+        checkpoint = Path(options.resume)
+        read_checkpoint(checkpoint)
+        folder = RunFolder(checkpoint.absolute().parent.parent)
+        if not folder.config.is_file():
+            raise UsageError(f"--resume {checkpoint} lies in no run folder; expected runs/NAME/checkpoints/FILE")
+        if options.name and options.name != folder.name:
+            raise UsageError(f"--resume {checkpoint} belongs to run {folder.name}, not to --name {options.name}")
+    made_from = folder.read_environment().get("recipe", recipe.name)
+    if made_from != recipe.name:
+        raise UsageError(f"{folder.path} was made from recipe {made_from}, not {recipe.name}; resume it with that one")
+    return folder, checkpoint
+
+
+@contextmanager
+def prepared_folder(plan: Plan) -> Iterator[RunFolder]:
+    """The run's folder; a new one vanishes again if the training fails before its first checkpoint.
+
+    Args:
+        plan: The plan.
+
+    Yields:
+        The folder.
+    """
+    if plan.folder:
+        yield plan.folder
+        return
+    made = [path for path in (plan.out, *plan.out.parents) if not path.exists()]
+    folder = RunFolder.create(plan.out, plan.name or plan.recipe, numbered=plan.name is None)
+    try:
+        yield folder
+    except BaseException:
+        if not folder.checkpoint_files():
+            shutil.rmtree(folder.path)
+            for path in made:
+                path.rmdir()
+        raise
+
+
+def record(plan: Plan, folder: RunFolder, config: dict[str, Any], console: Console) -> None:
+    """Write the resolved configuration and the environment into the run.
+
+    Args:
+        plan: The plan.
+        folder: The run's folder.
+        config: The resolved configuration.
+        console: Told what a resumed run changes.
+    """
+    environment = describe_environment(["milkweed", *sys.argv[1:]])
+    if plan.folder:
+        before, now = natural_options(plan.values), natural_options(config)
+        for name in now:
+            if before.get(name) != now[name]:
+                console.print(f"Changed: {name}, {before.get(name)} before, {now[name]} now.", highlight=False)
+        earlier = folder.read_environment()
+        content = earlier | {"resumed": [*earlier.get("resumed", []), environment]}
+    else:
+        content = {"recipe": plan.recipe, "seed": config["seed"], **environment}
+    folder.write_config(yaml.safe_dump(config, sort_keys=False))
+    folder.write_environment(content)

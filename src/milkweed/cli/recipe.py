@@ -1,0 +1,89 @@
+"""Finding and reading recipes."""
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from milkweed._suggest import unknown
+from milkweed.cli.errors import UsageError
+
+SECTIONS = ("data", "model", "task", "trainer")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as it was written.
+
+    Attributes:
+        name: File name without its suffix.
+        description: Its first comment line.
+        values: The YAML's content.
+    """
+
+    name: str
+    description: str
+    values: dict[str, Any]
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the library.
+
+    Returns:
+        Paths by name, sorted.
+    """
+    folder = Path(str(resources.files("milkweed.recipes")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
+
+
+def find_recipe(name: str) -> Recipe:
+    """Read a shipped recipe, or one from a YAML file.
+
+    Args:
+        name: Name of a shipped recipe, or path of a file ending in .yaml or .yml.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        UsageError: If there is no such recipe.
+    """
+    shipped = shipped_recipes()
+    if name in shipped:
+        return read_recipe(shipped[name])
+    if Path(name).suffix in {".yaml", ".yml"}:
+        if not Path(name).is_file():
+            raise UsageError(f"recipe file {name} does not exist; `milkweed recipes` lists the shipped ones")
+        return read_recipe(Path(name))
+    raise UsageError(f"{unknown('recipe', name, shipped)}. A path to a YAML file will do too")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        UsageError: If it is no YAML, or its keys are not those of a recipe.
+    """
+    text = path.read_text()
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe {path} is no valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"recipe {path} must have the keys seed, {', '.join(SECTIONS)}")
+    for key in values:
+        if key not in ("seed", *SECTIONS):
+            raise UsageError(f"recipe {path}: {unknown('key', key, ('seed', *SECTIONS))}")
+    for key in SECTIONS:
+        if not isinstance(values.get(key), dict):
+            raise UsageError(f"recipe {path} lacks the section {key}; the shipped recipes show how it looks")
+    first = text.splitlines()[0]
+    return Recipe(path.stem, first.removeprefix("#").strip() if first.startswith("#") else "", values)

@@ -1,0 +1,46 @@
+"""Tables of results."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from milkweed.train.run_folder import RunFolder
+
+
+def print_results(console: Console, runs: list[tuple[RunFolder, dict[str, Any]]]) -> None:
+    """Print finished runs, one row each.
+
+    Args:
+        console: Where to print.
+        runs: Folders with the content of their results.json.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("model", no_wrap=True)
+    for title in ("test\naccuracy", "parameters", "time", "seconds\nper epoch"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("results in", style="bold", overflow="fold")
+    for folder, results in runs:
+        table.add_row(
+            results["model"],
+            f"{results['test']['accuracy']:.2%}",
+            f"{results['parameters']:,}",
+            duration(results["seconds"]),
+            f"{results['seconds_per_epoch']:.2f}",
+            str(folder.path),
+        )
+    console.print(table)
+
+
+def duration(seconds: float) -> str:
+    """Write a duration for people.
+
+    Args:
+        seconds: The duration.
+
+    Returns:
+        For example `42 s` or `3m 05s`.
+    """
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60}m {whole % 60:02d}s"

@@ -1,0 +1,119 @@
+"""`milkweed train`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from milkweed.cli.arguments import CommandParser
+from milkweed.cli.options import Overrides, split_overrides
+from milkweed.cli.recipe import Recipe, find_recipe
+
+EXAMPLE = """\
+  milkweed train digits --name wide --model.d_model 96 --task.lr 0.005
+  milkweed train digits --name wide --resume auto
+  milkweed train digits --trainer.strategy ddp --trainer.devices 2
+  milkweed train digits --help        lists the options of this recipe"""
+
+
+def make_parser() -> CommandParser:
+    """The command's own arguments.
+
+    Returns:
+        A parser.
+    """
+    parser = CommandParser(
+        "train",
+        "Train a recipe. Every value of the recipe is an option: --data.…, --model.…, --task.…, --trainer.…, --seed.",
+        EXAMPLE,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a name listed by `milkweed recipes`, or a YAML file")
+    parser.add_argument("--name", help="name of the run; default: the recipe's, with a number if it is taken")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs; default: runs")
+    parser.add_argument(
+        "--resume",
+        metavar="auto|PATH",
+        help="auto: continue the run, or start it if there is nothing yet; PATH: continue from this checkpoint",
+    )
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Train, and print a table of the result.
+
+    Args:
+        arguments: The command line after the command.
+
+    Returns:
+        The exit code.
+    """
+    own, overrides = split_overrides(arguments)
+    if {"--help", "-h"} & set(own):
+        print_help([argument for argument in own if not argument.startswith("-")])
+        return 0
+    options = make_parser().parse(own)
+    console = Console()
+    outcome = train(find_recipe(options.recipe), options, overrides, console)
+    if outcome:
+        from milkweed.cli.tables import print_results
+
+        print_results(console, [outcome])
+    return 0
+
+
+def print_help(recipes: list[str]) -> None:
+    """Print the command's help, and the options of a recipe if one is named.
+
+    Args:
+        recipes: The positional arguments.
+    """
+    make_parser().print_help()
+    if recipes:
+        from milkweed.cli.describe import print_options
+
+        print_options(Console(), find_recipe(recipes[0]))
+
+
+def train(recipe: Recipe, options: argparse.Namespace, overrides: Overrides, console: Console) -> Any:
+    """Train one recipe from its values to a finished run folder.
+
+    Args:
+        recipe: The recipe.
+        options: `name`, `out` and `resume`.
+        overrides: What the command line changes in the recipe.
+        console: Where the training is watched.
+
+    Returns:
+        The run folder and the content of its results.json; None in the further processes of a distributed training.
+
+    Raises:
+        TrainingInterrupted: If it was stopped from outside; the message says what is kept and how to go on.
+    """
+    from milkweed.cli.build import build, resolve
+    from milkweed.cli.plan import make_plan, prepared_folder, record
+    from milkweed.train.noise import quiet
+    from milkweed.train.session import Session, TrainingInterrupted
+
+    quiet()
+    plan = make_plan(recipe, options, overrides, console)
+    config = resolve(plan.values, plan.overrides)
+    parts = build(config)
+    parts.data.setup()
+    with prepared_folder(plan) as folder:
+        session = Session(parts.data, parts.task, parts.trainer_options, parts.seed, folder, console)
+        trainer = session.make_trainer()
+        parts.data.check_processes(trainer.world_size)
+        if trainer.is_global_zero:
+            record(plan, folder, config, console)
+        try:
+            session.fit(trainer, plan.checkpoint)
+        except TrainingInterrupted as stop:
+            saved = folder.checkpoint_files()
+            if not saved:
+                raise TrainingInterrupted("Stopped before the first checkpoint: nothing is kept.") from stop
+            raise TrainingInterrupted(
+                f"Stopped. {saved[0]} is saved; go on with\n  {plan.resume_command(folder)}"
+            ) from stop
+        results = session.finish(trainer)
+    return (folder, results) if trainer.is_global_zero else None

@@ -1,0 +1,187 @@
+"""What every classification data module has in common: checks on loading, and batches that can be repeated."""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from milkweed.data.batches import ArrayDataset, EvaluationBatches, TrainingBatches
+
+SPLITS = ("train", "val", "test")
+
+
+class SequenceClassificationData(LightningDataModule):
+    """Sequences with one class each, as batches `{"inputs": (B, L, D), "targets": (B,), "lengths": (B,)}`.
+
+    A family implements `load` and names its `length`, `d_input` and `class_names`.
+
+    Args:
+        batch_size: Samples per optimiser step over all processes together.
+        seed: Decides the order of the training samples, nothing else.
+        limit: At most this many samples per split, for trials.
+
+    Raises:
+        ValueError: If `batch_size` or `limit` is below 1.
+    """
+
+    length: ClassVar[int]
+    d_input: ClassVar[int]
+    class_names: ClassVar[tuple[str, ...]]
+
+    def __init__(self, batch_size: int, seed: int, limit: int | None) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("limit", limit)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        self.batch_size, self.seed, self.limit = batch_size, seed, limit
+        self._splits: dict[str, ArrayDataset] = {}
+        self._batches: TrainingBatches | None = None
+
+    @property
+    def d_output(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @abstractmethod
+    def load(self) -> dict[str, ArrayDataset]:
+        """Read the three splits.
+
+        Returns:
+            Datasets under the names `train`, `val` and `test`.
+        """
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load and check the data, once.
+
+        Args:
+            stage: Not used: the splits are small enough to be held together.
+        """
+        if self._splits:
+            return
+        splits = {name: split.head(self.limit) if self.limit else split for name, split in self.load().items()}
+        for name in SPLITS:
+            check_split(type(self).__name__, name, splits[name], self.d_output)
+        self._splits = splits
+
+    def split(self, name: str) -> ArrayDataset:
+        """One loaded split.
+
+        Args:
+            name: `train`, `val` or `test`.
+
+        Returns:
+            The dataset.
+        """
+        self.setup()
+        return self._splits[name]
+
+    def resume_at(self, batch: int) -> None:
+        """Let the next epoch of `train_dataloader`'s loader start in its middle.
+
+        Args:
+            batch: Training batches of that epoch that are already done.
+        """
+        if self._batches:
+            self._batches.resume_at(batch)
+
+    def check_processes(self, world_size: int) -> None:
+        """Refuse batch sizes that do not suit the data or the number of processes.
+
+        Args:
+            world_size: Number of processes that train together.
+
+        Raises:
+            ValueError: If the batch size does not divide among the processes, or a split is too small.
+        """
+        size = self.batch_size
+        if size % world_size:
+            nearest = max(size // world_size, 1) * world_size
+            raise ValueError(
+                f"batch_size={size} is the batch of all processes together and must divide among {world_size} of them; "
+                f"use e.g. --data.batch_size {nearest}"
+            )
+        training = len(self.split("train"))
+        if size > training:
+            raise ValueError(f"batch_size={size} exceeds the {training} training samples; use {training} or less")
+        for name in ("val", "test"):
+            if len(self.split(name)) < world_size:
+                raise ValueError(
+                    f"the {name} split has {len(self.split(name))} samples, fewer than the {world_size} processes; "
+                    "use fewer --trainer.devices"
+                )
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches of the training split.
+
+        Returns:
+            A loader whose order depends on (seed, epoch) alone.
+        """
+        rank, world_size = self._processes()
+        self.check_processes(world_size)
+        split = self.split("train")
+        self._batches = TrainingBatches(len(split), self.batch_size, self.seed, rank, world_size)
+        # batch_size=None hands whole index lists to the dataset: one tensor lookup per batch instead of one per sample.
+        return DataLoader(split, sampler=self._batches, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader:
+        """Batches of the validation split.
+
+        Returns:
+            A loader in fixed order.
+        """
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """Batches of the test split.
+
+        Returns:
+            A loader in fixed order.
+        """
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, name: str) -> DataLoader:
+        rank, world_size = self._processes()
+        self.check_processes(world_size)
+        split = self.split(name)
+        batches = EvaluationBatches(len(split), self.batch_size, rank, world_size)
+        return DataLoader(split, sampler=batches, batch_size=None)
+
+    def _processes(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def check_split(owner: str, name: str, split: ArrayDataset, classes: int) -> None:
+    """Refuse data that would only fail, or silently spoil a training, later.
+
+    Args:
+        owner: Name of the data module, for messages.
+        name: Name of the split.
+        split: The data.
+        classes: Number of classes.
+
+    Raises:
+        ValueError: If the split is empty, holds NaN or infinity, or a target or length out of range.
+    """
+    where = f"{owner}: {name} split"
+    if not len(split):
+        raise ValueError(f"{where} is empty; check the files under the data folder")
+    finite = torch.isfinite(split.inputs).flatten(1).all(1)
+    if not finite.all():
+        bad = (~finite).nonzero().flatten().tolist()
+        raise ValueError(
+            f"{where}: {len(bad)} of {len(split)} samples hold NaN or infinity, first at sample {bad[0]}; "
+            "clean or drop them"
+        )
+    _check_range(where, "targets", split.targets, 0, classes - 1)
+    _check_range(where, "lengths", split.lengths, 1, split.inputs.shape[1])
+
+
+def _check_range(where: str, what: str, values: torch.Tensor, low: int, high: int) -> None:
+    outside = ((values < low) | (values > high)).nonzero().flatten().tolist()
+    if outside:
+        raise ValueError(
+            f"{where}: {what} must lie in {low}…{high}; sample {outside[0]} has {int(values[outside[0]])} "
+            f"({len(outside)} such samples)"
+        )

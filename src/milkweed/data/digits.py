@@ -1,0 +1,70 @@
+"""scikit-learn's handwritten digits, 8 × 8 images read pixel by pixel: 64 steps of one feature."""
+
+import numpy as np
+import torch
+
+from milkweed.data.base import SequenceClassificationData
+from milkweed.data.batches import ArrayDataset
+
+
+class Digits(SequenceClassificationData):
+    """1,797 handwritten digits that ship with scikit-learn, as sequences of 64 grey levels.
+
+    The split (70 / 10 / 20 % of every class) is fixed: it does not depend on the seed.
+
+    Args:
+        batch_size: Samples per optimiser step over all processes together.
+        seed: Decides the order of the training samples, nothing else.
+        limit: At most this many samples per split, for trials.
+    """
+
+    length = 64
+    d_input = 1
+    class_names = tuple("0123456789")
+
+    def __init__(self, batch_size: int = 64, seed: int = 0, limit: int | None = None) -> None:
+        super().__init__(batch_size, seed, limit)
+
+    def load(self) -> dict[str, ArrayDataset]:
+        """Read the digits from scikit-learn, split and standardise them.
+
+        Returns:
+            Datasets under the names `train`, `val` and `test`.
+
+        Raises:
+            ModuleNotFoundError: If scikit-learn is not installed.
+        """
+        try:
+            from sklearn.datasets import load_digits
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                'the digits come with scikit-learn, which is not installed: pip install "milkweed[train]"'
+            ) from error
+        images, targets = load_digits(return_X_y=True)
+        parts = stratified_split(targets)
+        mean, std = images[parts["train"]].mean(), images[parts["train"]].std()
+        inputs = torch.from_numpy((images - mean) / std).float().unsqueeze(-1)
+        labels = torch.from_numpy(targets).long()
+        return {name: ArrayDataset(inputs[chosen], labels[chosen]) for name, chosen in parts.items()}
+
+
+def stratified_split(targets: np.ndarray, val: float = 0.1, test: float = 0.2) -> dict[str, np.ndarray]:
+    """Split samples so that every class is shared out in the same proportions, always in the same way.
+
+    Args:
+        targets: Class of every sample, (N,).
+        val: Fraction for validation.
+        test: Fraction for the test.
+
+    Returns:
+        Sorted sample numbers under the names `train`, `val` and `test`.
+    """
+    # RandomState's streams are frozen for ever, those of the newer generators are not.
+    random = np.random.RandomState(0)
+    parts: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}
+    for label in np.unique(targets):
+        members = random.permutation(np.flatnonzero(targets == label))
+        first, second = round(val * len(members)), round((val + test) * len(members))
+        for name, chosen in zip(("val", "test", "train"), np.split(members, [first, second]), strict=True):
+            parts[name].append(chosen)
+    return {name: np.sort(np.concatenate(chosen)) for name, chosen in parts.items()}

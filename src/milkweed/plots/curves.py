@@ -1,0 +1,61 @@
+"""Learning curves: loss and accuracy over the epochs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from milkweed.plots.figure import MUTED, TRAIN_COLOUR, VAL_COLOUR, new_figure, plain, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Rows = list[dict[str, float]]
+
+
+def save_learning_curves(rows: Rows, path: Path, title: str, best_epoch: int | None = None) -> None:
+    """Draw loss and accuracy of training and validation over the epochs.
+
+    Args:
+        rows: Rows of metrics.csv.
+        path: The PNG file to write or replace.
+        title: Stands above the figure.
+        best_epoch: Marked by a line; None for no mark.
+
+    Raises:
+        ValueError: If there are no rows.
+    """
+    if not rows:
+        raise ValueError("rows is empty: there is no finished epoch to draw")
+    figure = new_figure(9, 3.6)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    loss, accuracy = figure.subplots(1, 2)
+    for axes, metric in ((loss, "loss"), (accuracy, "accuracy")):
+        _draw(axes, rows, metric)
+        if best_epoch is not None:
+            axes.axvline(best_epoch + 1, color=MUTED, linewidth=0.8, linestyle=":")
+    loss.set_yscale("log")
+    loss.legend(frameon=False, fontsize=9)
+    if best_epoch is not None:
+        accuracy.annotate(
+            f"best: epoch {best_epoch + 1}",
+            (best_epoch + 1, 0.04),
+            xycoords=("data", "axes fraction"),
+            xytext=(-4, 0),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color=MUTED,
+        )
+    save_figure(figure, path)
+
+
+def _draw(axes: "Axes", rows: Rows, metric: str) -> None:
+    for stage, label, colour in (("train", "training", TRAIN_COLOUR), ("val", "validation", VAL_COLOUR)):
+        points = [(row["epoch"] + 1, row[f"{stage}_{metric}"]) for row in rows if f"{stage}_{metric}" in row]
+        if points:
+            # A single epoch is no line; the marker keeps it visible.
+            axes.plot(*zip(*points, strict=True), color=colour, label=label, marker="o" if len(points) < 3 else None)
+    axes.set_xlabel("epoch", fontsize=9, color=MUTED)
+    axes.set_title(metric, loc="left", fontsize=10)
+    axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    plain(axes)

@@ -1,0 +1,5 @@
+"""What is learned: losses and metrics as LightningModules."""
+
+from milkweed.tasks.classification import Classification
+
+__all__ = ["Classification"]

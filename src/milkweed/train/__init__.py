@@ -1,0 +1,1 @@
+"""Training: schedules, callbacks, checkpoints and the run folder."""

@@ -1,0 +1,77 @@
+"""Checkpoint files: written whole or not at all, read as data and never as code."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from milkweed._files import atomic_write
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file is missing, corrupt or truncated."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, replaced in one move within their folder and loaded with `weights_only=True`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Args:
+            checkpoint: What Lightning collected.
+            path: The file to write or replace.
+            storage_options: Not used.
+        """
+        with atomic_write(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Args:
+            path: The file.
+            map_location: Where tensors go.
+            weights_only: Ignored: these files never hold code.
+
+        Returns:
+            The checkpoint.
+        """
+        return read_checkpoint(path, map_location)
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of a training, checking that it is one and whole.
+
+    Args:
+        path: The file.
+        map_location: Where tensors go.
+
+    Returns:
+        Lightning's checkpoint dictionary.
+
+    Raises:
+        CheckpointError: If the file is missing, corrupt, truncated or no checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist; name a file in runs/NAME/checkpoints, or use auto")
+    try:
+        # The zip directory stands at the end of the file and every entry has a checksum: both tell truncation and rot,
+        # which torch.load alone lets pass when only tensor bytes are hit.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise CheckpointError(f"checkpoint {path} is corrupt at {damaged}; resume from another one")
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} is corrupt or truncated; resume from another one") from error
+    missing = {"state_dict", "global_step", "epoch"} - set(content)
+    if missing:
+        raise CheckpointError(f"checkpoint {path} is no training checkpoint: it lacks {', '.join(sorted(missing))}")
+    return content

@@ -1,0 +1,186 @@
+"""Which checkpoints a run keeps: the newest two, and the best on validation."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from milkweed._files import atomic_write
+from milkweed.train.checkpoint_io import CheckpointError, read_checkpoint
+
+BEST = "best.ckpt"
+
+
+class KeepCheckpoints(Checkpoint):
+    """Save after every epoch, and within epochs if asked; keep the newest few and the best.
+
+    Lightning's `ModelCheckpoint` remembers absolute paths, and forgets its scores once a run folder has been moved.
+    Here the state holds numbers only, and the best checkpoint is a link to one that was saved anyway.
+
+    Args:
+        folder: Where the files go: `step-NNNNNNNNN.ckpt` and `best.ckpt`.
+        monitor: Metric whose largest value is the best, the latest of equal ones; without validation the newest
+            checkpoint counts as the best.
+        every_n_train_steps: Save also after every so many optimiser steps; None: after epochs only.
+        keep: How many of the newest to keep; more than one, so that a damaged file costs one interval only.
+    """
+
+    def __init__(self, folder: Path, monitor: str, every_n_train_steps: int | None = None, keep: int = 2) -> None:
+        self.folder, self.monitor = folder, monitor
+        self.every_n_train_steps, self.keep = every_n_train_steps, keep
+        self.best_score: float | None = None
+        self.best_epoch: int | None = None
+        self.best_step: int | None = None
+        self._saved_step = 0
+        self._batches_done = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must know about the best so far, and about the epoch it is saved in.
+
+        Returns:
+            Plain numbers.
+        """
+        return {
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "best_step": self.best_step,
+            "batches_done": self._batches_done,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best so far, and where the epoch stood.
+
+        Args:
+            state_dict: What `state_dict` returned.
+        """
+        self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+        self.best_step, self._batches_done = state_dict["best_step"], state_dict["batches_done"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the folder in line with the state a resumed training starts from.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+        """
+        self._saved_step = trainer.global_step
+        # Lightning offers loaders a state of their own, but restores it before these loaders exist.
+        trainer.datamodule.resume_at(self._batches_done)
+        if trainer.is_global_zero:
+            self._roll_back(trainer.global_step)
+        trainer.strategy.barrier("checkpoints")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save within the epoch, where asked.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+            outputs: Not used.
+            batch: Not used.
+            batch_idx: Number of the batch in its epoch.
+        """
+        step = trainer.global_step
+        if not self.every_n_train_steps or step == self._saved_step or step % self.every_n_train_steps:
+            return
+        # The last batch's checkpoint is the one of the epoch, which follows at once and knows the validation too.
+        if not trainer.is_last_batch:
+            self._save(trainer, batches_done=batch_idx + 1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the epoch; if it is the best so far, say so within the checkpoint and link it.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+        """
+        score = trainer.callback_metrics.get(self.monitor)
+        value = None if score is None else float(score)
+        improved = self.best_score is None or (value is not None and value >= self.best_score)
+        if improved:
+            self.best_score, self.best_epoch, self.best_step = value, trainer.current_epoch, trainer.global_step
+        path = self._save(trainer, batches_done=0)
+        if improved and trainer.is_global_zero:
+            link(path, self.folder / BEST)
+
+    def _save(self, trainer: Trainer, batches_done: int) -> Path:
+        self._saved_step, self._batches_done = trainer.global_step, batches_done
+        path = self.folder / f"step-{trainer.global_step:09d}.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            for old in sorted(self.folder.glob("step-*.ckpt"), reverse=True)[self.keep :]:
+                old.unlink()
+        return path
+
+    def _roll_back(self, step: int) -> None:
+        """Remove what lies beyond the state resumed from, and what a killed process left."""
+        for path in self.folder.glob("step-*.ckpt"):
+            if path.stem > f"step-{step:09d}":
+                path.unlink()
+        for leftover in self.folder.glob(".*.ckpt"):
+            leftover.unlink()
+        if self.best_step is None:
+            return
+        best, source = self.folder / BEST, self.folder / f"step-{self.best_step:09d}.ckpt"
+        if source.is_file():
+            # The process may have died between saving and linking.
+            link(source, best)
+        elif step_of(best) != self.best_step:
+            # The best file is damaged, or was made later than this state: the next epoch replaces it in any case.
+            self.best_score = None
+
+
+def step_of(path: Path) -> int | None:
+    """The optimiser step at which a checkpoint was saved.
+
+    Args:
+        path: The checkpoint.
+
+    Returns:
+        The step; None if the file is missing or damaged.
+    """
+    try:
+        return read_checkpoint(path)["global_step"]
+    except CheckpointError:
+        return None
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source` in one move; a copy where the file system has no hard links.
+
+    Args:
+        source: An existing file.
+        target: Created or replaced.
+    """
+    with atomic_write(target) as temporary:
+        temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def load_weights(task: LightningModule, path: Path) -> int:
+    """Load the weights of a checkpoint into a task.
+
+    Args:
+        task: The task the checkpoint was made from.
+        path: The checkpoint.
+
+    Returns:
+        The epoch after which it was saved.
+
+    Raises:
+        CheckpointError: If the weights do not fit the task.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        task.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(f"checkpoint {path} belongs to another model: {error}") from error
+    return checkpoint["epoch"]

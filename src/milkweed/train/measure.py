@@ -1,0 +1,149 @@
+"""What a model costs: parameters, FLOPs and memory, found on the meta device without computing anything."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One module of a model.
+
+    Attributes:
+        name: Its own name; the model's class name for the root.
+        kind: Class name.
+        level: Depth below the root, 0 for the root.
+        parameters: Trainable parameters, those of its parts included.
+        flops: FLOPs of one forward pass, those of its parts included.
+    """
+
+    name: str
+    kind: str
+    level: int
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a model costs on one batch.
+
+    Attributes:
+        layers: All modules, depth first.
+        parameter_bytes: Parameters and buffers.
+        gradient_bytes: Gradients; AdamW's state is twice this.
+        activation_bytes: Tensors that autograd keeps between forward and backward; temporaries are not in it.
+        uncounted: Custom operators that ran without a FLOP formula.
+    """
+
+    layers: list[Layer]
+    parameter_bytes: int
+    gradient_bytes: int
+    activation_bytes: int
+    uncounted: list[str]
+
+    @property
+    def training_bytes(self) -> int:
+        """Memory of a training step with AdamW, without temporaries."""
+        return self.parameter_bytes + 3 * self.gradient_bytes + self.activation_bytes
+
+
+class CustomOperators(TorchDispatchMode):
+    """Collects the operators of this library that have no FLOP formula.
+
+    Args:
+        counted: Operators with a formula.
+    """
+
+    def __init__(self, counted: set) -> None:
+        super().__init__()
+        self.counted = counted
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        packet = function._overloadpacket
+        if function.namespace == "milkweed" and packet not in self.counted:
+            self.names.add(str(packet))
+        return function(*args, **(kwargs or {}))
+
+
+def measure(model: nn.Module, shape: tuple[int, int, int]) -> Report:
+    """Run one forward pass on the meta device.
+
+    Args:
+        model: A model on the meta device.
+        shape: (batch, length, features) of its inputs.
+
+    Returns:
+        The costs.
+    """
+    inputs = torch.zeros(shape, device="meta")
+    lengths = torch.full(shape[:1], shape[1], device="meta")
+    counter = FlopCounterMode(display=False)
+    operators = CustomOperators(set(counter.flop_registry))
+    with counter, operators, saved_tensors() as saved:
+        model(inputs, lengths)
+    own = {*storages(model.parameters()), *storages(model.buffers())}
+    kept = {key: tensor for key, tensor in storages(saved).items() if key not in own}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return Report(
+        layers=list_layers(model, counter),
+        parameter_bytes=sum(t.nbytes for t in [*model.parameters(), *model.buffers()]),
+        gradient_bytes=sum(p.nbytes for p in trainable),
+        activation_bytes=sum(t.untyped_storage().nbytes() for t in kept.values()),
+        uncounted=sorted(operators.names),
+    )
+
+
+@contextlib.contextmanager
+def saved_tensors():
+    """Collect what autograd saves for the backward pass.
+
+    Yields:
+        A list that fills.
+    """
+    saved: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield saved
+
+
+def storages(tensors) -> dict[int, torch.Tensor]:
+    """One tensor per storage: views of the same memory count once.
+
+    Args:
+        tensors: Tensors, held alive by the caller.
+
+    Returns:
+        Tensors by the identity of their storage; on the meta device all data pointers are 0.
+    """
+    return {tensor.untyped_storage()._cdata: tensor for tensor in tensors}
+
+
+def list_layers(model: nn.Module, counter: FlopCounterMode) -> list[Layer]:
+    """Put parameters and FLOPs beside every module.
+
+    Args:
+        model: The model.
+        counter: Has counted one forward pass.
+
+    Returns:
+        All modules, depth first.
+    """
+    counts = counter.get_flop_counts()
+    root = type(model).__name__
+    layers = []
+    for path, module in model.named_modules():
+        flops = sum(counts.get(f"{root}.{path}" if path else root, {}).values())
+        parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        level = path.count(".") + 1 if path else 0
+        layers.append(Layer(path.rpartition(".")[2] or root, type(module).__name__, level, parameters, flops))
+    return layers

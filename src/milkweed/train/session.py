@@ -1,0 +1,177 @@
+"""One training from its parts to a finished run folder."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningModule, Trainer
+from rich.console import Console
+
+from milkweed.data.base import SequenceClassificationData
+from milkweed.models import save_pretrained
+from milkweed.plots import save_confusion_matrix, save_learning_curves
+from milkweed.train.callbacks import MetricsTable, SeedSteps, read_rows
+from milkweed.train.checkpoint_io import AtomicCheckpointIO
+from milkweed.train.checkpoints import BEST, KeepCheckpoints, load_weights
+from milkweed.train.progress import progress_callback
+from milkweed.train.run_folder import RunFolder, write_json
+
+FOLDER_VARIABLE, CHECKPOINT_VARIABLE = "MILKWEED_RUN_FOLDER", "MILKWEED_CHECKPOINT"
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """The user stopped the training (Ctrl-C), or the system did (SIGTERM)."""
+
+
+@dataclass
+class Session:
+    """The parts of a training.
+
+    Attributes:
+        data: The data module.
+        task: The LightningModule; its `model` is what the run is about.
+        trainer_options: Keyword arguments of Lightning's Trainer, and `checkpoint_every_n_steps`.
+        seed: The run's seed.
+        folder: Where everything is written.
+        console: Where the training is watched.
+    """
+
+    data: SequenceClassificationData
+    task: LightningModule
+    trainer_options: dict[str, Any]
+    seed: int
+    folder: RunFolder
+    console: Console
+
+    def make_trainer(self) -> Trainer:
+        """Build the Trainer with this library's callbacks.
+
+        Returns:
+            A Trainer that has written nothing yet.
+        """
+        options = dict(self.trainer_options)
+        every_n_steps = options.pop("checkpoint_every_n_steps", None)
+        callbacks = [
+            SeedSteps(self.seed),
+            MetricsTable(self.folder.metrics),
+            KeepCheckpoints(self.folder.checkpoints, self.task.monitor, every_n_steps),
+            *(options.pop("callbacks", None) or []),
+        ]
+        show = options.pop("enable_progress_bar", None) is not False
+        if show:
+            callbacks.append(progress_callback(self.console))
+        return Trainer(
+            **options,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=self.folder.path,
+            enable_progress_bar=show and self.console.is_terminal,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+
+    def fit(self, trainer: Trainer, checkpoint: Path | None = None) -> None:
+        """Train, from the start or from a checkpoint.
+
+        Args:
+            trainer: What `make_trainer` returned.
+            checkpoint: Where to continue.
+
+        Raises:
+            TrainingInterrupted: If it was stopped from outside.
+        """
+        try:
+            with shared_with_children(self.folder, checkpoint):
+                trainer.fit(self.task, datamodule=self.data, ckpt_path=checkpoint)
+        except SystemExit as stop:
+            # Lightning ends the interpreter on Ctrl-C and SIGTERM, after closing down well.
+            raise TrainingInterrupted from stop
+
+    def finish(self, trainer: Trainer) -> dict[str, Any]:
+        """Test the best weights and write model, figures and results; `results.json` comes last.
+
+        Args:
+            trainer: The Trainer after `fit`.
+
+        Returns:
+            The content of `results.json`.
+
+        Raises:
+            ValueError: If no epoch has been trained.
+        """
+        if not (self.folder.checkpoints / BEST).is_file():
+            raise ValueError("no epoch was trained, so there is nothing to test; use --trainer.max_epochs 1 or more")
+        best_epoch = load_weights(self.task, self.folder.checkpoints / BEST)
+        trainer.test(self.task, datamodule=self.data, verbose=False)
+        results = self._results(trainer, best_epoch)
+        # Collects the counts of all processes, so every process has to call it.
+        confusion = self.task.confusion.compute().cpu().numpy()
+        if trainer.is_global_zero:
+            save_pretrained(self.task.model, self.folder.path)
+            self._draw(confusion, best_epoch)
+            write_json(self.folder.results, results)
+        return results
+
+    def _results(self, trainer: Trainer, best_epoch: int) -> dict[str, Any]:
+        rows = read_rows(self.folder.metrics)
+        best = next((row for row in rows if row["epoch"] == best_epoch), {})
+        seconds = sum(row["seconds"] for row in rows)
+        return {
+            "test": {
+                name.removeprefix("test_"): value.item()
+                for name, value in sorted(trainer.callback_metrics.items())
+                if name.startswith("test_")
+            },
+            "best": {"epoch": best_epoch} | {name: value for name, value in best.items() if name.startswith("val_")},
+            "model": type(self.task.model).__name__,
+            "parameters": sum(p.numel() for p in self.task.model.parameters() if p.requires_grad),
+            "seed": self.seed,
+            "processes": trainer.world_size,
+            "epochs": len(rows),
+            "steps": trainer.global_step,
+            "seconds": round(seconds, 3),
+            "seconds_per_epoch": round(seconds / max(1, len(rows)), 3),
+        }
+
+    def _draw(self, confusion: np.ndarray, best_epoch: int) -> None:
+        names, title = self.data.class_names, self.folder.name
+        try:
+            save_learning_curves(read_rows(self.folder.metrics), self.folder.learning_curves, title, best_epoch)
+            save_confusion_matrix(confusion, names, self.folder.confusion_matrix, f"{title}: test split")
+        except ModuleNotFoundError as error:
+            self.console.print(f"[yellow]No figures: {error}[/]")
+
+
+@contextmanager
+def shared_with_children(folder: RunFolder, checkpoint: Path | None) -> Iterator[None]:
+    """Tell processes that Lightning starts with the same command line which run they belong to.
+
+    Args:
+        folder: The run.
+        checkpoint: Where it continues.
+
+    Yields:
+        Nothing.
+    """
+    os.environ[FOLDER_VARIABLE] = str(folder.path.absolute())
+    os.environ[CHECKPOINT_VARIABLE] = str(checkpoint.absolute()) if checkpoint else ""
+    try:
+        yield
+    finally:
+        del os.environ[FOLDER_VARIABLE], os.environ[CHECKPOINT_VARIABLE]
+
+
+def run_of_parent() -> tuple[RunFolder, Path | None] | None:
+    """The run this process was started for, if it is a child of a distributed training.
+
+    Returns:
+        The folder and the checkpoint to continue from; None in the first process.
+    """
+    if FOLDER_VARIABLE not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0":
+        return None
+    checkpoint = os.environ[CHECKPOINT_VARIABLE]
+    return RunFolder(os.environ[FOLDER_VARIABLE]), Path(checkpoint) if checkpoint else None

@@ -1,0 +1,64 @@
+import pytest
+
+from milkweed.cli import main
+from milkweed.cli.errors import UsageError
+from milkweed.cli.recipe import find_recipe, read_recipe, shipped_recipes
+from milkweed.models import load_pretrained
+
+TWO_STEPS = [
+    *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
+    *("--trainer.limit_test_batches", "1", "--data.batch_size", "4", "--data.limit", "16"),
+]
+WITHOUT_FILES = {"smnist": ["--data.synthetic=true"]}
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_recipe_trains_two_steps(name, tmp_path, capsys):
+    assert main(["train", name, "--out", str(tmp_path), *TWO_STEPS, *WITHOUT_FILES.get(name, [])]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    load_pretrained(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_recipe_can_be_inspected(name, capsys):
+    assert main(["inspect", name]) == 0
+    shown = capsys.readouterr().out
+    assert "forward FLOPs" in shown
+    assert "not counted" not in shown
+
+
+def test_recipes_are_listed_with_one_line_each(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in shipped_recipes():
+        assert find_recipe(name).description
+        assert sum(line.startswith(f"{name} ") for line in lines) == 1
+
+
+def test_a_recipe_may_be_a_file(tmp_path):
+    copy = tmp_path / "mine.yaml"
+    copy.write_text(shipped_recipes()["digits"].read_text().replace("max_epochs", "min_epochs"))
+    recipe = find_recipe(str(copy))
+    assert recipe.name == "mine"
+    assert "min_epochs" in recipe.values["trainer"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "no valid YAML"),
+        ("just text", "must have the keys seed, data, model, task, trainer"),
+        ("modle: {}", r"key='modle' is unknown; did you mean 'model'\?"),
+        ("data: {}\nmodel: {}\ntask: {}", "lacks the section trainer"),
+    ],
+)
+def test_bad_recipe_files_are_refused(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_recipe(path)
+
+
+def test_missing_recipe_file_is_refused():
+    with pytest.raises(UsageError, match=r"nowhere\.yaml does not exist"):
+        find_recipe("nowhere.yaml")

@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from milkweed.train.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint
+from milkweed.train.checkpoints import link
+
+CONTENT = {"state_dict": {"w": torch.arange(1000.0)}, "global_step": 3, "epoch": 1}
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "step-000000003.ckpt"
+    AtomicCheckpointIO().save_checkpoint(CONTENT, path)
+    return path
+
+
+def test_round_trip_leaves_nothing_else(path):
+    assert torch.equal(read_checkpoint(path)["state_dict"]["w"], CONTENT["state_dict"]["w"])
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_failed_write_keeps_the_old_file(path):
+    with pytest.raises(Exception, match="pickle"):
+        AtomicCheckpointIO().save_checkpoint({"bad": lambda: None}, path)
+    assert read_checkpoint(path)["global_step"] == 3
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("keep", [0, 10, 2000, -1])
+def test_truncation_is_noticed(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match="corrupt or truncated"):
+        read_checkpoint(path)
+
+
+def test_flipped_tensor_byte_is_noticed(path):
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.tensor(500.0).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="corrupt"):
+        read_checkpoint(path)
+
+
+def test_code_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "made"), "w"))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(CheckpointError):
+        read_checkpoint(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "made").exists()
+
+
+def test_missing_and_foreign_files_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        read_checkpoint(tmp_path / "none.ckpt")
+    torch.save({"weights": torch.zeros(2)}, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="no training checkpoint: it lacks epoch, global_step, state_dict"):
+        read_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_link_replaces(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("old")
+    new.write_text("new")
+    link(new, old)
+    assert old.read_text() == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "old"]
