@@ -17,7 +17,8 @@ def offer(monkeypatch):
     return set_cases
 
 
-def test_table_shows_every_case(toy, offer, capsys):
+def test_table_shows_every_case(toy, offer, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow terminal breaks cells over lines
     offer(toy(name="good", bar=1e-9), toy(name="hopeless", bar=1e9), toy(name="free"))
     assert main(["--repeats", "2"]) == 0
     out = capsys.readouterr().out

@@ -188,3 +188,20 @@ def test_bad_input(change, error, message):
     arguments = {"x": torch.randn(2, 12), "right": torch.randn(3, 4, 4), "left": torch.randn(4, 2, 3)} | change
     with pytest.raises(error, match=message):
         ops.monarch_mm(arguments.pop("x"), arguments.pop("right"), arguments.pop("left"), **arguments)
+
+
+def test_flops_are_counted():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, right, left = (t.requires_grad_() for t in draw(4, 8, 6, 4, 5, batch=3))
+    products = right.numel() + left.numel()
+    with FlopCounterMode(display=False) as forward:
+        y = ops.monarch_mm(x, right, left)
+    assert forward.get_total_flops() == 2 * 3 * products
+    with FlopCounterMode(display=False) as backward:
+        y.sum().backward()
+    assert backward.get_total_flops() == 2 * 3 * 2 * products
+    weight = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
+    with FlopCounterMode(display=False) as both:
+        ops.block_diagonal_mm(torch.randn(5, 6, dtype=torch.float64), weight).sum().backward()
+    assert both.get_total_flops() == 2 * 5 * weight.numel() * 2

@@ -163,3 +163,19 @@ def test_bad_state_input():
         ops.diagonal_ssm_state(torch.randn(2, 4, 8), torch.randn(3, 5, 2))
     with pytest.raises(TypeError, match="u must be real floating point"):
         ops.diagonal_ssm_state(torch.zeros(2, 3, 8, dtype=torch.long), torch.randn(3, 5, 2))
+
+
+def test_flops_are_counted():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    c, dt_a = (t.requires_grad_() for t in draw(3))
+    with FlopCounterMode(display=False) as counter:
+        ops.diagonal_ssm_kernel(c, dt_a, 100).sum().backward()
+    assert counter.get_total_flops() == 3 * (4 * 3 * 8 * 100)
+    u = torch.randn(2, 3, 100, dtype=torch.float64, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        ops.diagonal_ssm_state(u, dt_a).sum().backward()
+    assert counter.get_total_flops() == 4 * (4 * 2 * 3 * 8 * 100)
+    with FlopCounterMode(display=False) as counter:
+        ops.fft_conv(u, torch.randn(3, 100, dtype=torch.float64)).sum().backward()
+    assert counter.get_total_flops() > 0

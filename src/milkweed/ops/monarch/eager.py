@@ -194,7 +194,7 @@ register_differentiable(_forward, _plain, _gradients)
 
 
 @register_flop_formula(torch.ops.milkweed.monarch_mm)
-def _flops(x_shape: Any, right_shape: Any, left_shape: Any, **kwargs: Any) -> int:
+def _flops(x_shape: Any, right_shape: Any, left_shape: Any, keep_middle: bool, **kwargs: Any) -> int:
     return 2 * int(x_shape[0]) * (_volume(right_shape) + _volume(left_shape))
 
 
