@@ -17,13 +17,13 @@ def print_results(console: Console, runs: list[tuple[RunFolder, dict[str, Any]]]
         runs: Folders with the content of their results.json.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("model", no_wrap=True)
+    table.add_column("recipe", no_wrap=True)
     for title in ("test\naccuracy", "parameters", "time", "seconds\nper epoch"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("results in", style="bold", overflow="fold")
     for folder, results in runs:
         table.add_row(
-            results["model"],
+            folder.read_environment().get("recipe", ""),
             f"{results['test']['accuracy']:.2%}",
             f"{results['parameters']:,}",
             duration(results["seconds"]),
