@@ -163,7 +163,11 @@ def test_demo_prints_one_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(recipe, "read_recipe", shortened)
     assert main(["demo", "--out", str(tmp_path), "--seed", "1"]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("MlpMixer") == 2
-    assert shown.count("SequenceModel") == 1
+    rows = [line.split() for line in shown.splitlines() if line.startswith(" digits")]
+    assert [(row[0], row[2]) for row in rows] == [
+        ("digits", "26,250"),
+        ("digits-mixer", "167,818"),
+        ("digits-monarch", "65,418"),
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "digits-mixer", "digits-monarch"]
     assert json.loads((tmp_path / "digits" / "results.json").read_text())["seed"] == 1
