@@ -43,4 +43,4 @@ def test_readme_names_commands_and_recipes_that_exist(capsys):
     main(["recipes"])
     known = capsys.readouterr().out
     for recipe in re.findall(r"^milkweed (?:train|inspect) ([\w-]+)", text, re.MULTILINE):
-        assert f"\n{recipe} " in known
+        assert f"{recipe} " in known
