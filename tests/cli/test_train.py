@@ -43,7 +43,9 @@ def test_run_folder_is_complete(out):
 def test_config_is_resolved_and_trains_the_same_again(out):
     config = yaml.safe_load((out / "digits" / "config.yaml").read_text())
     assert config["seed"] == 3
-    assert config["model"]["init_args"]["layer"] == {"name": "s4d", "d_state": 4}
+    layer = config["model"]["init_args"]["layer"]
+    assert layer["name"] == "s4d"
+    assert layer["d_state"] == 4
     assert config["trainer"]["max_epochs"] == 2
     recipe = out / "again.yaml"
     recipe.write_text(yaml.safe_dump(config))
@@ -171,3 +173,54 @@ def test_demo_prints_one_table(tmp_path, capsys, monkeypatch):
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "digits-mixer", "digits-monarch"]
     assert json.loads((tmp_path / "digits" / "results.json").read_text())["seed"] == 1
+
+
+def test_resume_with_another_rate_learns_at_it(tmp_path):
+    start = ["train", "digits", "--out", str(tmp_path), "--name", "a", *SMALL]
+    assert main([*start, "--task.schedule", "constant", "--task.warmup_steps", "0"]) == 0
+    more = ["train", "digits", "--out", str(tmp_path), "--name", "a", "--resume", "auto"]
+    assert main([*more, "--task.lr", "0.002", "--task.weight_decay", "0.7", "--trainer.max_epochs", "3"]) == 0
+    with (tmp_path / "a" / "metrics.csv").open() as file:
+        assert [float(row["lr"]) for row in csv.DictReader(file)] == [0.01, 0.01, 0.002]
+    groups = torch.load(tmp_path / "a" / "checkpoints" / "step-000000009.ckpt", weights_only=True)
+    assert groups["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.7
+
+
+def test_refused_resume_leaves_the_run_as_it_was(tmp_path, capsys):
+    assert main(["train", "digits", "--out", str(tmp_path), "--name", "a", *SMALL]) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir() if path.is_file()}
+    more = ["train", "digits", "--out", str(tmp_path), "--name", "a", "--resume", "auto"]
+    assert main([*more, "--model.d_model", "16"]) == 2
+    assert "belongs to another model" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir() if path.is_file()} == before
+
+
+def test_an_empty_folder_of_a_killed_start_is_taken_over(tmp_path):
+    (tmp_path / "a").mkdir()
+    resume = ["train", "digits", "--out", str(tmp_path), "--name", "a", "--resume", "auto"]
+    assert main([*resume, *SMALL, "--trainer.max_epochs", "1"]) == 0
+    assert (tmp_path / "a" / "results.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", "."])
+def test_names_of_runs_are_names_of_folders(name, tmp_path, capsys):
+    assert main(["train", "digits", "--out", str(tmp_path), "--name", name, *SMALL]) == 2
+    assert "must be the name of one folder" in capsys.readouterr().err
+
+
+def test_resume_command_names_the_recipe_as_typed(tmp_path):
+    from milkweed.cli.plan import Plan
+    from milkweed.cli.recipe import find_recipe
+    from milkweed.train.run_folder import RunFolder
+
+    file = tmp_path / "mine.yaml"
+    file.write_text("# Mine.\ndata: {}\nmodel: {}\ntask: {}\ntrainer: {}\n")
+    recipe = find_recipe(str(file))
+    plan = Plan(recipe.name, recipe.values, [], tmp_path, typed=recipe.typed)
+    assert f"train {file} --name k" in plan.resume_command(RunFolder(tmp_path / "k"))
+
+
+def test_one_row_of_logits_per_sequence(tmp_path, capsys):
+    assert main(["train", "digits", "--out", str(tmp_path / "new"), "--model.pooling", "none", *SMALL]) == 2
+    assert "set --model.pooling mean or last" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

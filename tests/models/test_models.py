@@ -116,7 +116,7 @@ def test_pooling_ignores_padding(pooling):
     model = SequenceModel(2, 3, 8, 2, {"name": "s4d", "d_state": 4, "bidirectional": True}, pooling=pooling).double()
     x = torch.randn(2, 12, 2, dtype=torch.float64)
     padded = x.clone()
-    padded[1, 5:] = 100
+    padded[1, 5:] = float("nan")
     y = model(padded, lengths=torch.tensor([12, 5]))
     alone = model(x[1:, :5])
     torch.testing.assert_close(y[1, :5] if pooling == "none" else y[1], alone[0])
@@ -141,6 +141,9 @@ def test_monarch_mixer_is_smaller():
         (lambda: SequenceModel(1, 2, layer={"name": "s4"}), "layer.name='s4' is unknown; did you mean 's4d'"),
         (lambda: SequenceModel(1, 2, layer={"name": "s4d", "d_stat": 4}), "did you mean 'd_state'"),
         (lambda: SequenceModel(1, 2, layer={"d_state": 4}), "layer must be a mapping with a name"),
+        (lambda: SequenceModel(1, 2, layer="s4d"), "layer must be a mapping with a name"),
+        (lambda: SequenceModel(1, 2, layer={"name": "s4d", "d_state": "8"}), "layer.d_state must be int; got '8'"),
+        (lambda: SequenceModel(1, 2, layer={"name": "s4d", "device": "cpu"}), "option='device' is unknown"),
         (lambda: SequenceModel(1, 2, pooling="max"), "pooling='max' is unknown"),
         (lambda: SequenceModel(1, 2, norm="group"), "norm='group' is unknown"),
         (lambda: SequenceModel(1, 2, depth=0), "depth must be at least 1"),

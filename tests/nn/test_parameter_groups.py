@@ -44,3 +44,10 @@ def test_a_wrong_role_is_refused():
 
     with pytest.raises(ValueError, match="names parameter 'wieght'"):
         parameter_groups(nn.Sequential(Odd(2, 2)), lr=0.1)
+
+
+def test_compiled_layers_are_looked_into():
+    from milkweed.nn import S4D
+
+    groups = parameter_groups(torch.compile(S4D(4, 8)), lr=0.1)
+    assert len(next(g for g in groups if g["name"] == "ssm")["params"]) == 3

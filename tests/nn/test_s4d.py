@@ -224,9 +224,38 @@ def test_bad_options(options, message):
         (lambda s: s(torch.randn(2, 9, 5), lengths=torch.tensor([0, 9])), "got 0 .. 9"),
         (lambda s: s(torch.randn(2, 9, 5), lengths=torch.tensor([9])), "one per sequence"),
         (lambda s: s(torch.randn(2, 9, 5), lengths=torch.tensor([1.0, 2.0])), "must be integers"),
+        (lambda s: s(torch.randn(2, 9, 5), lengths=[9, 9]), "lengths must be an integer tensor; got list"),
         (lambda s: s.stepper()(torch.randn(2, 4), torch.zeros(2, 5, 4, 2)), r"u must be \(B, 5\)"),
     ],
 )
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(build())
+
+
+def test_a_stepper_is_a_snapshot():
+    layer = build(dtype=torch.float64)
+    u = torch.randn(2, 6, 5, dtype=torch.float64)
+    before = layer(u).detach()
+    stepper = layer.stepper()
+    layer.reset_parameters()
+    state, outputs = stepper.initial_state(2), []
+    for t in range(6):
+        y, state = stepper(u[:, t], state)
+        outputs.append(y)
+    torch.testing.assert_close(torch.stack(outputs, 1), before)
+
+
+def test_lengths_of_small_integers():
+    layer = build(dtype=torch.float64)
+    u = torch.randn(2, 300, 5, dtype=torch.float64)
+    expected = layer(u, lengths=torch.tensor([10, 120]), return_state=True)
+    for dtype in (torch.uint8, torch.int8, torch.int32):
+        found = layer(u, lengths=torch.tensor([10, 120], dtype=dtype), return_state=True)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+def test_rate_is_positive(rate):
+    with pytest.raises(ValueError, match="rate must be above 0 and finite"):
+        build()(torch.randn(1, 4, 5), rate=rate)

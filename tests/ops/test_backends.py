@@ -68,3 +68,47 @@ def test_compile_follows_the_context():
     eager = compiled(u, kernel)
     with ops.use_backend("reference"):
         torch.testing.assert_close(compiled(u, kernel), eager)
+
+
+def test_forward_mode_takes_the_way_that_knows_it():
+    u, kernel = torch.randn(2, 3, 8), torch.randn(3, 8)
+    c, dt_a = torch.randn(3, 4, 2), -torch.rand(3, 4, 2)
+    x, right, left = torch.randn(2, 12), torch.randn(3, 4, 4), torch.randn(4, 2, 3)
+    # All are linear in their first argument, so the tangent of x along x is f(x).
+    for function, first in (
+        (lambda u: ops.fft_conv(u, kernel), u),
+        (lambda c: ops.diagonal_ssm_kernel(c, dt_a, 9), c),
+        (lambda u: ops.diagonal_ssm_state(u, dt_a), u),
+        (lambda x: ops.monarch_mm(x, right, left), x),
+        (lambda x: ops.block_diagonal_mm(x, right), x),
+    ):
+        value, tangent = torch.func.jvp(function, (first,), (first,))
+        torch.testing.assert_close(tangent, value)
+        torch.testing.assert_close(value, function(first))
+    with pytest.raises(ValueError, match="no forward-mode derivative; use backend='reference'"):
+        torch.func.jvp(lambda u: ops.fft_conv(u, kernel, backend="eager"), (u,), (u,))
+
+
+def test_exported_without_gradients_then_trained():
+    from milkweed.nn import MonarchLinear
+
+    layer = MonarchLinear(16, 16)
+    x = torch.randn(5, 16)
+    with torch.no_grad():
+        exported = torch.export.export(layer, (x,)).module()
+    exported(x).sum().backward()
+    layer(x).sum().backward()
+    torch.testing.assert_close(exported.left.grad, layer.left.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_only_real_numbers(dtype):
+    with pytest.raises(TypeError, match="x must be real floating point"):
+        ops.monarch_mm(torch.ones(2, 12).to(dtype), torch.randn(3, 4, 4), torch.randn(4, 2, 3))
+    with pytest.raises(TypeError, match="weight must be real floating point"):
+        ops.block_diagonal_mm(torch.ones(2, 12), torch.ones(3, 4, 4).to(dtype))
+
+
+def test_empty_factors():
+    with pytest.raises(ValueError, match="weight must have no dimension of size 0"):
+        ops.block_diagonal_mm(torch.ones(2, 0), torch.ones(3, 4, 0))

@@ -183,7 +183,7 @@ def test_fft_length_is_the_shortest_smooth_one():
     ("arguments", "error", "message"),
     [
         ({"u": torch.randn(8)}, ValueError, r"u must be \(..., H, L\)"),
-        ({"u": torch.randn(2, 3, 0)}, ValueError, "L >= 1"),
+        ({"u": torch.randn(2, 3, 0)}, ValueError, "H, L >= 1"),
         ({"u": torch.zeros(2, 3, 8, dtype=torch.long)}, TypeError, "u must be real floating point"),
         ({"kernel": torch.randn(3, 8, dtype=torch.complex64)}, TypeError, "kernel must be real"),
         ({"kernel": torch.randn(4, 8)}, ValueError, r"kernel must be \(H, lags\) with H = 3"),

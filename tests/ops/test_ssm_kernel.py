@@ -150,7 +150,7 @@ def test_compiles_with_changing_length():
         (torch.randn(3, 4, 2), torch.randn(3, 5, 2), 8, "one number of modes N; got 4 and 5"),
         (torch.randn(3, 4), torch.randn(3, 4, 2), 8, r"c must be real pairs \(..., N, 2\)"),
         (torch.randn(3, 4, 2), torch.zeros(3, 4, 2, dtype=torch.long), 8, "dt_a must be real pairs"),
-        (torch.randn(3, 4, 2), torch.randn(3, 4, 2), 0, "length must be at least 1; got 0"),
+        (torch.randn(3, 4, 2), torch.randn(3, 4, 2), 0, "length must be an integer of at least 1; got 0"),
     ],
 )
 def test_bad_input(c, dt_a, length, message):

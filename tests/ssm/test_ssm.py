@@ -100,7 +100,7 @@ def test_timescale():
     assert log_dt.min() >= math.log(1e-4)
     assert log_dt.max() <= math.log(1e-1)
     assert abs(log_dt.mean() - math.log(1e-4 * 1e-1) / 2) < 0.05
-    with pytest.raises(ValueError, match="0 < dt_min <= dt_max; got dt_min=0"):
+    with pytest.raises(ValueError, match="0 < dt_min <= dt_max, both finite; got dt_min=0"):
         ssm.log_timescale(3, 0, 1)
 
 

@@ -37,6 +37,8 @@ MANAGED = {
     # Lightning repeats the end of an epoch when it resumes a training that is bounded by steps.
     "max_steps",
     "min_steps",
+    # Lightning replaces the sampler for it, and with it the batches.
+    "overfit_batches",
 }
 TRAINER_DEFAULTS = {"devices": 1, "num_sanity_val_steps": 0, "logger": False, "max_epochs": 10}
 

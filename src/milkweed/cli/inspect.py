@@ -8,7 +8,7 @@ from milkweed.cli.arguments import CommandParser
 from milkweed.cli.options import split_overrides
 from milkweed.cli.recipe import find_recipe
 
-EXAMPLE = "  milkweed inspect digits --model.d_model 256 --data.batch_size 32 --levels 3"
+EXAMPLE = "  milkweed inspect digits --model.d_model 256 --data.batch_size 32 --levels 4"
 
 
 def make_parser() -> CommandParser:
@@ -23,7 +23,7 @@ def make_parser() -> CommandParser:
         EXAMPLE,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a name listed by `milkweed recipes`, or a YAML file")
-    parser.add_argument("--levels", type=int, default=2, help="how deep the layers are unfolded; default: 2")
+    parser.add_argument("--levels", type=int, default=3, help="how deep the layers are unfolded; default: 3")
     return parser
 
 

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from milkweed.cli.recipe import Recipe
 from milkweed.train.checkpoint_io import read_checkpoint
 from milkweed.train.checkpoints import step_of
 from milkweed.train.environment import describe_environment
-from milkweed.train.run_folder import RunFolder, check_writable
+from milkweed.train.run_folder import RunFolder, check_writable, is_empty
 from milkweed.train.session import run_of_parent
 
 
@@ -36,6 +36,7 @@ class Plan:
         name: Name asked for, or None for the recipe's with a number if it is taken.
         folder: The existing run to continue; None for a new one.
         checkpoint: Where it continues; None for the beginning.
+        typed: The recipe as it was asked for, a name or a path.
     """
 
     recipe: str
@@ -45,6 +46,7 @@ class Plan:
     name: str | None = None
     folder: RunFolder | None = None
     checkpoint: Path | None = None
+    typed: str = ""
 
     def resume_command(self, folder: RunFolder) -> str:
         """The command that continues this training.
@@ -56,7 +58,7 @@ class Plan:
             A line for the shell.
         """
         out = [] if folder.path.parent == Path("runs") else ["--out", str(folder.path.parent)]
-        return shlex.join(["milkweed", "train", self.recipe, "--name", folder.name, *out, "--resume", "auto"])
+        return shlex.join(["milkweed", "train", self.typed, "--name", folder.name, *out, "--resume", "auto"])
 
 
 def make_plan(recipe: Recipe, options: argparse.Namespace, overrides: Overrides, console: Console) -> Plan:
@@ -78,21 +80,27 @@ def make_plan(recipe: Recipe, options: argparse.Namespace, overrides: Overrides,
     if parent:
         # The first process has resolved everything and written it down.
         folder, checkpoint = parent
-        return Plan(recipe.name, folder.read_config(), [], folder.path.parent, folder.name, folder, checkpoint)
+        return Plan(
+            recipe.name, folder.read_config(), [], folder.path.parent, folder.name, folder, checkpoint, recipe.typed
+        )
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UsageError(
             "torchrun cannot start milkweed, which starts its own processes; run the plain command with "
             "--trainer.strategy ddp --trainer.devices N"
         )
+    if options.name is not None and (not options.name.strip(". ") or Path(options.name).name != options.name):
+        raise UsageError(f"--name {options.name!r} must be the name of one folder, without slashes; --out says where")
     check_writable(options.out / (options.name or recipe.name))
     if options.resume is not None:
         folder, checkpoint = find_resumable(recipe, options, console)
         if folder:
             at = f"step {step_of(checkpoint)}" if checkpoint else "the beginning"
             console.print(f"Continuing [bold]{folder.path}[/] from {at}.", highlight=False)
-            return Plan(recipe.name, folder.read_config(), overrides, options.out, folder.name, folder, checkpoint)
+            return Plan(
+                recipe.name, folder.read_config(), overrides, options.out, folder.name, folder, checkpoint, recipe.typed
+            )
         console.print("Nothing to resume yet; starting from the beginning.")
-    return Plan(recipe.name, recipe.values, overrides, options.out, options.name)
+    return Plan(recipe.name, recipe.values, overrides, options.out, options.name, typed=recipe.typed)
 
 
 def find_resumable(
@@ -114,6 +122,8 @@ def find_resumable(
     if options.resume == "auto":
         named = RunFolder(options.out / options.name) if options.name else None
         folder = named or RunFolder.newest(options.out, recipe.name)
+        if folder is not None and is_empty(folder.path):
+            folder.path.rmdir()  # all that a process killed at its very start leaves
         if folder is None or not folder.config.is_file():
             return None, None
         checkpoint = folder.newest_checkpoint(lambda text: console.print(text, style="yellow", soft_wrap=True))
@@ -151,8 +161,9 @@ def prepared_folder(plan: Plan) -> Iterator[RunFolder]:
     except BaseException:
         if not folder.checkpoint_files():
             shutil.rmtree(folder.path)
-            for path in made:
-                path.rmdir()
+            with suppress(OSError):  # another run may have come to live there
+                for path in made:
+                    path.rmdir()
         raise
 
 

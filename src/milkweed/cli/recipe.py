@@ -1,6 +1,6 @@
 """Finding and reading recipes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ class Recipe:
         name: File name without its suffix.
         description: Its first comment line.
         values: The YAML's content.
+        typed: How it was asked for, a name or a path.
     """
 
     name: str
     description: str
     values: dict[str, Any]
+    typed: str = ""
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -52,11 +54,11 @@ def find_recipe(name: str) -> Recipe:
     """
     shipped = shipped_recipes()
     if name in shipped:
-        return read_recipe(shipped[name])
+        return replace(read_recipe(shipped[name]), typed=name)
     if Path(name).suffix in {".yaml", ".yml"}:
         if not Path(name).is_file():
             raise UsageError(f"recipe file {name} does not exist; `milkweed recipes` lists the shipped ones")
-        return read_recipe(Path(name))
+        return replace(read_recipe(Path(name)), typed=name)
     raise UsageError(f"{unknown('recipe', name, shipped)}. A path to a YAML file will do too")
 
 
@@ -72,10 +74,10 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         UsageError: If it is no YAML, or its keys are not those of a recipe.
     """
-    text = path.read_text()
     try:
+        text = path.read_text()
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path} is no valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"recipe {path} must have the keys seed, {', '.join(SECTIONS)}")

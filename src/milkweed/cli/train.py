@@ -13,6 +13,8 @@ from milkweed.cli.recipe import Recipe, find_recipe
 EXAMPLE = """\
   milkweed train digits --name wide --model.d_model 96 --task.lr 0.005
   milkweed train digits --name wide --resume auto
+  milkweed train digits --model.layer.bidirectional true --model.layer.init lin
+  milkweed train digits --model MlpMixer --model.linear.name monarch
   milkweed train digits --trainer.strategy ddp --trainer.devices 2
   milkweed train digits --help        lists the options of this recipe"""
 
@@ -92,6 +94,7 @@ def train(recipe: Recipe, options: argparse.Namespace, overrides: Overrides, con
     """
     from milkweed.cli.build import build, resolve
     from milkweed.cli.plan import make_plan, prepared_folder, record
+    from milkweed.train.checkpoints import check_fits
     from milkweed.train.noise import quiet
     from milkweed.train.session import Session, TrainingInterrupted
 
@@ -100,6 +103,8 @@ def train(recipe: Recipe, options: argparse.Namespace, overrides: Overrides, con
     config = resolve(plan.values, plan.overrides)
     parts = build(config)
     parts.data.setup()
+    if plan.checkpoint:
+        check_fits(parts.task, plan.checkpoint)
     with prepared_folder(plan) as folder:
         session = Session(parts.data, parts.task, parts.trainer_options, parts.seed, folder, console)
         trainer = session.make_trainer()
@@ -108,6 +113,7 @@ def train(recipe: Recipe, options: argparse.Namespace, overrides: Overrides, con
             record(plan, folder, config, console)
         try:
             session.fit(trainer, plan.checkpoint)
+            results = session.finish(trainer)
         except TrainingInterrupted as stop:
             saved = folder.checkpoint_files()
             if not saved:
@@ -115,5 +121,4 @@ def train(recipe: Recipe, options: argparse.Namespace, overrides: Overrides, con
             raise TrainingInterrupted(
                 f"Stopped. {saved[0]} is saved; go on with\n  {plan.resume_command(folder)}"
             ) from stop
-        results = session.finish(trainer)
     return (folder, results) if trainer.is_global_zero else None

@@ -10,6 +10,9 @@ from milkweed.data.batches import ArrayDataset
 class Digits(SequenceClassificationData):
     """1,797 handwritten digits that ship with scikit-learn, as sequences of 64 grey levels.
 
+    Inputs are standardised: (grey level 0 … 16 - mean) / std over all pixels of the training split. A model trained on
+    them wants new images in the same way; the attributes `mean` and `std` hold the two numbers after `setup`.
+
     The split (70 / 10 / 20 % of every class) is fixed: it does not depend on the seed.
 
     Args:
@@ -42,8 +45,8 @@ class Digits(SequenceClassificationData):
             ) from error
         images, targets = load_digits(return_X_y=True)
         parts = stratified_split(targets)
-        mean, std = images[parts["train"]].mean(), images[parts["train"]].std()
-        inputs = torch.from_numpy((images - mean) / std).float().unsqueeze(-1)
+        self.mean, self.std = float(images[parts["train"]].mean()), float(images[parts["train"]].std())
+        inputs = torch.from_numpy((images - self.mean) / self.std).float().unsqueeze(-1)
         labels = torch.from_numpy(targets).long()
         return {name: ArrayDataset(inputs[chosen], labels[chosen]) for name, chosen in parts.items()}
 

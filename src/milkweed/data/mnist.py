@@ -71,7 +71,7 @@ class Mnist(SequenceClassificationData):
         }
 
     def _dataset(self, images: np.ndarray, labels: np.ndarray) -> ArrayDataset:
-        pixels = images.reshape(len(images), -1)
+        pixels = images.reshape(len(images), self.length)
         if self.permuted:
             pixels = pixels[:, np.random.RandomState(0).permutation(self.length)]
         inputs = torch.from_numpy(pixels.astype(np.float32)).div_(255).sub_(MEAN).div_(STD).unsqueeze_(-1)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from milkweed.models.base import Model, check_inputs
 from milkweed.models.sequence_model import pool
-from milkweed.nn import build_linear
+from milkweed.nn import build_linear, check_spec
+from milkweed.nn.s4d import check_lengths
 
 
 class Mlp(nn.Module):
@@ -108,7 +109,7 @@ class MlpMixer(Model):
         linear: Mapping[str, Any] | None = None,
         dropout: float = 0.0,
     ) -> None:
-        linear = {"name": "dense"} if linear is None else dict(linear)
+        linear = check_spec("linear", {"name": "dense"} if linear is None else linear)
         super().__init__(
             d_input=d_input,
             d_output=d_output,
@@ -120,8 +121,16 @@ class MlpMixer(Model):
             linear=linear,
             dropout=dropout,
         )
-        for name, value in (("d_input", d_input), ("d_output", d_output), ("length", length), ("depth", depth)):
-            if value < 1:
+        for name, value in (
+            ("d_input", d_input),
+            ("d_output", d_output),
+            ("length", length),
+            ("d_model", d_model),
+            ("depth", depth),
+            ("token_dim", token_dim),
+            ("channel_dim", channel_dim),
+        ):
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         self.d_input, self.length = d_input, length
         self.encoder = nn.Linear(d_input, d_model)
@@ -148,6 +157,8 @@ class MlpMixer(Model):
         check_inputs(inputs, self.d_input)
         if inputs.shape[1] != self.length:
             raise ValueError(f"this MlpMixer was built for length={self.length}; got inputs {tuple(inputs.shape)}")
+        if lengths is not None:
+            check_lengths(lengths, inputs)
         x = self.encoder(inputs)
         for block in self.blocks:
             x = block(x)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_inputs
-from milkweed.nn import ResidualBlock, SequenceNorm, build_sequence_layer
+from milkweed.nn import ResidualBlock, SequenceNorm, build_sequence_layer, check_spec
 
 POOLINGS = ("last", "mean", "none")
 
@@ -48,7 +48,7 @@ class SequenceModel(Model):
         dropout: float = 0.0,
         pooling: str = "mean",
     ) -> None:
-        layer = {"name": "s4d"} if layer is None else dict(layer)
+        layer = check_spec("layer", {"name": "s4d"} if layer is None else layer)
         super().__init__(
             d_input=d_input,
             d_output=d_output,
@@ -108,5 +108,5 @@ def pool(x: Tensor, kind: str, lengths: Tensor | None = None) -> Tensor:
         return x.mean(1) if kind == "mean" else x[:, -1]
     if kind == "last":
         return x.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
-    valid = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
-    return (x * valid[..., None].to(x.dtype)).sum(1) / lengths[:, None].to(x.dtype)
+    padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+    return x.masked_fill(padding[..., None], 0).sum(1) / lengths[:, None].to(x.dtype)

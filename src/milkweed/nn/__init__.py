@@ -1,7 +1,7 @@
 """Layers on (batch, length, d_model) and structured linear layers."""
 
 from milkweed.nn.blocks import ResidualBlock, SequenceNorm
-from milkweed.nn.factory import build_linear, build_sequence_layer
+from milkweed.nn.factory import build_linear, build_sequence_layer, check_spec
 from milkweed.nn.parameter_groups import parameter_groups
 from milkweed.nn.s4d import S4D
 from milkweed.nn.stepping import Stepper
@@ -17,5 +17,6 @@ __all__ = [
     "StructuredLinear",
     "build_linear",
     "build_sequence_layer",
+    "check_spec",
     "parameter_groups",
 ]

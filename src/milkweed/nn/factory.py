@@ -47,15 +47,45 @@ def build_linear(spec: Mapping[str, Any], in_features: int, out_features: int) -
     return _build("linear", LINEAR_LAYERS, spec, in_features, out_features)
 
 
-def _build(kind: str, known: Mapping[str, Callable[..., nn.Module]], spec: Mapping[str, Any], *sizes: int) -> nn.Module:
+def check_spec(kind: str, spec: Any) -> dict[str, Any]:
+    """Check that a layer is written as a mapping with a name.
+
+    Args:
+        kind: The argument's name, for messages.
+        spec: What was given.
+
+    Returns:
+        A copy of it.
+
+    Raises:
+        ValueError: It is no mapping, or has no name.
+    """
     if not isinstance(spec, Mapping) or "name" not in spec:
-        raise ValueError(f"{kind} must be a mapping with a name, e.g. {{'name': {min(known)!r}}}; got {spec!r}")
-    options = dict(spec)
+        raise ValueError(f"{kind} must be a mapping with a name, e.g. {{'name': 's4d'}}; got {spec!r}")
+    return dict(spec)
+
+
+def _build(kind: str, known: Mapping[str, Callable[..., nn.Module]], spec: Mapping[str, Any], *sizes: int) -> nn.Module:
+    options = check_spec(kind, spec)
     name = options.pop("name")
     if name not in known:
         raise ValueError(unknown(f"{kind}.name", name, known))
-    accepted = list(inspect.signature(known[name]).parameters)[len(sizes) :]
-    for option in options:
+    # Where a layer lives is decided by its network, not by a recipe.
+    accepted = {
+        option: parameter.default
+        for option, parameter in list(inspect.signature(known[name]).parameters.items())[len(sizes) :]
+        if option not in {"device", "dtype"}
+    }
+    for option, value in options.items():
         if option not in accepted:
-            raise ValueError(unknown(f"option of {kind} {name!r}", option, accepted))
+            raise ValueError(unknown(f"{kind} {name}: option", option, accepted))
+        _check_type(f"{kind}.{option}", value, accepted[option])
     return known[name](*sizes, **options)
+
+
+def _check_type(option: str, value: Any, default: Any) -> None:
+    """Refuse a value of another type than the option's default; a default of None says nothing about the type."""
+    expected = type(default)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if expected in {bool, int, float, str} and not (type(value) is expected or (expected is float and whole)):
+        raise ValueError(f"{option} must be {expected.__name__}; got {value!r}")

@@ -36,7 +36,9 @@ def parameter_groups(
     roles: dict[int, str] = {}
     for module_name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
-        for name, role in getattr(module, "parameter_roles", dict)().items():
+        # Asked of the class: wrappers such as a compiled module hand on the attributes of what they wrap.
+        named = module.parameter_roles() if hasattr(type(module), "parameter_roles") else {}
+        for name, role in named.items():
             if name not in own or role != "ssm":
                 raise ValueError(f"{module_name or type(module).__name__} names parameter {name!r} with role {role!r}")
             roles[id(own[name])] = role

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -125,12 +126,15 @@ class S4D(nn.Module):
             ValueError: A shape does not fit, or a bidirectional layer is given or asked for a state.
         """
         self._check(u, state, lengths, return_state)
+        if not 0 < rate < math.inf:
+            raise ValueError(f"rate must be above 0 and finite; got {rate}")
         lead = u.shape[:-2]
         x = u.reshape(math.prod(lead), *u.shape[-2:])
         start = None if state is None else state.reshape(math.prod(lead), *state.shape[-3:])
-        count = None if lengths is None else lengths.reshape(-1)
+        count = None if lengths is None else lengths.reshape(-1).to(u.device, torch.int64)
         if count is not None:
-            x = x * (torch.arange(x.shape[1], device=x.device) < count[:, None])[..., None].to(x.dtype)
+            # Filled, not multiplied: padding may hold NaN.
+            x = x.masked_fill((torch.arange(x.shape[1], device=x.device) >= count[:, None])[..., None], 0)
         signal = x.transpose(1, 2)
         exponent, b, c = self._modes(rate)
         kernel = ops.diagonal_ssm_kernel(pairs.multiply(c, b), exponent, x.shape[1])
@@ -153,7 +157,8 @@ class S4D(nn.Module):
             rate: As in ``forward``.
 
         Returns:
-            ``y_t, state = stepper(u_t, state)``.
+            ``y_t, state = stepper(u_t, state)``, starting from ``stepper.initial_state(batch_size)`` or from the state
+            that ``forward`` returned.
 
         Raises:
             ValueError: The layer is bidirectional: its output depends on the future.
@@ -226,9 +231,11 @@ class S4DStepper(Stepper):
         rate: As in ``S4D.forward``.
     """
 
+    @torch.no_grad()
     def __init__(self, layer: S4D, rate: float = 1.0) -> None:
-        self._layer = layer
-        exponent, self._b, c = layer._modes(rate)
+        # A copy: training the layer further must not change a stepper that is half new and half old.
+        self._layer = copy.deepcopy(layer).eval()
+        exponent, self._b, c = self._layer._modes(rate)
         self._a, self._c = pairs.exp(exponent), c[0]
 
     def initial_state(self, batch_size: int) -> Tensor:
@@ -242,8 +249,9 @@ class S4DStepper(Stepper):
         """
         return self._a.new_zeros(batch_size, *self._a.shape)
 
+    @torch.no_grad()
     def __call__(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one step.
+        """Take one step, without gradients and dropout.
 
         Args:
             u: (B, d_model).
@@ -276,6 +284,8 @@ def check_lengths(lengths: Tensor, u: Tensor) -> None:
     Raises:
         ValueError: The shape, the dtype or a value does not fit.
     """
+    if not isinstance(lengths, Tensor):
+        raise ValueError(f"lengths must be an integer tensor; got {type(lengths).__name__}; use torch.tensor(lengths)")
     if lengths.shape != u.shape[:-2] or lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise ValueError(
             f"lengths must be integers of shape {tuple(u.shape[:-2])}, one per sequence; "

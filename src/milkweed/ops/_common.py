@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def register_differentiable(
@@ -58,6 +59,50 @@ def register_differentiable(
         return tuple(next(remaining) if tensor else None for tensor in ctx.is_tensor)
 
     op.register_autograd(backward, setup_context=setup_context)
+
+
+def refuse_forward_mode(*args: object) -> str | None:
+    """Say why a custom op cannot run on these arguments: it would lose forward-mode derivatives without a word.
+
+    Args:
+        *args: The operation's arguments.
+
+    Returns:
+        The reason with the fix, or None.
+    """
+    if forward_ad._current_level < 0:
+        return None
+    if any(isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None for arg in args):
+        return "it has no forward-mode derivative; use backend='reference'"
+    return None
+
+
+def check_floating(**tensors: Tensor) -> None:
+    """Refuse integer and complex tensors.
+
+    Args:
+        **tensors: Tensors by argument name.
+
+    Raises:
+        TypeError: One is not real floating point.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be real floating point; got {tensor.dtype}")
+
+
+def check_no_empty_block(**factors: Tensor) -> None:
+    """Refuse factors without entries.
+
+    Args:
+        **factors: Tensors by argument name.
+
+    Raises:
+        ValueError: A size is 0.
+    """
+    for name, factor in factors.items():
+        if 0 in factor.shape:
+            raise ValueError(f"{name} must have no dimension of size 0; got shape {tuple(factor.shape)}")
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

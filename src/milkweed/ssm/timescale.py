@@ -28,7 +28,7 @@ def log_timescale(
     Source:
         How to Train Your HiPPO (arXiv 2206.12037), section 3.4.
     """
-    if not 0 < dt_min <= dt_max:
-        raise ValueError(f"expected 0 < dt_min <= dt_max; got dt_min={dt_min}, dt_max={dt_max}")
+    if not 0 < dt_min <= dt_max < math.inf:
+        raise ValueError(f"expected 0 < dt_min <= dt_max, both finite; got dt_min={dt_min}, dt_max={dt_max}")
     low, high = math.log(dt_min), math.log(dt_max)
     return low + (high - low) * torch.rand(channels, generator=generator)

@@ -80,6 +80,16 @@ class Classification(LightningModule):
         """
         return self.model(inputs, lengths)
 
+    def on_train_start(self) -> None:
+        """Let rates and decay be those of the options: a restored optimiser would go on with the checkpoint's."""
+        optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        for group, wanted in zip(optimizer.param_groups, self._groups(), strict=True):
+            group["weight_decay"], group["initial_lr"] = wanted["weight_decay"], wanted["lr"]
+        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        rates = zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        for group, base, factor in rates:
+            group["lr"] = base * factor(scheduler.last_epoch)
+
     def on_train_epoch_start(self) -> None:
         """Start the training averages anew; Lightning skips this when it resumes in the middle of an epoch."""
         self.losses["train_loss"].reset()
@@ -126,14 +136,16 @@ class Classification(LightningModule):
         Returns:
             What Lightning expects.
         """
-        groups = parameter_groups(self.model, lr=self.lr, weight_decay=self.weight_decay, ssm_lr=self.ssm_lr)
-        optimizer = torch.optim.AdamW(groups)
+        optimizer = torch.optim.AdamW(self._groups())
         if self.schedule == "cosine":
             factor = warmup_cosine(self._total_steps(), self.warmup_steps)
         else:
             factor = warmup_constant(self.warmup_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _groups(self) -> list[dict]:
+        return parameter_groups(self.model, lr=self.lr, weight_decay=self.weight_decay, ssm_lr=self.ssm_lr)
 
     def _total_steps(self) -> int:
         total = self.trainer.estimated_stepping_batches
@@ -150,6 +162,11 @@ class Classification(LightningModule):
         inputs, targets = batch["inputs"], batch["targets"]
         self._check_shape(stage, batch_idx, inputs)
         logits = self(inputs, batch["lengths"])
+        if logits.ndim != 2:
+            raise ValueError(
+                f"classification needs one row of logits per sequence; the model gave {tuple(logits.shape)}; "
+                "set --model.pooling mean or last"
+            )
         loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
         if not torch.isfinite(loss):
             raise FloatingPointError(self._explain_loss(stage, batch_idx, inputs, loss))

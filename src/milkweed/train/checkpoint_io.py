@@ -71,7 +71,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         content = torch.load(path, map_location=map_location, weights_only=True)
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise CheckpointError(f"checkpoint {path} is corrupt or truncated; resume from another one") from error
-    missing = {"state_dict", "global_step", "epoch"} - set(content)
+    needed = {"state_dict", "global_step", "epoch"}
+    missing = needed - set(content) if isinstance(content, dict) else needed
     if missing:
         raise CheckpointError(f"checkpoint {path} is no training checkpoint: it lacks {', '.join(sorted(missing))}")
     return content

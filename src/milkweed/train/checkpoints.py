@@ -165,6 +165,28 @@ def link(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
+def check_fits(task: LightningModule, path: Path) -> None:
+    """Refuse a checkpoint of another architecture before anything is written.
+
+    Args:
+        task: The task that is to go on from it.
+        path: The checkpoint.
+
+    Raises:
+        CheckpointError: A tensor is missing, left over or of another shape.
+    """
+    stored = read_checkpoint(path)["state_dict"]
+    wanted = task.state_dict()
+    for name in wanted.keys() | stored.keys():
+        have, want = stored.get(name), wanted.get(name)
+        if name.startswith("model.") and (have is None or want is None or have.shape != want.shape):
+            shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (have, want)]
+            raise CheckpointError(
+                f"checkpoint {path} belongs to another model: {name} is {shapes[0]} there and {shapes[1]} here; "
+                "leave out the --model options, or start a new run under another --name"
+            )
+
+
 def load_weights(task: LightningModule, path: Path) -> int:
     """Load the weights of a checkpoint into a task.
 

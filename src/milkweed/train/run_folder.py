@@ -101,9 +101,17 @@ class RunFolder:
         if not self.config.is_file():
             raise FileNotFoundError(f"{self.path} is no run: it has no config.yaml; name a folder such as runs/digits")
         try:
-            return yaml.safe_load(self.config.read_text())
-        except yaml.YAMLError as error:
+            content = yaml.safe_load(self.config.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{self.config} is damaged ({error}); restore it or start a new run") from error
+        missing = [
+            name
+            for name in ("data", "model", "task", "trainer")
+            if not isinstance(content, dict) or name not in content
+        ]
+        if missing:
+            raise ValueError(f"{self.config} is damaged: it lacks {', '.join(missing)}; restore it or start a new run")
+        return content
 
     def write_config(self, text: str) -> None:
         """Write the resolved configuration.
@@ -119,8 +127,17 @@ class RunFolder:
 
         Returns:
             What `write_environment` was given, or an empty dictionary.
+
+        Raises:
+            ValueError: If the file is damaged.
         """
-        return json.loads(self.environment.read_text()) if self.environment.is_file() else {}
+        if not self.environment.is_file():
+            return {}
+        try:
+            content = json.loads(self.environment.read_text())
+        except ValueError as error:
+            raise ValueError(f"{self.environment} is damaged ({error}); delete it, nothing depends on it") from error
+        return content if isinstance(content, dict) else {}
 
     def write_environment(self, content: dict[str, Any]) -> None:
         """Write the description of recipe and machine.
@@ -199,3 +216,15 @@ def check_writable(folder: Path) -> None:
             f"run folder {folder} cannot be written: {nearest}: {error.strerror}; "
             "choose another --out or change its permissions"
         ) from error
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a path is a folder with nothing in it.
+
+    Args:
+        folder: Any path.
+
+    Returns:
+        False for files, and for folders that hold anything.
+    """
+    return folder.is_dir() and not any(folder.iterdir())

@@ -80,16 +80,9 @@ class Session:
         Args:
             trainer: What `make_trainer` returned.
             checkpoint: Where to continue.
-
-        Raises:
-            TrainingInterrupted: If it was stopped from outside.
         """
-        try:
-            with shared_with_children(self.folder, checkpoint):
-                trainer.fit(self.task, datamodule=self.data, ckpt_path=checkpoint)
-        except SystemExit as stop:
-            # Lightning ends the interpreter on Ctrl-C and SIGTERM, after closing down well.
-            raise TrainingInterrupted from stop
+        with interruptible(), shared_with_children(self.folder, checkpoint):
+            trainer.fit(self.task, datamodule=self.data, ckpt_path=checkpoint)
 
     def finish(self, trainer: Trainer) -> dict[str, Any]:
         """Test the best weights and write model, figures and results; `results.json` comes last.
@@ -106,7 +99,8 @@ class Session:
         if not (self.folder.checkpoints / BEST).is_file():
             raise ValueError("no epoch was trained, so there is nothing to test; use --trainer.max_epochs 1 or more")
         best_epoch = load_weights(self.task, self.folder.checkpoints / BEST)
-        trainer.test(self.task, datamodule=self.data, verbose=False)
+        with interruptible():
+            trainer.test(self.task, datamodule=self.data, verbose=False)
         results = self._results(trainer, best_epoch)
         # Collects the counts of all processes, so every process has to call it.
         confusion = self.task.confusion.compute().cpu().numpy()
@@ -144,6 +138,22 @@ class Session:
             save_confusion_matrix(confusion, names, self.folder.confusion_matrix, f"{title}: test split")
         except ModuleNotFoundError as error:
             self.console.print(f"[yellow]No figures: {error}[/]")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn the end of the interpreter, which Lightning asks for on Ctrl-C and SIGTERM, into an exception of ours.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        TrainingInterrupted: If it was stopped from outside.
+    """
+    try:
+        yield
+    except SystemExit as stop:
+        raise TrainingInterrupted from stop
 
 
 @contextmanager

@@ -7,11 +7,12 @@ import math
 from torch import Tensor
 
 from milkweed.ops import backends
+from milkweed.ops._common import refuse_forward_mode
 from milkweed.ops.fft_conv import eager, reference
 
 backends.register(
     "fft_conv",
-    backends.Backend("eager", eager.fft_conv),
+    backends.Backend("eager", eager.fft_conv, refuse_forward_mode),
     backends.Backend("reference", reference.fft_conv),
 )
 
@@ -62,8 +63,8 @@ def fft_conv(
     for name, tensor in tensors.items():
         if tensor is not None and not tensor.is_floating_point():
             raise TypeError(f"{name} must be real floating point; got {tensor.dtype}")
-    if u.ndim < 2 or u.shape[-1] == 0:
-        raise ValueError(f"u must be (..., H, L) with L >= 1; got shape {tuple(u.shape)}")
+    if u.ndim < 2 or 0 in u.shape[-2:]:
+        raise ValueError(f"u must be (..., H, L) with H, L >= 1; got shape {tuple(u.shape)}")
     channels, length = u.shape[-2:]
     for name, lags in (("kernel", kernel), ("reverse_kernel", reverse_kernel)):
         if lags is not None:

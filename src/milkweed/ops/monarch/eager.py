@@ -69,12 +69,12 @@ def _linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("milkweed::monarch_mm", mutates_args=())
-def _forward(x: Tensor, right: Tensor, left: Tensor, keep_middle: bool) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, right: Tensor, left: Tensor, keep_middle: bool, wide: bool) -> tuple[Tensor, Tensor]:
     l, s, _ = left.shape  # noqa: E741 - the paper's letter
     out = x.new_empty(x.shape[0], s * l)
     middle = _empty_middle(x, right, keep_middle)
     buffers = _Buffer(x), _Buffer(x)
-    multiply = _wide_block if _is_wide(x, right, left) else _block
+    multiply = _wide_block if wide else _block
     for rows in _row_blocks(x, right, left):
         kept = _of_block(middle, rows, right) if keep_middle else None
         multiply(x[rows], right, left, out[rows].view(-1, s, l), kept, buffers)
@@ -89,7 +89,7 @@ def _block(
     operand = x.reshape(-1, k, p).permute(1, 2, 0)
     target = buffers[0].take(k * q * x.shape[0]) if kept is None else kept
     middle = torch.bmm(right, operand, out=target.view(k, q, -1))
-    result = buffers[1].bmm(_as_left_operand(middle, x, right, left), left.transpose(1, 2))
+    result = buffers[1].bmm(_as_left_operand(middle, left, wide=False), left.transpose(1, 2))
     out.copy_(result.permute(1, 2, 0))
 
 
@@ -109,10 +109,10 @@ def _wide_block(
         out[:, :, i] = _linear(middle[i].view(rows, r), left[i])
 
 
-def _as_left_operand(middle: Tensor, x: Tensor, right: Tensor, left: Tensor) -> Tensor:
+def _as_left_operand(middle: Tensor, left: Tensor, *, wide: bool) -> Tensor:
     """A block's middle, as either function above leaves it, as (l, rows, r)."""
     l, _, r = left.shape  # noqa: E741 - the paper's letter
-    return middle.view(l, -1, r) if _is_wide(x, right, left) else middle.view(r, l, -1).permute(1, 2, 0)
+    return middle.view(l, -1, r) if wide else middle.view(r, l, -1).permute(1, 2, 0)
 
 
 def _empty_middle(x: Tensor, right: Tensor, keep: bool) -> Tensor:
@@ -126,7 +126,7 @@ def _of_block(middle: Tensor, rows: slice, right: Tensor) -> Tensor:
 
 
 @_forward.register_fake
-def _(x: Tensor, right: Tensor, left: Tensor, keep_middle: bool) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, right: Tensor, left: Tensor, keep_middle: bool, wide: bool) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], left.shape[0] * left.shape[1]), _empty_middle(x, right, keep_middle)
 
 
@@ -137,21 +137,25 @@ def _backward(
     right: Tensor,
     left: Tensor,
     middle: Tensor,
+    wide: bool,
     need_x: bool,
     need_right: bool,
     need_left: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     k, q, p = right.shape
     l, s, _ = left.shape  # noqa: E741 - the paper's letter
-    wide = torch.promote_types(x.dtype, torch.float32)
+    if need_left and not middle.numel():
+        # A graph exported where no gradient was wanted kept nothing.
+        middle = _forward(x, right, left, True, wide)[1]
+    precise = torch.promote_types(x.dtype, torch.float32)
     grad_x = x.new_empty(x.shape if need_x else 0)
-    grad_right = torch.zeros(right.shape if need_right else 0, dtype=wide, device=x.device)
-    grad_left = torch.zeros(left.shape if need_left else 0, dtype=wide, device=x.device)
+    grad_right = torch.zeros(right.shape if need_right else 0, dtype=precise, device=x.device)
+    grad_left = torch.zeros(left.shape if need_left else 0, dtype=precise, device=x.device)
     buffers = [_Buffer(x) for _ in range(4)]
     for rows in _row_blocks(x, right, left):
         upper = grad[rows].reshape(-1, s, l).permute(2, 1, 0).contiguous()
         if need_left:
-            operand = _as_left_operand(_of_block(middle, rows, right), x, right, left)
+            operand = _as_left_operand(_of_block(middle, rows, right), left, wide=wide)
             grad_left += buffers[0].bmm(upper, operand)
         if need_x or need_right:
             lower = buffers[1].bmm(left.transpose(1, 2), upper).transpose(0, 1).reshape(k, q, -1)
@@ -170,6 +174,7 @@ def _(
     right: Tensor,
     left: Tensor,
     middle: Tensor,
+    wide: bool,
     need_x: bool,
     need_right: bool,
     need_left: bool,
@@ -181,20 +186,20 @@ def _(
     )
 
 
-def _plain(x: Tensor, right: Tensor, left: Tensor, keep_middle: bool) -> Tensor:
+def _plain(x: Tensor, right: Tensor, left: Tensor, keep_middle: bool, wide: bool) -> Tensor:
     return reference.monarch_mm(x, right, left)
 
 
 def _gradients(grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor]:
-    x, right, left, _ = inputs
-    return _backward(grad, x, right, left, *kept, *needed)
+    x, right, left, _, wide = inputs
+    return _backward(grad, x, right, left, *kept, wide, *needed)
 
 
 register_differentiable(_forward, _plain, _gradients)
 
 
 @register_flop_formula(torch.ops.milkweed.monarch_mm)
-def _flops(x_shape: Any, right_shape: Any, left_shape: Any, keep_middle: bool, **kwargs: Any) -> int:
+def _flops(x_shape: Any, right_shape: Any, left_shape: Any, keep_middle: bool, wide: bool, **kwargs: Any) -> int:
     return 2 * int(x_shape[0]) * (_volume(right_shape) + _volume(left_shape))
 
 
@@ -205,6 +210,7 @@ def _backward_flops(
     right_shape: Any,
     left_shape: Any,
     middle_shape: Any,
+    wide: bool,
     need_x: bool,
     need_right: bool,
     need_left: bool,
@@ -232,4 +238,4 @@ def monarch_mm(x: Tensor, right: Tensor, left: Tensor) -> Tensor:
     """
     # Only the gradient of the left factor needs the first factor's output.
     keep = torch.is_grad_enabled() and left.requires_grad
-    return _forward(x, right, left, keep)[0]
+    return _forward(x, right, left, keep, _is_wide(x, right, left))[0]

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from milkweed.ops import backends
-from milkweed.ops._common import compute_dtype
+from milkweed.ops._common import compute_dtype, refuse_forward_mode
 from milkweed.ops.ssm_kernel import eager, reference
 
 backends.register(
     "diagonal_ssm_kernel",
-    backends.Backend("eager", eager.diagonal_ssm_kernel),
+    backends.Backend("eager", eager.diagonal_ssm_kernel, refuse_forward_mode),
     backends.Backend("reference", reference.diagonal_ssm_kernel),
 )
 backends.register(
     "diagonal_ssm_state",
-    backends.Backend("eager", eager.diagonal_ssm_state),
+    backends.Backend("eager", eager.diagonal_ssm_state, refuse_forward_mode),
     backends.Backend("reference", reference.diagonal_ssm_state),
 )
 
@@ -47,8 +47,8 @@ def diagonal_ssm_kernel(c: Tensor, dt_a: Tensor, length: int, *, backend: str | 
     c, dt_a = _pairs("c", c), _pairs("dt_a", dt_a)
     if c.shape[-2] != dt_a.shape[-2]:
         raise ValueError(f"c and dt_a must have one number of modes N; got {c.shape[-2]} and {dt_a.shape[-2]}")
-    if isinstance(length, int) and length < 1:
-        raise ValueError(f"length must be at least 1; got {length}")
+    if isinstance(length, float | bool) or length < 1:
+        raise ValueError(f"length must be an integer of at least 1; got {length!r}")
     dtype = compute_dtype(c, dt_a)
     lead = torch.broadcast_shapes(c.shape[:-2], dt_a.shape[:-2])
     wide_c = c.to(dtype).expand(*lead, *c.shape[-2:])
@@ -105,9 +105,9 @@ def diagonal_ssm_state(u: Tensor, dt_a: Tensor, *, backend: str | None = None) -
 def _pairs(name: str, tensor: Tensor) -> Tensor:
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
-    if not tensor.is_floating_point() or tensor.ndim < 2 or tensor.shape[-1] != 2:
+    if not tensor.is_floating_point() or tensor.ndim < 2 or tensor.shape[-1] != 2 or tensor.shape[-2] == 0:
         raise ValueError(
-            f"{name} must be real pairs (..., N, 2) or complex (..., N); "
+            f"{name} must be real pairs (..., N, 2) or complex (..., N) with N >= 1; "
             f"got shape {tuple(tensor.shape)}, {tensor.dtype}"
         )
     return tensor
