@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 from milkweed.ops._common import register_differentiable, rows_per_block
 from milkweed.ops.block_diagonal import reference
 
-# A block of rows, its input and its output together; measured best between 4 and 16 MiB (L3 of one core's share).
+# A block of rows, its input and its output together: of the size that suits the Monarch product, not tuned by itself.
 _BLOCK_BYTES = 16 * 2**20
 
 
