@@ -105,6 +105,7 @@ def test_wide_blocks_equal_narrow_ones(monkeypatch):
     expected = exact[0] @ dense_monarch(exact[1], exact[2]).T
     monkeypatch.setattr(eager, "_WIDE", 1)
     monkeypatch.setattr(eager, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     inputs = [t.requires_grad_() for t in (x, right, left)]
     assert eager._is_wide(*inputs)
     found = ops.monarch_mm(*inputs)

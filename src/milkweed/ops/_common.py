@@ -27,14 +27,14 @@ def register_differentiable(
             says which are wanted, and an unwanted one may be any tensor.
     """
 
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def] # noqa: ANN
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
         kept = output[1:] if isinstance(output, tuple) else ()
         ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
         ctx.values = [None if tensor else value for value, tensor in zip(inputs, ctx.is_tensor, strict=True)]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*[value for value in inputs if isinstance(value, Tensor)], *kept)
 
-    def backward(ctx, grad, *_):  # type: ignore[no-untyped-def] # noqa: ANN
+    def backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
         if grad is None:
             return (None,) * len(ctx.is_tensor)
         count = sum(ctx.is_tensor)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from milkweed.ops._common import register_differentiable, rows_per_block
+from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.block_diagonal import reference
 
 # A block of rows, its input and its output together: of the size that suits the Monarch product, not tuned by itself.
@@ -26,7 +27,7 @@ def _row_blocks(x: Tensor, width: int) -> Iterator[slice]:
 def block_diagonal_mm(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply (batch, k * p) rows by blocks of (k, q, p)."""
     k, q, p = weight.shape
-    out = x.new_empty(x.shape[0], k * q)
+    out = on_huge_pages(x.new_empty(x.shape[0], k * q))
     for rows in _row_blocks(x, k * (p + q)):
         block = x[rows].reshape(-1, k, p).transpose(0, 1)
         out[rows].view(-1, k, q).copy_(torch.bmm(block, weight.transpose(1, 2)).transpose(0, 1))
@@ -41,7 +42,7 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 @torch.library.custom_op("milkweed::block_diagonal_mm_backward", mutates_args=())
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool) -> tuple[Tensor, Tensor]:
     k, q, p = weight.shape
-    grad_x = x.new_empty(x.shape if need_x else 0)
+    grad_x = on_huge_pages(x.new_empty(x.shape if need_x else 0))
     sums = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) if need_weight else None
     for rows in _row_blocks(x, k * (p + q)):
         block = grad[rows].reshape(-1, k, q).transpose(0, 1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from milkweed.ops._common import compute_dtype, register_differentiable, rows_per_block
+from milkweed.ops._memory import on_huge_pages
 
 # One padded signal block; its spectrum and the inverse transform come on top. Measured best of 1 .. 8 MiB.
 _BLOCK_BYTES = 4 * 2**20
@@ -89,7 +90,7 @@ def fft_conv(
 ) -> Tensor:
     """Convolve blocks of (B, H, L) signals; the arguments are those of `milkweed.ops.fft_conv`."""
     plan = _Plan(u, kernel, reverse_kernel, compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate))
-    out = torch.empty_like(u)
+    out = on_huge_pages(torch.empty_like(u))
     for channels in plan.channel_blocks():
         kernel_spectrum = plan.kernel_spectrum(kernel, reverse_kernel, channels)
         for batch in plan.batch_blocks():
@@ -183,7 +184,7 @@ def _empty_gradients(
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     def like(tensor: Tensor | None, need: bool) -> Tensor:
-        return torch.empty_like(tensor) if need and tensor is not None else u.new_empty(0)
+        return on_huge_pages(torch.empty_like(tensor)) if need and tensor is not None else u.new_empty(0)
 
     need_u, need_kernel, need_reverse, need_skip, need_pre, need_post = needed
     return (

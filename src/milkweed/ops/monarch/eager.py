@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from milkweed.ops._common import register_differentiable, rows_per_block
+from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.monarch import reference
 
-# Input, middle and output of a block together: 512 rows at n = 4096 in float32, at or near the best of 128 .. 1024.
-_BLOCK_BYTES = 24 * 2**20
+# Input, middle and output of a block together: 384 rows at n = 4096 in float32, at or near the best of 128 .. 1024.
+_BLOCK_BYTES = 18 * 2**20
 _WIDE = 512
 
 
@@ -45,8 +46,9 @@ class _Buffer:
 def _is_wide(x: Tensor, right: Tensor, left: Tensor) -> bool:
     """Whether blocks are wide enough for oneDNN's matrix product, 10-20% faster than the batched one from 512 on.
 
-    There is no public function that reaches it for plain float32 tensors; this is the op that torch.compile itself
-    emits. Where it is missing the batched product does the same.
+    That holds with AVX-512, which MKL leaves unused on some CPUs; with AVX2 alone oneDNN is 10-20% slower. There is no
+    public function that reaches it for plain float32 tensors; this is the op that torch.compile itself emits. Where it
+    is missing the batched product does the same.
 
     Returns:
         True where `_wide_block` applies.
@@ -57,6 +59,7 @@ def _is_wide(x: Tensor, right: Tensor, left: Tensor) -> bool:
         and min(right.shape[1:]) >= _WIDE
         and min(left.shape[1:]) >= _WIDE
         and right.shape[1] % left.shape[0] == 0
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -71,8 +74,8 @@ def _linear(x: Tensor, weight: Tensor) -> Tensor:
 @torch.library.custom_op("milkweed::monarch_mm", mutates_args=())
 def _forward(x: Tensor, right: Tensor, left: Tensor, keep_middle: bool, wide: bool) -> tuple[Tensor, Tensor]:
     l, s, _ = left.shape  # noqa: E741 - the paper's letter
-    out = x.new_empty(x.shape[0], s * l)
-    middle = _empty_middle(x, right, keep_middle)
+    out = on_huge_pages(x.new_empty(x.shape[0], s * l))
+    middle = on_huge_pages(_empty_middle(x, right, keep_middle))
     buffers = _Buffer(x), _Buffer(x)
     multiply = _wide_block if wide else _block
     for rows in _row_blocks(x, right, left):
@@ -148,7 +151,7 @@ def _backward(
         # A graph exported where no gradient was wanted kept nothing.
         middle = _forward(x, right, left, True, wide)[1]
     precise = torch.promote_types(x.dtype, torch.float32)
-    grad_x = x.new_empty(x.shape if need_x else 0)
+    grad_x = on_huge_pages(x.new_empty(x.shape if need_x else 0))
     grad_right = torch.zeros(right.shape if need_right else 0, dtype=precise, device=x.device)
     grad_left = torch.zeros(left.shape if need_left else 0, dtype=precise, device=x.device)
     buffers = [_Buffer(x) for _ in range(4)]

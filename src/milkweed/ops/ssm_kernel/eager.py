@@ -12,6 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from milkweed.ops import pairs
 from milkweed.ops._common import register_differentiable, rows_per_block
+from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.ssm_kernel import reference
 
 # Exponentials and products of one block of channels: 64 channels at N/2 = 32, L = 4096; measured best of 16, 32 and 64.
@@ -77,7 +78,7 @@ def _sum_of_modes(c: Tensor, dt_a: Tensor, length: int) -> Tensor:
     """Re sum_n c_n exp(dt_a_n l) for c (batch, rows, N, 2), dt_a (rows, N, 2): (batch, rows, L)."""
     batch, rows, modes, _ = c.shape
     inner, outer = _split(length)
-    out = c.new_empty(batch, rows, length)
+    out = on_huge_pages(c.new_empty(batch, rows, length))
     for block in _row_blocks(rows, modes, length, c):
         z = dt_a[block]
         fine = _exponentials(z, inner, 1).flatten(2)
