@@ -1,7 +1,19 @@
 """Sub-quadratic building blocks for PyTorch: Monarch matrices, long convolutions and state spaces."""
 
-from milkweed import convert, models, nn, ops, ssm
+from milkweed import convert, models, nn, ops, ssm, structures
 from milkweed._version import __version__
 from milkweed.models import load_pretrained, save_pretrained
+from milkweed.structures import Monarch
 
-__all__ = ["__version__", "convert", "load_pretrained", "models", "nn", "ops", "save_pretrained", "ssm"]
+__all__ = [
+    "Monarch",
+    "__version__",
+    "convert",
+    "load_pretrained",
+    "models",
+    "nn",
+    "ops",
+    "save_pretrained",
+    "ssm",
+    "structures",
+]

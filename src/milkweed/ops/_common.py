@@ -61,34 +61,42 @@ def register_differentiable(
     op.register_autograd(backward, setup_context=setup_context)
 
 
-def refuse_forward_mode(*args: object) -> str | None:
-    """Say why a custom op cannot run on these arguments: it would lose forward-mode derivatives without a word.
+def needs_plain_formula(*args: object) -> str | None:
+    """Say why a custom op cannot run on these arguments while the plain formula can.
+
+    A custom op would lose forward-mode derivatives without a word, ``torch.func`` cannot look inside it, and the fast
+    algorithms are for real numbers.
 
     Args:
         *args: The operation's arguments.
 
     Returns:
-        The reason with the fix, or None.
+        The reason, or None.
     """
-    if forward_ad._current_level < 0:
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    if any(tensor.is_complex() for tensor in tensors):
+        return "it is for real numbers; backend='reference' takes complex ones"
+    if torch.compiler.is_compiling():
         return None
-    if any(isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None for arg in args):
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "torch.func transforms cannot look inside it; use backend='reference'"
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         return "it has no forward-mode derivative; use backend='reference'"
     return None
 
 
-def check_floating(**tensors: Tensor) -> None:
-    """Refuse integer and complex tensors.
+def check_numbers(**tensors: Tensor) -> None:
+    """Refuse integer and boolean tensors.
 
     Args:
         **tensors: Tensors by argument name.
 
     Raises:
-        TypeError: One is not real floating point.
+        TypeError: One is neither floating point nor complex.
     """
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be real floating point; got {tensor.dtype}")
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            raise TypeError(f"{name} must be floating point or complex; got {tensor.dtype}")
 
 
 def check_no_empty_block(**factors: Tensor) -> None:

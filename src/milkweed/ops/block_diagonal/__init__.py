@@ -7,12 +7,12 @@ import math
 from torch import Tensor
 
 from milkweed.ops import backends
-from milkweed.ops._common import autocast_together, check_floating, check_no_empty_block, refuse_forward_mode
+from milkweed.ops._common import autocast_together, check_no_empty_block, check_numbers, needs_plain_formula
 from milkweed.ops.block_diagonal import eager, reference
 
 backends.register(
     "block_diagonal_mm",
-    backends.Backend("eager", eager.block_diagonal_mm, refuse_forward_mode),
+    backends.Backend("eager", eager.block_diagonal_mm, needs_plain_formula),
     backends.Backend("reference", reference.block_diagonal_mm),
 )
 
@@ -32,14 +32,14 @@ def block_diagonal_mm(x: Tensor, weight: Tensor, *, backend: str | None = None) 
 
     Raises:
         ValueError: The shapes do not fit, or the backend is unknown.
-        TypeError: The dtypes differ, or are not real floating point.
+        TypeError: The dtypes differ, or are neither floating point nor complex.
 
     Source:
         Monarch (arXiv 2204.00595), section 3: the two factors of a Monarch matrix are of this kind.
     """
     if weight.ndim != 3:
         raise ValueError(f"weight must be (k, q, p); got shape {tuple(weight.shape)}")
-    check_floating(x=x, weight=weight)
+    check_numbers(x=x, weight=weight)
     check_no_empty_block(weight=weight)
     k, q, p = weight.shape
     if x.ndim == 0 or x.shape[-1] != k * p:

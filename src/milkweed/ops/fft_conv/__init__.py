@@ -7,12 +7,12 @@ import math
 from torch import Tensor
 
 from milkweed.ops import backends
-from milkweed.ops._common import refuse_forward_mode
+from milkweed.ops._common import needs_plain_formula
 from milkweed.ops.fft_conv import eager, reference
 
 backends.register(
     "fft_conv",
-    backends.Backend("eager", eager.fft_conv, refuse_forward_mode),
+    backends.Backend("eager", eager.fft_conv, needs_plain_formula),
     backends.Backend("reference", reference.fft_conv),
 )
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from milkweed.ops import backends
-from milkweed.ops._common import autocast_together, check_floating, check_no_empty_block, refuse_forward_mode, warn_once
+from milkweed.ops._common import autocast_together, check_no_empty_block, check_numbers, needs_plain_formula, warn_once
 from milkweed.ops.monarch import eager, reference
 
 backends.register(
     "monarch_mm",
-    backends.Backend("eager", eager.monarch_mm, refuse_forward_mode),
+    backends.Backend("eager", eager.monarch_mm, needs_plain_formula),
     backends.Backend("reference", reference.monarch_mm),
 )
 
@@ -35,7 +35,7 @@ def monarch_mm(x: Tensor, right: Tensor, left: Tensor, *, backend: str | None = 
 
     Raises:
         ValueError: The shapes do not fit, or the backend is unknown.
-        TypeError: The dtypes differ, or are not real floating point.
+        TypeError: The dtypes differ, or are neither floating point nor complex.
 
     Source:
         Monarch (arXiv 2204.00595), section 3.1 and the rectangular extension of its appendix, in the layout that the
@@ -45,7 +45,7 @@ def monarch_mm(x: Tensor, right: Tensor, left: Tensor, *, backend: str | None = 
         raise ValueError(
             f"right must be (k, q, p) and left (l, s, r); got shapes {tuple(right.shape)} and {tuple(left.shape)}"
         )
-    check_floating(x=x, right=right, left=left)
+    check_numbers(x=x, right=right, left=left)
     check_no_empty_block(right=right, left=left)
     k, q, p = right.shape
     l, s, r = left.shape  # noqa: E741 - the paper's letter

@@ -159,15 +159,22 @@ def _backward(
         upper = grad[rows].reshape(-1, s, l).permute(2, 1, 0).contiguous()
         if need_left:
             operand = _as_left_operand(_of_block(middle, rows, right), left, wide=wide)
-            grad_left += buffers[0].bmm(upper, operand)
+            _accumulate(grad_left, upper, operand, buffers[0])
         if need_x or need_right:
             lower = buffers[1].bmm(left.transpose(1, 2), upper).transpose(0, 1).reshape(k, q, -1)
             if need_right:
-                grad_right += buffers[2].bmm(lower, x[rows].reshape(-1, k, p).transpose(0, 1))
+                _accumulate(grad_right, lower, x[rows].reshape(-1, k, p).transpose(0, 1), buffers[2])
             if need_x:
                 result = buffers[3].bmm(lower.transpose(1, 2), right)
                 grad_x[rows].view(-1, k, p).copy_(result.transpose(0, 1))
     return grad_x, grad_right.to(right.dtype), grad_left.to(left.dtype)
+
+
+def _accumulate(total: Tensor, a: Tensor, b: Tensor, buffer: _Buffer) -> None:
+    if total.dtype == a.dtype:
+        total.baddbmm_(a, b)
+    else:
+        total += buffer.bmm(a, b)
 
 
 @_backward.register_fake

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from milkweed.ops import backends
-from milkweed.ops._common import compute_dtype, refuse_forward_mode
+from milkweed.ops._common import compute_dtype, needs_plain_formula
 from milkweed.ops.ssm_kernel import eager, reference
 
 backends.register(
     "diagonal_ssm_kernel",
-    backends.Backend("eager", eager.diagonal_ssm_kernel, refuse_forward_mode),
+    backends.Backend("eager", eager.diagonal_ssm_kernel, needs_plain_formula),
     backends.Backend("reference", reference.diagonal_ssm_kernel),
 )
 backends.register(
     "diagonal_ssm_state",
-    backends.Backend("eager", eager.diagonal_ssm_state, refuse_forward_mode),
+    backends.Backend("eager", eager.diagonal_ssm_state, needs_plain_formula),
     backends.Backend("reference", reference.diagonal_ssm_state),
 )
 

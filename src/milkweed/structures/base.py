@@ -1,0 +1,314 @@
+"""What every structured matrix offers, on top of four primitives that each structure defines."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# The dtype of a matrix without numbers, such as a permutation: promoting it with any other gives the other.
+NEUTRAL = torch.bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class StructuredMatrix(ABC):
+    """An m × n matrix stored by few numbers, real or complex.
+
+    A structure is an immutable dataclass; its fields are tensors, other structures or plain values, so copying,
+    pickling and conversion need no code of its own. Everything is differentiable with respect to the tensors. A
+    structure with a ``crop`` field is the top-left part of a larger one: inputs are padded with zeros, outputs cut.
+
+    A subclass defines ``_full_shape``, ``_apply``, ``_transpose`` and ``_flops``; ``inverse`` and ``slogdet`` if they
+    are cheap.
+    """
+
+    @property
+    @abstractmethod
+    def _full_shape(self) -> tuple[int, int]:
+        """(rows, columns) before cropping."""
+
+    @abstractmethod
+    def _apply(self, x: Tensor) -> Tensor:
+        """W x for every vector x (..., columns) of W's own dtype, before cropping: (..., rows)."""
+
+    @abstractmethod
+    def _transpose(self) -> StructuredMatrix:
+        """The transposed matrix before cropping; of a class with a ``crop`` field if this class has one."""
+
+    @abstractmethod
+    def _flops(self) -> int:
+        """Operations per vector, a multiply-add counted as two."""
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows m, columns n)."""
+        crop: tuple[int, int] | None = getattr(self, "crop", None)
+        return self._full_shape if crop is None else crop
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The common dtype of the numbers; ``torch.bool`` where there are none (permutations)."""
+        numbers = [t.dtype for _, t in self.named_tensors() if _holds_numbers(t)]
+        return functools.reduce(torch.promote_types, numbers, NEUTRAL)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors live."""
+        return next(tensor.device for _, tensor in self.named_tensors())
+
+    def named_tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """Walk over the tensors that make the matrix.
+
+        Args:
+            prefix: Put before each name.
+
+        Yields:
+            Dotted names, such as ``factors.0.right``, and tensors.
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            several = isinstance(value, tuple)
+            for index, part in enumerate(value if several else (value,)):
+                name = f"{prefix}{field.name}.{index}" if several else f"{prefix}{field.name}"
+                if isinstance(part, Tensor):
+                    yield name, part
+                elif isinstance(part, StructuredMatrix):
+                    yield from part.named_tensors(name + ".")
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers are stored; a complex one counts as one, positions do not count."""
+        return sum(tensor.numel() for _, tensor in self.named_tensors() if _holds_numbers(tensor))
+
+    def flops(self, batch: int = 1) -> int:
+        """Count the operations of multiplying a batch of vectors, a multiply-add as two.
+
+        Args:
+            batch: Vectors.
+
+        Returns:
+            The number; of complex operations for a complex matrix. Permutations are free, an FFT of length n counts
+            5 n log2 n.
+        """
+        return batch * self._flops()
+
+    def __repr__(self) -> str:
+        m, n = self.shape
+        kind = "" if self.dtype == NEUTRAL else f", {str(self.dtype).removeprefix('torch.')}"
+        return f"{type(self).__name__}({m} × {n}{kind}, {self.num_parameters:,} parameters)"
+
+    # ------------------------------------------------------------------ products
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply every vector in the last dimension, as a linear layer does.
+
+        Args:
+            x: (..., n).
+
+        Returns:
+            (..., m) in the promoted dtype of both.
+
+        Raises:
+            ValueError: The last dimension is not n.
+        """
+        m, n = self.shape
+        if x.ndim == 0 or x.shape[-1] != n:
+            raise ValueError(f"x must be (..., {n}) for a {m} × {n} {type(self).__name__}; got shape {tuple(x.shape)}")
+        dtype = torch.promote_types(x.dtype, self.dtype)
+        missing = self._full_shape[1] - n
+        x = x.to(dtype)
+        return self._in_dtype(dtype)._apply(F.pad(x, (0, missing)) if missing else x)[..., :m]
+
+    def __matmul__(self, other: Any) -> Any:
+        """The product with a vector (n,), with matrices (..., n, b), or with another structure (a ``Product``)."""
+        if isinstance(other, StructuredMatrix):
+            from milkweed.structures.product import Product
+
+            return Product.of(self, other)
+        if not isinstance(other, Tensor):
+            return NotImplemented
+        if other.ndim < 2:
+            return self(other)
+        if other.shape[-2] != self.shape[1]:
+            raise ValueError(f"{self!r} @ x needs x (..., {self.shape[1]}, b); got shape {tuple(other.shape)}")
+        return self(other.mT).mT
+
+    def __rmatmul__(self, other: Any) -> Any:
+        """X @ W for a tensor x (..., m): (..., n)."""
+        return self.T(other) if isinstance(other, Tensor) else NotImplemented
+
+    def __add__(self, other: Any) -> Any:
+        """The sum with another structure."""
+        from milkweed.structures.product import Sum
+
+        return Sum.of(self, other) if isinstance(other, StructuredMatrix) else NotImplemented
+
+    def to_dense(self) -> Tensor:
+        """Multiply everything out.
+
+        Returns:
+            (m, n); a permutation comes in torch's default dtype.
+        """
+        dtype = torch.get_default_dtype() if self.dtype == NEUTRAL else self.dtype
+        return self(torch.eye(self.shape[1], dtype=dtype, device=self.device)).mT
+
+    # ------------------------------------------------------------------ other matrices from this one
+
+    @property
+    def T(self) -> StructuredMatrix:  # noqa: N802 - as in torch and numpy
+        """The transposed matrix."""
+        transposed = self._transpose()
+        crop: tuple[int, int] | None = getattr(self, "crop", None)
+        return transposed if crop is None else dataclasses.replace(transposed, crop=crop[::-1])  # type: ignore[call-arg]
+
+    @property
+    def H(self) -> StructuredMatrix:  # noqa: N802 - as in torch
+        """The conjugate transpose."""
+        return self.T.conj()
+
+    def conj(self) -> Self:
+        """Conjugate every entry.
+
+        Returns:
+            A matrix of the same structure.
+        """
+        return self._map(lambda tensor: tensor.conj().resolve_conj())
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the tensors, or change the precision of the numbers.
+
+        Args:
+            device: Where to.
+            dtype: Floating-point or complex; positions keep theirs.
+
+        Returns:
+            A matrix of the same structure.
+
+        Raises:
+            TypeError: A complex matrix was to become real, or the dtype is an integer one.
+        """
+        if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
+            raise TypeError(f"dtype must be floating point or complex; got {dtype}")
+        if dtype is not None and self.dtype.is_complex and not dtype.is_complex:
+            raise TypeError(f"{self!r} would lose its imaginary part as {dtype}; use a complex dtype")
+        return self._map(lambda t: t.to(device=device, dtype=dtype if _holds_numbers(t) else None))
+
+    def detach(self) -> Self:
+        """Cut the tensors from their history.
+
+        Returns:
+            A matrix of the same structure that shares its memory.
+        """
+        return self._map(torch.Tensor.detach)
+
+    # ------------------------------------------------------------------ systems of equations
+
+    def inverse(self) -> StructuredMatrix:
+        """Invert the matrix, which gives a structure, where the structure makes that cheap.
+
+        Raises:
+            TypeError: It is not cheap.
+            ValueError: The matrix is not square.
+        """
+        raise TypeError(f"{type(self).__name__} has no cheap inverse; use torch.linalg.inv(matrix.to_dense())")
+
+    def slogdet(self) -> tuple[Tensor, Tensor]:
+        """Sign (or phase) and logarithm of the determinant's absolute value, two scalars, where that is cheap.
+
+        Raises:
+            TypeError: It is not cheap.
+            ValueError: The matrix is not square.
+        """
+        raise TypeError(f"{type(self).__name__} has no cheap determinant; use torch.linalg.slogdet(matrix.to_dense())")
+
+    def logdet(self) -> Tensor:
+        """Logarithm of the determinant; NaN for a real matrix with a negative one, as `torch.logdet`.
+
+        Returns:
+            A scalar.
+        """
+        sign, logarithm = self.slogdet()
+        return logarithm + sign.log()
+
+    def solve(self, b: Tensor) -> Tensor:
+        """Find x with W x = b, where the structure makes that cheap.
+
+        Args:
+            b: A vector (m,) or matrices (..., m, columns).
+
+        Returns:
+            x, of b's shape.
+        """
+        if b.ndim < 2:
+            return self._solve(b)
+        return self._solve(b.mT).mT
+
+    def _solve(self, y: Tensor) -> Tensor:
+        return self.inverse()(y)
+
+    def _check_invertible(self) -> None:
+        if getattr(self, "crop", None) not in {None, self._full_shape} or self.shape[0] != self.shape[1]:
+            raise ValueError(f"only a square matrix that is not cropped can be inverted; got {self!r}")
+
+    # ------------------------------------------------------------------ mechanism
+
+    def _in_dtype(self, dtype: torch.dtype) -> StructuredMatrix:
+        return self if self.dtype in {dtype, NEUTRAL} else self.to(dtype=dtype)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same structure with every tensor replaced."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return function(value)
+            if isinstance(value, StructuredMatrix):
+                return value._map(function)
+            return tuple(changed(part) for part in value) if isinstance(value, tuple) else value
+
+        fields = dataclasses.fields(self)
+        return type(self)(**{field.name: changed(getattr(self, field.name)) for field in fields})
+
+
+def _holds_numbers(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def check_numbers(name: str, tensor: Tensor, ndim: int) -> None:
+    """Refuse a tensor that cannot be part of a matrix.
+
+    Args:
+        name: The argument's name.
+        tensor: What was given.
+        ndim: Dimensions it must have.
+
+    Raises:
+        TypeError: It is no floating-point or complex tensor.
+        ValueError: It has other dimensions, or one of size 0.
+    """
+    if not isinstance(tensor, Tensor) or not _holds_numbers(tensor):
+        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a floating-point or complex tensor; got {kind}")
+    if tensor.ndim != ndim or 0 in tensor.shape:
+        raise ValueError(f"{name} must have {ndim} dimensions, none of size 0; got shape {tuple(tensor.shape)}")
+
+
+def check_crop(crop: tuple[int, int] | None, full: tuple[int, int]) -> None:
+    """Refuse a crop that is not a part of the matrix.
+
+    Args:
+        crop: (rows, columns) kept, or None.
+        full: (rows, columns) there are.
+
+    Raises:
+        ValueError: It is larger than the matrix, or empty.
+    """
+    if crop is not None and not (len(crop) == 2 and 1 <= crop[0] <= full[0] and 1 <= crop[1] <= full[1]):
+        raise ValueError(f"crop must be (rows, columns) within {full}; got {crop}")

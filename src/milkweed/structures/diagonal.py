@@ -1,0 +1,53 @@
+"""Diagonal matrices."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from milkweed.structures.base import StructuredMatrix, check_numbers
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Diagonal(StructuredMatrix):
+    """Diagonal matrix.
+
+    Args:
+        entries: (n,).
+    """
+
+    entries: Tensor
+
+    def __post_init__(self) -> None:
+        check_numbers("entries", self.entries, 1)
+
+    @property
+    def _full_shape(self) -> tuple[int, int]:
+        return (self.entries.shape[0],) * 2
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return x * self.entries
+
+    def _transpose(self) -> StructuredMatrix:
+        return self
+
+    def _flops(self) -> int:
+        return self.entries.shape[0]
+
+    def inverse(self) -> StructuredMatrix:
+        """Invert every entry.
+
+        Returns:
+            A diagonal matrix.
+        """
+        return Diagonal(self.entries.reciprocal())
+
+    def slogdet(self) -> tuple[Tensor, Tensor]:
+        """Sign and logarithm of the product of the entries.
+
+        Returns:
+            Two scalars, as `torch.linalg.slogdet`.
+        """
+        return torch.sgn(self.entries).prod(), self.entries.abs().log().sum()

@@ -1,0 +1,146 @@
+"""Monarch matrices as objects."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from milkweed import ops
+from milkweed.structures.base import StructuredMatrix, check_crop, check_numbers
+from milkweed.structures.block_diagonal import BlockDiagonal
+from milkweed.structures.permutation import Permutation
+from milkweed.structures.product import Product
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Monarch(StructuredMatrix):
+    """Two block-diagonal factors with a permutation after each: P_out · left · P_middle · right.
+
+    ``W[s * l_tot + l, k * p_tot + i]`` is the sum over all q with ``k * q_tot + q ≡ l (mod l_tot)`` of
+    ``left[l, s, (k * q_tot + q) // l_tot] * right[k, q, i]``.
+
+    Args:
+        right: (k, q, p), applied first.
+        left: (l, s, r) with l * r = k * q.
+        crop: (rows, columns) kept from the top left of the l s × k p matrix; all by default.
+
+    Source:
+        Monarch (arXiv 2204.00595), definition 3.1 (k = l = q = p = r = s = √n) and the rectangular case of its
+        appendix, in the layout of the authors' checkpoints. The transpose and the inverse are Monarch matrices up to
+        index reversal on both sides, and come as products of the four factors.
+    """
+
+    right: Tensor
+    left: Tensor
+    crop: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers("right", self.right, 3)
+        check_numbers("left", self.left, 3)
+        k, q, _ = self.right.shape
+        l, _, r = self.left.shape  # noqa: E741 - the paper's letter
+        if l * r != k * q:
+            raise ValueError(
+                f"left (l, s, r) = {tuple(self.left.shape)} must take what right (k, q, p) = "
+                f"{tuple(self.right.shape)} gives: l * r = {l * r}, k * q = {k * q}"
+            )
+        check_crop(self.crop, self._full_shape)
+
+    @staticmethod
+    def kronecker(a: Tensor, b: Tensor) -> Monarch:
+        """Write A ⊗ B as one Monarch matrix, (A ⊗ I)(I ⊗ B).
+
+        Args:
+            a: (s, k).
+            b: (q, p).
+
+        Returns:
+            The s q × k p matrix.
+        """
+        check_numbers("a", a, 2)
+        check_numbers("b", b, 2)
+        return Monarch(b.expand(a.shape[1], -1, -1), a.expand(b.shape[0], -1, -1))
+
+    @property
+    def nblocks(self) -> tuple[int, int]:
+        """Blocks of the right and of the left factor."""
+        return self.right.shape[0], self.left.shape[0]
+
+    @property
+    def _full_shape(self) -> tuple[int, int]:
+        return self.left.shape[0] * self.left.shape[1], self.right.shape[0] * self.right.shape[2]
+
+    def slice_ranks(self) -> Tensor:
+        """The largest rank of each slice: the rows that left block l emits, the columns that right block k reads.
+
+        Returns:
+            (k, l): the middle features of block k that go to block l. Where l does not divide q they alternate between
+            the integers around q / l; where q < l some are 0.
+        """
+        return slice_ranks(self.right.shape[0], self.right.shape[1], self.left.shape[0])
+
+    def expand(self) -> Product:
+        """Write the matrix as its four factors.
+
+        Returns:
+            The permutation of the outputs, the left blocks, the permutation between, the right blocks.
+        """
+        l, s, r = self.left.shape  # noqa: E741 - the paper's letter
+        out, middle = (Permutation.stride(*table, device=self.right.device) for table in ((l, s), (r, l)))
+        return Product((out, BlockDiagonal(self.left), middle, BlockDiagonal(self.right)), self.crop)
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return ops.monarch_mm(x, self.right, self.left)
+
+    def _transpose(self) -> StructuredMatrix:
+        return dataclasses.replace(self.expand(), crop=None)._transpose()
+
+    def _flops(self) -> int:
+        return 2 * self.num_parameters
+
+    def inverse(self) -> StructuredMatrix:
+        """Invert both factors, which must have square blocks.
+
+        Returns:
+            The product of their inverses and of the permutations undone.
+        """
+        self._check_invertible()
+        return self.expand().inverse()
+
+    def _solve(self, y: Tensor) -> Tensor:
+        self._check_invertible()
+        return self.expand()._solve(y)
+
+    def slogdet(self) -> tuple[Tensor, Tensor]:
+        """Product of the blocks' determinants and the parity of the permutations.
+
+        Returns:
+            Two scalars, as `torch.linalg.slogdet`.
+        """
+        self._check_invertible()
+        return self.expand().slogdet()
+
+    def _check_invertible(self) -> None:
+        super()._check_invertible()
+        if self.right.shape[1] != self.right.shape[2]:
+            raise ValueError(
+                f"an invertible Monarch matrix needs square blocks; got right {tuple(self.right.shape)} and left "
+                f"{tuple(self.left.shape)}"
+            )
+
+
+def slice_ranks(k: int, q: int, l: int) -> Tensor:  # noqa: E741 - the paper's letter
+    """Count the middle features that lead from right block k to left block l.
+
+    Args:
+        k: Blocks of the right factor.
+        q: Rows of each.
+        l: Blocks of the left factor.
+
+    Returns:
+        (k, l) integers; each row sums to q.
+    """
+    target = torch.arange(k * q).view(k, q) % l
+    return torch.zeros(k, l, dtype=torch.int64).scatter_add_(1, target, torch.ones_like(target))
