@@ -3,7 +3,7 @@
 from milkweed import convert, models, nn, ops, ssm, structures
 from milkweed._version import __version__
 from milkweed.models import load_pretrained, save_pretrained
-from milkweed.structures import Monarch
+from milkweed.structures import Monarch, project_monarch
 
 __all__ = [
     "Monarch",
@@ -13,6 +13,7 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "project_monarch",
     "save_pretrained",
     "ssm",
     "structures",

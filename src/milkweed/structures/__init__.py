@@ -7,9 +7,21 @@ from milkweed.structures.diagonal import Diagonal
 from milkweed.structures.files import load, save
 from milkweed.structures.flat_butterfly import FlatBlockButterfly
 from milkweed.structures.low_rank import LowRank
-from milkweed.structures.monarch import Monarch
+from milkweed.structures.monarch import Monarch, monarch_shapes
 from milkweed.structures.permutation import Permutation
 from milkweed.structures.product import Product, Sum
+from milkweed.structures.project import (
+    Projection,
+    project_block_diagonal,
+    project_chain,
+    project_circulant,
+    project_diagonal,
+    project_flat_butterfly,
+    project_low_rank,
+    project_pixelfly,
+    project_toeplitz,
+)
+from milkweed.structures.project_monarch import project_monarch
 from milkweed.structures.toeplitz import Circulant, Toeplitz
 
 __all__ = [
@@ -22,9 +34,20 @@ __all__ = [
     "Monarch",
     "Permutation",
     "Product",
+    "Projection",
     "StructuredMatrix",
     "Sum",
     "Toeplitz",
     "load",
+    "monarch_shapes",
+    "project_block_diagonal",
+    "project_chain",
+    "project_circulant",
+    "project_diagonal",
+    "project_flat_butterfly",
+    "project_low_rank",
+    "project_monarch",
+    "project_pixelfly",
+    "project_toeplitz",
     "save",
 ]

@@ -290,12 +290,14 @@ def check_numbers(name: str, tensor: Tensor, ndim: int) -> None:
         ndim: Dimensions it must have.
 
     Raises:
-        TypeError: It is no floating-point or complex tensor.
+        TypeError: It is no floating-point or complex tensor, or a sparse one.
         ValueError: It has other dimensions, or one of size 0.
     """
     if not isinstance(tensor, Tensor) or not _holds_numbers(tensor):
         kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a floating-point or complex tensor; got {kind}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a strided tensor; got layout {tensor.layout}; use .to_dense()")
     if tensor.ndim != ndim or 0 in tensor.shape:
         raise ValueError(f"{name} must have {ndim} dimensions, none of size 0; got shape {tuple(tensor.shape)}")
 

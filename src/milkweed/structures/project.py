@@ -1,0 +1,364 @@
+"""The nearest matrix of a structure, in Frobenius norm or for inputs of a known covariance."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from milkweed.structures._spectral import EIGENVALUE_FLOOR, best_low_rank, roots
+from milkweed.structures.base import StructuredMatrix, check_numbers
+from milkweed.structures.block_diagonal import BlockDiagonal
+from milkweed.structures.chain import Chain
+from milkweed.structures.diagonal import Diagonal
+from milkweed.structures.flat_butterfly import FlatBlockButterfly, butterfly_neighbours
+from milkweed.structures.low_rank import LowRank
+from milkweed.structures.product import Sum
+from milkweed.structures.toeplitz import Circulant, Toeplitz
+
+M = TypeVar("M", bound=StructuredMatrix)
+
+
+@dataclasses.dataclass(frozen=True)
+class Projection(Generic[M]):
+    """A structured matrix and how far it is from the dense one.
+
+    Args:
+        matrix: In the dense matrix's dtype.
+        relative_error: ‖W − M‖ / ‖W‖ in Frobenius norm; 0 where W is 0.
+        output_error: √(E‖(W − M) x‖² / E‖W x‖²) for inputs x of the covariance given; None without one.
+        objectives: The squared output error after each half-step of a refinement, the start first.
+    """
+
+    matrix: M
+    relative_error: float
+    output_error: float | None = None
+    objectives: tuple[float, ...] = ()
+
+
+def prepare(dense: Tensor, input_covariance: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Check what is to be projected and bring it to the precision of the work.
+
+    Args:
+        dense: (m, n), any floating-point or complex dtype.
+        input_covariance: (n, n) or None.
+
+    Returns:
+        Both, detached: in float32 at least, in float64 where there is a covariance, whose eigenvalues span many orders.
+
+    Raises:
+        TypeError: One is no floating-point or complex tensor.
+        ValueError: One is not finite or has a wrong shape, or the covariance is zero or not Hermitian.
+    """
+    check_numbers("dense", dense, 2)
+    if not dense.isfinite().all():
+        raise ValueError("dense must be finite; it holds NaN or infinity")
+    if input_covariance is None:
+        return dense.detach().to(torch.promote_types(dense.dtype, torch.float32)), None
+    check_numbers("input_covariance", input_covariance, 2)
+    n = dense.shape[1]
+    covariance = input_covariance.detach().to(torch.promote_types(input_covariance.dtype, torch.float64))
+    if covariance.shape != (n, n):
+        raise ValueError(
+            f"input_covariance must be ({n}, {n}) for dense {tuple(dense.shape)}; got {tuple(covariance.shape)}"
+        )
+    if not covariance.isfinite().all():
+        raise ValueError("input_covariance must be finite; it holds NaN or infinity")
+    scale = covariance.abs().max()
+    if scale == 0:
+        raise ValueError("input_covariance is zero: no calibration sample reached this matrix, or all were zero")
+    if (covariance - covariance.mH).abs().max() > 1e-3 * scale or covariance.diagonal().real.min() < 0:
+        raise ValueError("input_covariance must be Hermitian with a non-negative diagonal, E[x x^H] over samples x")
+    precise = torch.promote_types(dense.dtype, covariance.dtype)
+    return dense.detach().to(precise), ((covariance + covariance.mH) / 2).to(precise)
+
+
+def measure(
+    matrix: M, dense: Tensor, covariance: Tensor | None, dtype: torch.dtype, objectives: Sequence[float] = ()
+) -> Projection[M]:
+    """Round a projection to its dtype and measure it.
+
+    Args:
+        matrix: The structured matrix in the precision of the work.
+        dense: The dense one in the same.
+        covariance: Of the inputs, or None.
+        dtype: What the matrix is rounded to before it is measured.
+        objectives: Passed on.
+
+    Returns:
+        The projection.
+    """
+    rounded = matrix.to(dtype=dtype)
+    difference = dense - rounded.to_dense().to(dense.dtype)
+    scale = torch.linalg.matrix_norm(dense)
+    relative = float(torch.linalg.matrix_norm(difference) / scale) if scale > 0 else 0.0
+    output = None
+    if covariance is not None:
+        energy, lost = (float(((w @ covariance) * w.conj()).sum().real) for w in (dense, difference))
+        output = math.sqrt(max(lost, 0.0) / energy) if energy > 0 else 0.0
+    return Projection(rounded, relative, output, tuple(objectives))
+
+
+def check_blocks(dense: Tensor, nblocks: int) -> None:
+    """Refuse a number of blocks that a matrix cannot have.
+
+    Args:
+        dense: (m, n).
+        nblocks: Blocks on each side.
+
+    Raises:
+        ValueError: It is below 1 or above a side.
+    """
+    if not 1 <= nblocks <= min(dense.shape):
+        raise ValueError(
+            f"nblocks must be in 1 .. {min(dense.shape)} for dense {tuple(dense.shape)}; got nblocks={nblocks}"
+        )
+
+
+def padded(tensor: Tensor, rows: int, columns: int) -> Tensor:
+    """Pad a matrix with zeros at the bottom and the right.
+
+    Args:
+        tensor: (m, n).
+        rows: At least m.
+        columns: At least n.
+
+    Returns:
+        (rows, columns).
+    """
+    return F.pad(tensor, (0, columns - tensor.shape[1], 0, rows - tensor.shape[0]))
+
+
+def project_diagonal(dense: Tensor) -> Projection[Diagonal]:
+    """Keep the diagonal.
+
+    Args:
+        dense: (n, n).
+
+    Returns:
+        The nearest diagonal matrix.
+    """
+    work, _ = prepare(dense, None)
+    _check_square(work)
+    return measure(Diagonal(work.diagonal().clone()), work, None, dense.dtype)
+
+
+def project_circulant(dense: Tensor) -> Projection[Circulant]:
+    """Average the wrapped diagonals.
+
+    Args:
+        dense: (n, n).
+
+    Returns:
+        The nearest circulant matrix.
+    """
+    work, _ = prepare(dense, None)
+    _check_square(work)
+    n = work.shape[0]
+    index = torch.arange(n, device=work.device)
+    column = work.new_zeros(n).index_add_(0, ((index[:, None] - index) % n).flatten(), work.flatten()) / n
+    return measure(Circulant(column), work, None, dense.dtype)
+
+
+def project_toeplitz(dense: Tensor) -> Projection[Toeplitz]:
+    """Average the diagonals.
+
+    Args:
+        dense: (m, n).
+
+    Returns:
+        The nearest Toeplitz matrix.
+    """
+    work, _ = prepare(dense, None)
+    m, n = work.shape
+    rows, columns = (torch.arange(size, device=work.device) for size in (m, n))
+    diagonal = (rows[:, None] - columns + n - 1).flatten()
+    counts = torch.bincount(diagonal, minlength=m + n - 1)
+    means = work.new_zeros(m + n - 1).index_add_(0, diagonal, work.flatten()) / counts
+    return measure(Toeplitz(means[n - 1 :], means[: n - 1].flip(0)), work, None, dense.dtype)
+
+
+def project_low_rank(dense: Tensor, rank: int, *, input_covariance: Tensor | None = None) -> Projection[LowRank]:
+    """Truncate the singular value decomposition, of W C^½ where the inputs' covariance C is known.
+
+    Args:
+        dense: (m, n).
+        rank: From 1 to min(m, n).
+        input_covariance: (n, n), E[x xᴴ] of the inputs.
+
+    Returns:
+        The nearest matrix of this rank, for the inputs or in Frobenius norm; optimal either way.
+
+    Raises:
+        ValueError: The rank is out of range.
+    """
+    work, covariance = prepare(dense, input_covariance)
+    if not 1 <= rank <= min(work.shape):
+        raise ValueError(f"rank must be in 1 .. {min(work.shape)} for dense {tuple(work.shape)}; got rank={rank}")
+    if covariance is None:
+        left, right = best_low_rank(work[None], rank)
+    else:
+        root, inverse = roots(covariance[None])
+        left, right = best_low_rank(work @ root, rank)
+        right = right @ inverse
+    return measure(LowRank(left[0], right[0]), work, covariance, dense.dtype)
+
+
+def project_block_diagonal(
+    dense: Tensor, nblocks: int = 4, *, input_covariance: Tensor | None = None
+) -> Projection[BlockDiagonal]:
+    """Keep the diagonal blocks; with a covariance, let each stand in for the columns that are lost.
+
+    Args:
+        dense: (m, n); sizes that nblocks does not divide are padded.
+        nblocks: Blocks.
+        input_covariance: (n, n), E[x xᴴ] of the inputs.
+
+    Returns:
+        The nearest block-diagonal matrix, for the inputs or in Frobenius norm; optimal either way.
+    """
+    work, covariance = prepare(dense, input_covariance)
+    check_blocks(work, nblocks)
+    own = torch.arange(nblocks, device=work.device)[:, None]
+    blocks = _project_blocks(work, covariance, own)
+    return measure(BlockDiagonal(blocks[:, 0], (work.shape[0], work.shape[1])), work, covariance, dense.dtype)
+
+
+def project_flat_butterfly(
+    dense: Tensor, nblocks: int = 4, neighbours: int | None = None, *, input_covariance: Tensor | None = None
+) -> Projection[FlatBlockButterfly]:
+    """Keep the blocks of a flat butterfly; with a covariance, let them stand in for the columns that are lost.
+
+    Args:
+        dense: (m, n); sizes that nblocks does not divide are padded.
+        nblocks: Block rows and columns, a power of two.
+        neighbours: Blocks in each block row, at most (and by default) log2(nblocks) + 1.
+        input_covariance: (n, n), E[x xᴴ] of the inputs.
+
+    Returns:
+        The nearest matrix of this pattern, for the inputs or in Frobenius norm; optimal either way.
+
+    Raises:
+        ValueError: nblocks is no power of two, or there are too many neighbours.
+    """
+    work, covariance = prepare(dense, input_covariance)
+    check_blocks(work, nblocks)
+    most = nblocks.bit_length()
+    count = most if neighbours is None else neighbours
+    if nblocks & (nblocks - 1) or not 1 <= count <= most:
+        raise ValueError(
+            f"nblocks must be a power of two and neighbours in 1 .. log2(nblocks) + 1; got nblocks={nblocks}, "
+            f"neighbours={neighbours}"
+        )
+    blocks = _project_blocks(work, covariance, butterfly_neighbours(nblocks, count, work.device))
+    return measure(FlatBlockButterfly(blocks, (work.shape[0], work.shape[1])), work, covariance, dense.dtype)
+
+
+def project_pixelfly(
+    dense: Tensor,
+    nblocks: int = 4,
+    rank: int = 1,
+    neighbours: int | None = None,
+    *,
+    input_covariance: Tensor | None = None,
+    rounds: int = 10,
+) -> Projection[Sum]:
+    """Fit a flat block butterfly plus a low-rank matrix by turns.
+
+    Each half-step is optimal given the other part, so the error never grows; the pair need not be the best one.
+
+    Args:
+        dense: (m, n).
+        nblocks: As for ``project_flat_butterfly``.
+        rank: Of the low-rank part.
+        neighbours: As for ``project_flat_butterfly``.
+        input_covariance: (n, n), E[x xᴴ] of the inputs.
+        rounds: How often each part is fitted.
+
+    Returns:
+        The sum of the two.
+
+    Raises:
+        ValueError: There is no round, or an argument does not suit a part.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1; got rounds={rounds}")
+    work, covariance = prepare(dense, input_covariance)
+    low_rank = torch.zeros_like(work)
+    for _ in range(rounds):
+        sparse = project_flat_butterfly(work - low_rank, nblocks, neighbours, input_covariance=covariance).matrix
+        smooth = project_low_rank(work - sparse.to_dense(), rank, input_covariance=covariance).matrix
+        low_rank = smooth.to_dense()
+    return measure(Sum((sparse, smooth)), work, covariance, dense.dtype)
+
+
+def project_chain(dense: Tensor, digits: Sequence[int]) -> Projection[Chain]:
+    """Peel off one digit after another, each time with the best matrices of rank one.
+
+    A chain is recovered exactly; of other matrices this gives a good chain, not the best one, which is hard to find.
+
+    Args:
+        dense: (n, n).
+        digits: b_1, ..., b_p with product n, the most significant first.
+
+    Returns:
+        The chain.
+
+    Raises:
+        ValueError: The digits do not make n.
+
+    Source:
+        Zheng, Riccietti and Gribonval, Efficient identification of butterfly sparse matrix factorizations
+        (arXiv 2110.01230): the hierarchical algorithm.
+    """
+    work, _ = prepare(dense, None)
+    _check_square(work)
+    if not digits or min(digits) < 1 or math.prod(digits) != work.shape[0]:
+        raise ValueError(f"digits must multiply to {work.shape[0]}; got {tuple(digits)}")
+    return measure(Chain(tuple(_chain_factors(work[None], list(digits)))), work, None, dense.dtype)
+
+
+def _chain_factors(matrices: Tensor, digits: list[int]) -> list[Tensor]:
+    """The factors of (batch, n, n) matrices in the order of application."""
+    # The last factor acts on the first digit, the others within each of its values: slice (c, i), rows (·, i) of
+    # columns (c, ·), has rank one. Blocks are numbered by the digits after their own, the batch, the digits before
+    # their own; as the batch of an inner level is (batch, first digit), that is Chain's order at every level.
+    batch, first, rest = matrices.shape[0], digits[0], math.prod(digits[1:])
+    if len(digits) == 1:
+        return [matrices]
+    slices = matrices.view(batch, first, rest, first, rest).permute(0, 3, 2, 1, 4).reshape(-1, first, rest)
+    left, right = best_low_rank(slices, 1)
+    last = left.view(batch, first, rest, first).permute(2, 0, 3, 1).reshape(-1, first, first)
+    return [*_chain_factors(right.reshape(batch * first, rest, rest), digits[1:]), last]
+
+
+def _project_blocks(work: Tensor, covariance: Tensor | None, columns: Tensor) -> Tensor:
+    """The best (nblocks, count, q, p) where block row i may use the block columns columns[i], (nblocks, count)."""
+    nblocks, count = columns.shape
+    q, p = -(-work.shape[0] // nblocks), -(-work.shape[1] // nblocks)
+    if covariance is None:
+        table = padded(work, nblocks * q, nblocks * p).view(nblocks, q, nblocks, p).transpose(1, 2)
+        return table[torch.arange(nblocks, device=work.device)[:, None], columns]
+    n = work.shape[1]
+    floor = EIGENVALUE_FLOOR * torch.linalg.matrix_norm(covariance, 2)
+    # Padded inputs are always zero: the floor alone stands on their diagonal.
+    full = padded(covariance, nblocks * p, nblocks * p) + floor * torch.eye(nblocks * p).to(covariance)
+    seen = padded(work, nblocks * q, nblocks * p) @ full
+    result = work.new_empty(nblocks, count, q, p)
+    for row in range(nblocks):
+        used = (columns[row, :, None] * p + torch.arange(p, device=work.device)).flatten()
+        moments = seen[row * q : (row + 1) * q, used]
+        solution = torch.linalg.solve(full[used][:, used], moments, left=False)
+        solution[:, used >= n] = 0
+        result[row] = solution.view(q, count, p).transpose(0, 1)
+    return result
+
+
+def _check_square(dense: Tensor) -> None:
+    if dense.shape[0] != dense.shape[1]:
+        raise ValueError(f"dense must be square; got shape {tuple(dense.shape)}")
