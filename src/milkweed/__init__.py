@@ -3,7 +3,7 @@
 from milkweed import convert, models, nn, ops, ssm, structures
 from milkweed._version import __version__
 from milkweed.models import load_pretrained, save_pretrained
-from milkweed.structures import Monarch, project_monarch
+from milkweed.structures import Monarch, monarch_dct, monarch_dft, monarch_hadamard, project_monarch
 
 __all__ = [
     "Monarch",
@@ -11,6 +11,9 @@ __all__ = [
     "convert",
     "load_pretrained",
     "models",
+    "monarch_dct",
+    "monarch_dft",
+    "monarch_hadamard",
     "nn",
     "ops",
     "project_monarch",

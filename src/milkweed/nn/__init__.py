@@ -2,6 +2,7 @@
 
 from milkweed.nn.blocks import ResidualBlock, SequenceNorm
 from milkweed.nn.factory import build_linear, build_sequence_layer, check_spec
+from milkweed.nn.learnable_transform import LearnableTransform, LearnableTransform2d
 from milkweed.nn.parameter_groups import parameter_groups
 from milkweed.nn.s4d import S4D
 from milkweed.nn.stepping import Stepper
@@ -10,6 +11,8 @@ from milkweed.nn.structured_linear import BlockDiagonalLinear, MonarchLinear, St
 __all__ = [
     "S4D",
     "BlockDiagonalLinear",
+    "LearnableTransform",
+    "LearnableTransform2d",
     "MonarchLinear",
     "ResidualBlock",
     "SequenceNorm",

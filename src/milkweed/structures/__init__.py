@@ -23,6 +23,17 @@ from milkweed.structures.project import (
 )
 from milkweed.structures.project_monarch import project_monarch
 from milkweed.structures.toeplitz import Circulant, Toeplitz
+from milkweed.structures.transforms import (
+    monarch_acdc,
+    monarch_circulant,
+    monarch_dct,
+    monarch_dft,
+    monarch_dst,
+    monarch_fastfood,
+    monarch_hadamard,
+    monarch_hd,
+    monarch_toeplitz,
+)
 
 __all__ = [
     "BlockDiagonal",
@@ -39,7 +50,16 @@ __all__ = [
     "Sum",
     "Toeplitz",
     "load",
+    "monarch_acdc",
+    "monarch_circulant",
+    "monarch_dct",
+    "monarch_dft",
+    "monarch_dst",
+    "monarch_fastfood",
+    "monarch_hadamard",
+    "monarch_hd",
     "monarch_shapes",
+    "monarch_toeplitz",
     "project_block_diagonal",
     "project_chain",
     "project_circulant",
