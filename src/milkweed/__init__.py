@@ -3,12 +3,20 @@
 from milkweed import convert, models, nn, ops, ssm, structures
 from milkweed._version import __version__
 from milkweed.models import load_pretrained, save_pretrained
-from milkweed.structures import Monarch, monarch_dct, monarch_dft, monarch_hadamard, project_monarch
+from milkweed.structures import (
+    Monarch,
+    factorize_monarch_product,
+    monarch_dct,
+    monarch_dft,
+    monarch_hadamard,
+    project_monarch,
+)
 
 __all__ = [
     "Monarch",
     "__version__",
     "convert",
+    "factorize_monarch_product",
     "load_pretrained",
     "models",
     "monarch_dct",

@@ -4,6 +4,7 @@ from milkweed.structures.base import StructuredMatrix
 from milkweed.structures.block_diagonal import BlockDiagonal
 from milkweed.structures.chain import Chain
 from milkweed.structures.diagonal import Diagonal
+from milkweed.structures.factorize import Factorization, factorize_monarch_product
 from milkweed.structures.files import load, save
 from milkweed.structures.flat_butterfly import FlatBlockButterfly
 from milkweed.structures.low_rank import LowRank
@@ -40,6 +41,7 @@ __all__ = [
     "Chain",
     "Circulant",
     "Diagonal",
+    "Factorization",
     "FlatBlockButterfly",
     "LowRank",
     "Monarch",
@@ -49,6 +51,7 @@ __all__ = [
     "StructuredMatrix",
     "Sum",
     "Toeplitz",
+    "factorize_monarch_product",
     "load",
     "monarch_acdc",
     "monarch_circulant",
