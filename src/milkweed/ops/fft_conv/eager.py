@@ -53,30 +53,58 @@ class _Plan:
             self.batch * self.channels, self.n * (8 if dtype == torch.float64 else 4), u.device, budget=_BLOCK_BYTES
         )
         self.channel_step = min(max(rows // max(self.batch, 1), min(_LEAST_CHANNELS, rows)), self.channels)
-        self.batch_step = max(1, rows // max(self.channel_step, 1))
+        self.batch_step = max(1, min(self.batch, rows // max(self.channel_step, 1)))
 
     def channel_blocks(self) -> Iterator[slice]:
         for start in range(0, self.channels, self.channel_step):
-            yield slice(start, start + self.channel_step)
+            yield slice(start, min(start + self.channel_step, self.channels))
 
     def batch_blocks(self) -> Iterator[slice]:
         for start in range(0, self.batch, self.batch_step):
-            yield slice(start, start + self.batch_step)
-
-    def kernel_spectrum(self, kernel: Tensor, reverse_kernel: Tensor | None, channels: slice) -> Tensor:
-        forward = kernel[channels].to(self.dtype)
-        if reverse_kernel is None:
-            return torch.fft.rfft(forward, self.n)
-        both = forward.new_zeros(forward.shape[0], self.n)
-        both[:, : forward.shape[1]] = forward
-        both[:, self.n - reverse_kernel.shape[1] :] = reverse_kernel[channels].flip(-1)
-        return torch.fft.rfft(both)
-
-    def spectrum(self, signal: Tensor) -> Tensor:
-        return torch.fft.rfft(signal.to(self.dtype), self.n)
+            yield slice(start, min(start + self.batch_step, self.batch))
 
     def signal(self, spectrum: Tensor) -> Tensor:
         return torch.fft.irfft(spectrum, self.n)[..., : self.length]
+
+
+class _Padded:
+    """Zero-padded memory that every block is written into: padding anew would cost a pass and fresh pages each time.
+
+    Row 0 holds the kernel, whose transform rides along with that of the first signals.
+    """
+
+    def __init__(self, plan: _Plan, like: Tensor) -> None:
+        self.plan = plan
+        shape = (plan.batch_step + 1, plan.channel_step, plan.n)
+        self._memory = torch.zeros(shape, dtype=plan.dtype, device=like.device)
+
+    def load_kernel(self, kernel: Tensor, reverse_kernel: Tensor | None, channels: slice) -> None:
+        row = self._memory[0, : channels.stop - channels.start]
+        row[:, : kernel.shape[1]] = kernel[channels]
+        if reverse_kernel is not None:
+            row[:, self.plan.n - reverse_kernel.shape[1] :] = reverse_kernel[channels].flip(-1)
+
+    def load(self, signal: Tensor, gate: Tensor | None, batch: slice, channels: slice) -> Tensor:
+        """Write gate * signal; what was written, (b, c, L), stays valid until the next load."""
+        block = self._block(batch, channels)[1:, :, : self.plan.length]
+        block.copy_(signal[batch, channels])
+        return block if gate is None else block.mul_(gate[batch, channels])
+
+    def spectra(self, batch: slice, channels: slice, kernel_spectrum: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The kernel's spectrum (c, n/2 + 1), if it is not known yet, and those of the signals (b, c, n/2 + 1)."""
+        block = self._block(batch, channels)
+        if kernel_spectrum is not None:
+            return kernel_spectrum, torch.fft.rfft(block[1:])
+        both = torch.fft.rfft(block)
+        return both[0], both[1:]
+
+    def zero_sums(self, channels: slice) -> tuple[Tensor, Tensor]:
+        """What sums over the batch start from: one spectrum per channel, one number per channel."""
+        numbers = self._memory.new_zeros(channels.stop - channels.start)
+        return torch.complex(numbers, numbers)[:, None].repeat(1, self.plan.n // 2 + 1), numbers
+
+    def _block(self, batch: slice, channels: slice) -> Tensor:
+        return self._memory[: batch.stop - batch.start + 1, : channels.stop - channels.start]
 
 
 @torch.library.custom_op("milkweed::fft_conv", mutates_args=())
@@ -91,11 +119,14 @@ def fft_conv(
     """Convolve blocks of (B, H, L) signals; the arguments are those of `milkweed.ops.fft_conv`."""
     plan = _Plan(u, kernel, reverse_kernel, compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate))
     out = on_huge_pages(torch.empty_like(u))
+    padded = _Padded(plan, u)
     for channels in plan.channel_blocks():
-        kernel_spectrum = plan.kernel_spectrum(kernel, reverse_kernel, channels)
+        padded.load_kernel(kernel, reverse_kernel, channels)
+        kernel_spectrum = None
         for batch in plan.batch_blocks():
-            v = _gated(u, pre_gate, batch, channels, plan.dtype)
-            y = plan.signal(plan.spectrum(v).mul_(kernel_spectrum))
+            v = padded.load(u, pre_gate, batch, channels)
+            kernel_spectrum, spectrum = padded.spectra(batch, channels, kernel_spectrum)
+            y = plan.signal(spectrum.mul_(kernel_spectrum))
             if skip is not None:
                 y.addcmul_(v, skip[channels, None].to(plan.dtype))
             if post_gate is not None:
@@ -116,11 +147,6 @@ def _(
     return torch.empty_like(u)
 
 
-def _gated(signal: Tensor, gate: Tensor | None, batch: slice, channels: slice, dtype: torch.dtype) -> Tensor:
-    block = signal[batch, channels].to(dtype)
-    return block if gate is None else block * gate[batch, channels]
-
-
 @torch.library.custom_op("milkweed::fft_conv_backward", mutates_args=())
 def _backward(
     grad: Tensor,
@@ -136,17 +162,21 @@ def _backward(
     need_u, need_kernel, need_reverse, need_skip, need_pre, need_post = needed
     grads = _empty_gradients(u, kernel, reverse_kernel, skip, pre_gate, post_gate, needed)
     grad_u, grad_kernel, grad_reverse, grad_skip, grad_pre, grad_post = grads
+    padded = _Padded(plan, u)
     for channels in plan.channel_blocks():
-        kernel_spectrum = plan.kernel_spectrum(kernel, reverse_kernel, channels)
-        kernel_sum = torch.zeros_like(kernel_spectrum)
-        skip_sum = kernel_spectrum.real.new_zeros(kernel_spectrum.shape[0])
+        padded.load_kernel(kernel, reverse_kernel, channels)
+        kernel_spectrum = None
+        kernel_sum, skip_sum = padded.zero_sums(channels)
         weight = None if skip is None else skip[channels, None].to(plan.dtype)
         for batch in plan.batch_blocks():
-            v = _gated(u, pre_gate, batch, channels, plan.dtype)
-            dz = _gated(grad, post_gate, batch, channels, plan.dtype)
-            dz_spectrum = plan.spectrum(dz)
+            dz = padded.load(grad, post_gate, batch, channels)
+            kernel_spectrum, dz_spectrum = padded.spectra(batch, channels, kernel_spectrum)
+            if need_skip or (weight is not None and (need_u or need_pre)):
+                dz = dz.clone()  # loading v writes over it
+            if need_kernel or need_reverse or need_post or need_skip:
+                v = padded.load(u, pre_gate, batch, channels)
             if need_kernel or need_reverse or need_post:
-                v_spectrum = plan.spectrum(v)
+                _, v_spectrum = padded.spectra(batch, channels, kernel_spectrum)
                 kernel_sum += (dz_spectrum * v_spectrum.conj()).sum(0)
                 if need_post:
                     z = plan.signal(v_spectrum.mul_(kernel_spectrum))
@@ -234,7 +264,7 @@ def _differentiable(
         padded = torch.nn.functional.pad(reverse_kernel.to(plan.dtype), (0, plan.n - reverse_kernel.shape[1]))
         spectrum = spectrum + torch.fft.rfft(padded.flip(-1))
     v = u.to(plan.dtype) if pre_gate is None else u.to(plan.dtype) * pre_gate
-    y = plan.signal(plan.spectrum(v) * spectrum)
+    y = plan.signal(torch.fft.rfft(v, plan.n) * spectrum)
     if skip is not None:
         y = y + skip.to(plan.dtype)[:, None] * v
     if post_gate is not None:
