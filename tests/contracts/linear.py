@@ -83,3 +83,52 @@ def check_meta(build):
     assert layer(torch.empty(2, layer.in_features, device="meta")).shape == (2, layer.out_features)
     layer.to_empty(device="cpu").reset_parameters()
     assert layer(torch.randn(2, layer.in_features)).isfinite().all()
+
+
+def check_functional_transforms(layer, other):
+    """torch.func over inputs and over an ensemble of two layers, and derivatives of derivatives."""
+    x = torch.randn(5, layer.in_features, dtype=torch.float64)
+    names = [name for name, _ in layer.named_parameters()]
+    stacked = {n: torch.stack([layer.get_parameter(n), other.get_parameter(n)]).detach() for n in names}
+
+    def function(values, x):
+        return torch.func.functional_call(layer, values, (x,))
+
+    expected = torch.stack([layer(x), other(x)])
+    torch.testing.assert_close(torch.func.vmap(function, (0, None))(stacked, x), expected)
+    torch.testing.assert_close(torch.func.vmap(layer)(x), layer(x))
+    value, tangent = torch.func.jvp(lambda x: layer(x).sin(), (x,), (x,))
+    no_bias = layer(x) - layer(torch.zeros_like(x))
+    torch.testing.assert_close(value, layer(x).sin())
+    torch.testing.assert_close(tangent, layer(x).cos() * no_bias)
+    grads = torch.func.grad(lambda v: function(v, x).square().sum())({n: stacked[n][0] for n in names})
+    layer(x).square().sum().backward()
+    for name in names:
+        torch.testing.assert_close(grads[name], layer.get_parameter(name).grad)
+    parameters = list(layer.parameters())
+    first = torch.autograd.grad(layer(x).square().sum(), parameters, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), parameters)
+    assert all(g.isfinite().all() and g.norm() > 0 for g in second)
+
+
+def check_from_linear(cls, sizes, options, *, exact):
+    """A dense layer of this structure is taken over exactly where an optimum is known, any other as near as it goes."""
+    member = cls(*sizes, **options, dtype=torch.float64).to_linear().eval()
+    member.weight.requires_grad_(False)
+    before = torch.get_rng_state()
+    layer = cls.from_linear(member, **options)
+    assert torch.equal(torch.get_rng_state(), before)
+    tolerance = 1e-8 if exact else 0.3
+    assert (layer.matrix().to_dense() - member.weight).norm() < tolerance * member.weight.norm()
+    assert not layer.training
+    assert not any(p.requires_grad for name, p in layer.named_parameters() if name != "bias")
+    assert layer.bias.requires_grad
+    for bias, dtype in [(True, torch.float32), (False, torch.bfloat16)]:
+        dense = nn.Linear(*sizes, bias=bias, dtype=dtype)
+        layer = cls.from_linear(dense, **options)
+        assert (layer.in_features, layer.out_features, layer.training) == (*sizes, True)
+        assert all(p.dtype == dtype for p in layer.parameters())
+        assert (layer.bias is not None) == bias
+        if bias:
+            torch.testing.assert_close(layer.bias, dense.bias)
+        assert (layer.matrix().to_dense() - dense.weight).norm() < dense.weight.norm()

@@ -6,14 +6,24 @@ from milkweed.nn.learnable_transform import LearnableTransform, LearnableTransfo
 from milkweed.nn.parameter_groups import parameter_groups
 from milkweed.nn.s4d import S4D
 from milkweed.nn.stepping import Stepper
-from milkweed.nn.structured_linear import BlockDiagonalLinear, MonarchLinear, StructuredLinear
+from milkweed.nn.structured_linear import (
+    BlockDiagonalLinear,
+    ButterflyLinear,
+    LowRankLinear,
+    MonarchLinear,
+    PixelflyLinear,
+    StructuredLinear,
+)
 
 __all__ = [
     "S4D",
     "BlockDiagonalLinear",
+    "ButterflyLinear",
     "LearnableTransform",
     "LearnableTransform2d",
+    "LowRankLinear",
     "MonarchLinear",
+    "PixelflyLinear",
     "ResidualBlock",
     "SequenceNorm",
     "Stepper",

@@ -10,13 +10,22 @@ from torch import nn
 
 from milkweed._suggest import unknown
 from milkweed.nn.s4d import S4D
-from milkweed.nn.structured_linear import BlockDiagonalLinear, MonarchLinear
+from milkweed.nn.structured_linear import (
+    BlockDiagonalLinear,
+    ButterflyLinear,
+    LowRankLinear,
+    MonarchLinear,
+    PixelflyLinear,
+)
 
 SEQUENCE_LAYERS: dict[str, Callable[..., nn.Module]] = {"s4d": S4D}
 LINEAR_LAYERS: dict[str, Callable[..., nn.Module]] = {
     "block_diagonal": BlockDiagonalLinear,
+    "butterfly": ButterflyLinear,
     "dense": nn.Linear,
+    "low_rank": LowRankLinear,
     "monarch": MonarchLinear,
+    "pixelfly": PixelflyLinear,
 }
 
 

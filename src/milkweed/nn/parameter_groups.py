@@ -12,9 +12,10 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split a model's parameters into optimiser groups.
 
-    A layer names its special parameters through a method ``parameter_roles() -> {name: role}``; nothing is marked on
-    the parameters themselves, so the groups survive deepcopy, meta devices and sharding. Vectors (biases, norms,
-    skips) are never decayed.
+    A layer names its special parameters through a method ``parameter_roles() -> {name: role}``, and learning rates
+    relative to the model's through ``parameter_rates() -> {name: multiplier}``; nothing is marked on the parameters
+    themselves, so the groups survive deepcopy, meta devices and sharding. Vectors (biases, norms, skips) are never
+    decayed.
 
     Args:
         model: Any module; frozen parameters are left out.
@@ -24,8 +25,8 @@ def parameter_groups(
             smaller of ``lr`` and 1e-3.
 
     Returns:
-        Groups named ``decay``, ``no_decay`` and ``ssm`` as far as they have members, each with ``lr`` and
-        ``weight_decay``, for any torch optimiser.
+        Groups named ``decay``, ``no_decay`` and ``ssm`` as far as they have members, and ``decay x4`` and the like for
+        other rates, each with ``lr`` and ``weight_decay``, for any torch optimiser.
 
     Raises:
         ValueError: The model has nothing to train, or a layer names a parameter or role that does not exist.
@@ -33,24 +34,43 @@ def parameter_groups(
     Source:
         S4 (arXiv 2111.00396), appendix on training: state space parameters at a lower rate and without decay.
     """
-    roles: dict[int, str] = {}
-    for module_name, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
-        # Asked of the class: wrappers such as a compiled module hand on the attributes of what they wrap.
-        named = module.parameter_roles() if hasattr(type(module), "parameter_roles") else {}
-        for name, role in named.items():
-            if name not in own or role != "ssm":
-                raise ValueError(f"{module_name or type(module).__name__} names parameter {name!r} with role {role!r}")
-            roles[id(own[name])] = role
-    members: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "ssm": []}
+    roles, rates = _named_by_layers(model)
+    base = {"decay": lr, "no_decay": lr, "ssm": min(lr, 1e-3) if ssm_lr is None else ssm_lr}
+    members: dict[tuple[str, float], list[nn.Parameter]] = {(name, 1.0): [] for name in base}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            members[roles.get(id(parameter), "decay" if parameter.ndim > 1 else "no_decay")].append(parameter)
+            role = roles.get(id(parameter), "decay" if parameter.ndim > 1 else "no_decay")
+            members.setdefault((role, rates.get(id(parameter), 1.0)), []).append(parameter)
     if not any(members.values()):
         raise ValueError(f"{type(model).__name__} has no parameter with requires_grad=True")
-    rates = {"decay": lr, "no_decay": lr, "ssm": min(lr, 1e-3) if ssm_lr is None else ssm_lr}
     return [
-        {"name": name, "params": group, "lr": rates[name], "weight_decay": weight_decay if name == "decay" else 0.0}
-        for name, group in members.items()
+        {
+            "name": role if rate == 1 else f"{role} x{rate:g}",
+            "params": group,
+            "lr": base[role] * rate,
+            "weight_decay": weight_decay if role == "decay" else 0.0,
+        }
+        for (role, rate), group in members.items()
         if group
     ]
+
+
+def _named_by_layers(model: nn.Module) -> tuple[dict[int, str], dict[int, float]]:
+    """Roles and learning rate multipliers by the parameter's id, as the layers name them."""
+    roles: dict[int, str] = {}
+    rates: dict[int, float] = {}
+    for module_name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        where = module_name or type(module).__name__
+        # Asked of the class: wrappers such as a compiled module hand on the attributes of what they wrap.
+        if hasattr(type(module), "parameter_roles"):
+            for name, role in module.parameter_roles().items():
+                if name not in own or role != "ssm":
+                    raise ValueError(f"{where} names parameter {name!r} with role {role!r}")
+                roles[id(own[name])] = role
+        if hasattr(type(module), "parameter_rates"):
+            for name, rate in module.parameter_rates().items():
+                if name not in own or not rate > 0:
+                    raise ValueError(f"{where} names parameter {name!r} with learning rate multiplier {rate!r}")
+                rates[id(own[name])] = rate
+    return roles, rates

@@ -126,6 +126,21 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast gives matrix products on this tensor's device.
+
+    Args:
+        x: Any tensor.
+
+    Returns:
+        The dtype, or None where autocast is off.
+    """
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def autocast_together(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     """Cast floating tensors to the autocast dtype where autocast is on, as matrix multiplication does.
 
@@ -136,10 +151,9 @@ def autocast_together(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     Returns:
         All of them, in the autocast dtype or unchanged.
     """
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    dtype = autocast_dtype(x)
+    if dtype is None:
         return (x, *weights)
-    dtype = torch.get_autocast_dtype(device)
     return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in (x, *weights))
 
 

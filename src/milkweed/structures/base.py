@@ -123,8 +123,8 @@ class StructuredMatrix(ABC):
         if x.ndim == 0 or x.shape[-1] != n:
             raise ValueError(f"x must be (..., {n}) for a {m} × {n} {type(self).__name__}; got shape {tuple(x.shape)}")
         dtype = torch.promote_types(x.dtype, self.dtype)
-        missing = self._full_shape[1] - n
         x = x.to(dtype)
+        missing = self._full_shape[1] - n
         return self._in_dtype(dtype)._apply(F.pad(x, (0, missing)) if missing else x)[..., :m]
 
     def __matmul__(self, other: Any) -> Any:

@@ -1,0 +1,184 @@
+"""What the structured layers share: sizes, bias, and the way to and from a dense layer."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from milkweed.ops._common import autocast_dtype
+from milkweed.structures import StructuredMatrix
+
+
+class StructuredLinear(nn.Module, ABC):
+    """A linear layer whose weight is a structured matrix made of the layer's parameters.
+
+    A subclass creates its parameters and defines ``matrix`` and ``reset_parameters``.
+
+    Args:
+        in_features: Size of each input.
+        out_features: Size of each output.
+        bias: Whether to add a bias.
+        device: Where parameters live.
+        dtype: Their dtype.
+
+    Raises:
+        ValueError: A size is below 1.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_features", in_features), ("out_features", out_features)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {name}={value}")
+        self.in_features, self.out_features = in_features, out_features
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+
+    @abstractmethod
+    def matrix(self) -> StructuredMatrix:
+        """The weight, (out_features, in_features), made of the parameters themselves: gradients flow through it."""
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to the last dimension.
+
+        Args:
+            x: (..., in_features).
+
+        Returns:
+            (..., out_features); under autocast in the autocast dtype.
+
+        Raises:
+            ValueError: The last dimension is not ``in_features``.
+            TypeError: The dtype is not the parameters', and autocast is off.
+        """
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"x must be (..., in_features={self.in_features}); got shape {tuple(x.shape)}")
+        matrix = self.matrix()
+        dtype = matrix.dtype
+        if x.dtype != dtype and autocast_dtype(x) is None:
+            raise TypeError(f"x must be {dtype} as the layer's parameters are; got {x.dtype}; cast x, or use autocast")
+        y = matrix(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    @torch.no_grad()
+    def to_linear(self) -> nn.Linear:
+        """Multiply the factors out, in float32 at least.
+
+        Returns:
+            The dense layer with the same outputs, on the same device, in the same dtype and training mode.
+        """
+        matrix = self.matrix()
+        linear = nn.utils.skip_init(
+            nn.Linear,
+            self.in_features,
+            self.out_features,
+            bias=self.bias is not None,
+            device=matrix.device,
+            dtype=matrix.dtype,
+        )
+        with torch.autocast(matrix.device.type, enabled=False):
+            wide = matrix.to(dtype=torch.promote_types(matrix.dtype, torch.float32))
+            linear.weight.copy_(wide.to_dense())
+        if self.bias is not None:
+            linear.bias.copy_(self.bias)
+        return linear.train(self.training)
+
+    @classmethod
+    def _from(cls, linear: nn.Linear, factors: dict[str, Tensor], **options: Any) -> Self:
+        """A layer with these factors and everything else as the dense layer has it."""
+        weight = linear.weight
+        layer = nn.utils.skip_init(
+            cls,
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+            **options,
+        )
+        with torch.no_grad():
+            for name, factor in factors.items():
+                layer.get_parameter(name).copy_(factor).requires_grad_(weight.requires_grad)
+            if layer.bias is not None:
+                layer.bias.copy_(linear.bias).requires_grad_(linear.bias.requires_grad)
+        return layer.train(linear.training)
+
+    def _reset_bias(self) -> None:
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features)
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def _options(self) -> str:
+        """The options beside the sizes and the bias, for the layer's line in a printed model."""
+        return ""
+
+    def extra_repr(self) -> str:
+        """Describe the layer in one line.
+
+        Returns:
+            The options that shape it.
+        """
+        options = self._options()
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, "
+        return sizes + (options and f"{options}, ") + f"bias={self.bias is not None}"
+
+
+def dense_weight(linear: nn.Linear) -> Tensor:
+    """The weight of a dense layer that is to be converted.
+
+    Args:
+        linear: The layer.
+
+    Returns:
+        (out_features, in_features), detached.
+
+    Raises:
+        TypeError: It is no ``torch.nn.Linear``.
+    """
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"linear must be a torch.nn.Linear; got {type(linear).__name__}")
+    return linear.weight.detach()
+
+
+@torch.no_grad()
+def uniform_with_variance(tensor: Tensor, variance: float) -> None:
+    """Fill a tensor with uniform numbers around zero.
+
+    Args:
+        tensor: What to fill.
+        variance: Of each number.
+    """
+    bound = math.sqrt(3 * variance)
+    nn.init.uniform_(tensor, -bound, bound)
+
+
+@torch.no_grad()
+def orthogonal_blocks(factor: Tensor, gain: float = 1.0) -> None:
+    """Fill every block with a random matrix of orthonormal rows or columns, whichever are fewer.
+
+    Args:
+        factor: (k, q, p).
+        gain: What each is multiplied by.
+    """
+    if factor.is_meta:
+        return
+    _, q, p = factor.shape
+    normal = torch.randn(factor.shape[0], max(q, p), min(q, p), device=factor.device)
+    basis, triangle = torch.linalg.qr(normal)
+    # With these signs the distribution is uniform over all such matrices.
+    basis = basis * triangle.diagonal(dim1=-2, dim2=-1).sgn()[:, None, :]
+    factor.copy_(gain * (basis if q >= p else basis.mT))

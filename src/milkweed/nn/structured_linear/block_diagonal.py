@@ -1,0 +1,98 @@
+"""Linear layer with a block-diagonal matrix."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
+from milkweed.structures import BlockDiagonal, Chain, project_block_diagonal
+
+
+class BlockDiagonalLinear(StructuredLinear):
+    """Linear layer with a block-diagonal matrix: ``nblocks`` groups of features that do not meet.
+
+    Args:
+        in_features: Size of each input.
+        out_features: Size of each output.
+        nblocks: Blocks; sizes that it does not divide are padded.
+        bias: Whether to add a bias.
+        shuffle: Whether the outputs of the groups are interleaved, so that the groups of a next layer mix them.
+        device: Where parameters live.
+        dtype: Their dtype.
+
+    Raises:
+        ValueError: A size is below 1, or there are more blocks than features.
+
+    Source:
+        One factor of a Monarch matrix (arXiv 2204.00595, section 3), with nn.Linear's output variance.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        nblocks: int = 4,
+        bias: bool = True,
+        shuffle: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        check_nblocks(in_features, out_features, nblocks)
+        self.nblocks, self.shuffle = nblocks, shuffle
+        shape = nblocks, -(-out_features // nblocks), -(-in_features // nblocks)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        uniform_with_variance(self.weight, 1 / (3 * self.weight.shape[-1]))
+        self._reset_bias()
+
+    def matrix(self) -> BlockDiagonal | Chain:
+        """The weight.
+
+        Returns:
+            (out_features, in_features), made of the parameter itself.
+        """
+        crop = self.out_features, self.in_features
+        # A chain of one factor is a block-diagonal matrix with its outputs interleaved.
+        return Chain((self.weight,), crop) if self.shuffle else BlockDiagonal(self.weight, crop)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, nblocks: int = 4, *, input_covariance: Tensor | None = None) -> Self:
+        """Project a dense layer.
+
+        Args:
+            linear: The dense layer.
+            nblocks: Blocks.
+            input_covariance: (in_features, in_features), E[x xᵀ] of the layer's inputs; the outputs are then kept
+                rather than the weight.
+
+        Returns:
+            The layer with the nearest block-diagonal matrix, not shuffled, and everything else as the dense layer.
+        """
+        found = project_block_diagonal(dense_weight(linear), nblocks, input_covariance=input_covariance)
+        return cls._from(linear, {"weight": found.matrix.weight}, nblocks=nblocks)
+
+    def _options(self) -> str:
+        return f"nblocks={self.nblocks}" + (", shuffle=True" if self.shuffle else "")
+
+
+def check_nblocks(in_features: int, out_features: int, nblocks: int) -> None:
+    """Refuse a number of blocks that the sizes cannot have.
+
+    Args:
+        in_features: Size of each input.
+        out_features: Size of each output.
+        nblocks: Blocks on each side.
+
+    Raises:
+        ValueError: It is below 1 or above a size.
+    """
+    for name, value in (("in_features", in_features), ("out_features", out_features)):
+        if not 1 <= nblocks <= value:
+            raise ValueError(f"nblocks must be in 1 .. {name}={value}; got nblocks={nblocks}")

@@ -1,0 +1,116 @@
+"""Linear layer with a butterfly matrix or another chain of small blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import nn
+
+from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, orthogonal_blocks
+from milkweed.structures import Chain, project_chain
+from milkweed.structures.project import padded
+
+
+class ButterflyLinear(StructuredLinear):
+    """Linear layer with a chain of block-diagonal factors; a butterfly for digits of 2.
+
+    The chain is square, of the product of its digits; inputs are padded and outputs cut off. It starts with orthogonal
+    blocks and nn.Linear's output variance.
+
+    Args:
+        in_features: Size of each input.
+        out_features: Size of each output.
+        digits: Block sizes, the most significant digit first, their product at least both sizes; by default as many 2s
+            as are needed. Fewer, larger digits make fewer, larger products: (32, 32) is a Monarch matrix of 1024.
+        bias: Whether to add a bias.
+        device: Where parameters live.
+        dtype: Their dtype.
+
+    Raises:
+        ValueError: A size is below 1, or the digits do not reach the larger one.
+
+    Source:
+        Dao et al., Learning fast algorithms using butterfly factorizations (arXiv 1903.05895); order-p Monarch matrices
+        of Monarch Mixer (arXiv 2310.12109).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        digits: Sequence[int] | None = None,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.digits = chain_digits(in_features, out_features, digits)
+        shapes = Chain.identity(self.digits, device="meta").factors
+        self.factors = nn.ParameterList(torch.empty(f.shape, device=device, dtype=dtype) for f in shapes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        # Independent entries would make products of many factors heavy-tailed; rotations keep lengths at every step.
+        # Padded inputs are zero, which the gain makes up for.
+        gain = math.sqrt(math.prod(self.digits) / (3 * self.in_features))
+        for factor in self.factors:
+            orthogonal_blocks(factor, gain ** (1 / len(self.factors)))
+        self._reset_bias()
+
+    def matrix(self) -> Chain:
+        """The weight.
+
+        Returns:
+            (out_features, in_features), made of the parameters themselves.
+        """
+        return Chain(tuple(self.factors), (self.out_features, self.in_features))
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, digits: Sequence[int] | None = None) -> Self:
+        """Project a dense layer, exactly if it is a chain.
+
+        Args:
+            linear: The dense layer.
+            digits: As for the layer.
+
+        Returns:
+            The layer with a near chain and everything else as the dense layer.
+        """
+        weight = dense_weight(linear)
+        digits = chain_digits(weight.shape[1], weight.shape[0], digits)
+        size = math.prod(digits)
+        found = project_chain(padded(weight, size, size), digits).matrix
+        factors = {f"factors.{index}": factor for index, factor in enumerate(found.factors)}
+        return cls._from(linear, factors, digits=digits)
+
+    def _options(self) -> str:
+        return f"digits={self.digits}"
+
+
+def chain_digits(in_features: int, out_features: int, digits: Sequence[int] | None) -> tuple[int, ...]:
+    """Choose or check the digits of a chain that is cropped to a layer's size.
+
+    Args:
+        in_features: Size of each input.
+        out_features: Size of each output.
+        digits: What was asked for.
+
+    Returns:
+        The digits; as many 2s as are needed by default.
+
+    Raises:
+        ValueError: A digit is below 1, or they do not reach the larger size.
+    """
+    most = max(in_features, out_features)
+    if digits is None:
+        return (2,) * max(1, (most - 1).bit_length())
+    if not digits or min(digits) < 1 or math.prod(digits) < most:
+        raise ValueError(
+            f"digits must be positive and multiply to at least {most}, the larger of in_features and out_features; "
+            f"got {tuple(digits)}"
+        )
+    return tuple(digits)

@@ -1,0 +1,173 @@
+"""Linear layer with a Monarch matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from milkweed._suggest import unknown
+from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, orthogonal_blocks, uniform_with_variance
+from milkweed.structures import Monarch, monarch_shapes, project_monarch
+from milkweed.structures.transforms import monarch_hadamard
+
+
+class MonarchLinear(StructuredLinear):
+    """Linear layer with a Monarch matrix: two block-diagonal factors with a permutation after each.
+
+    Every (out_features / nblocks) × (in_features / nblocks) slice of the matrix has rank ``rank``. Parameters:
+    nblocks · q · (in_block + out_block), where q = nblocks · rank, or min(in_block, out_block) by default.
+
+    Initialisations (``init``):
+
+    - ``"kaiming"``: uniform, with nn.Linear's output variance (a third of the input's).
+    - ``"mup"``: normal, each block of the spectral norm that feature learning asks for; ``parameter_groups`` scales the
+      learning rate of each factor by in_features over the block's fan-in, so that the rate of a dense layer fits.
+    - ``"orthogonal"``: every block has orthonormal rows or columns; lengths are kept where both factors are square.
+    - ``"project"``: nn.Linear's own initialisation, projected and scaled back to its norm.
+    - ``"hadamard"``: the orthonormal Hadamard transform, exactly; sizes must be one power of two.
+
+    Args:
+        in_features: Size of each input.
+        out_features: Size of each output.
+        nblocks: Blocks per factor; sizes that it does not divide are padded.
+        bias: Whether to add a bias.
+        rank: Rank of each slice, at most min(in_block, out_block).
+        device: Where parameters live.
+        dtype: Their dtype.
+        init: How parameters are drawn, see above.
+
+    Raises:
+        ValueError: Slices would be structurally zero (fewer than ``nblocks`` features per block), the rank is out of
+            range, or the initialisation is unknown.
+
+    Source:
+        Monarch (arXiv 2204.00595), section 3; their per-block initialisation gives a ninth of the input's variance.
+        "mup": Qiu et al., Compute Better Spent (arXiv 2406.06248), on structured layers.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        nblocks: int = 4,
+        bias: bool = True,
+        rank: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        init: str = "kaiming",
+    ) -> None:
+        right, left = monarch_shapes(in_features, out_features, nblocks, rank)
+        super().__init__(in_features, out_features, bias, device, dtype)
+        if init not in _INITIALISATIONS:
+            raise ValueError(unknown("init", init, _INITIALISATIONS))
+        if init == "hadamard" and (in_features != out_features or in_features & (in_features - 1)):
+            raise ValueError(
+                f"init='hadamard' needs in_features = out_features, a power of two; got {in_features} and "
+                f"{out_features}"
+            )
+        self.nblocks, self.rank, self.init = nblocks, rank, init
+        self.right = nn.Parameter(torch.empty(right, device=device, dtype=dtype))
+        self.left = nn.Parameter(torch.empty(left, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        if not self.right.is_meta:
+            _INITIALISATIONS[self.init](self)
+        self._reset_bias()
+
+    def matrix(self) -> Monarch:
+        """The weight.
+
+        Returns:
+            (out_features, in_features), made of the parameters themselves.
+        """
+        return Monarch(self.right, self.left, (self.out_features, self.in_features))
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        nblocks: int = 4,
+        rank: int | None = None,
+        *,
+        input_covariance: Tensor | None = None,
+        refine: int = 0,
+    ) -> Self:
+        """Project a dense layer.
+
+        Args:
+            linear: The dense layer.
+            nblocks: Blocks per factor.
+            rank: Rank of each slice.
+            input_covariance: (in_features, in_features), E[x xᵀ] of the layer's inputs; the outputs are then kept
+                rather than the weight.
+            refine: Rounds of least squares; needs a covariance.
+
+        Returns:
+            The layer with the nearest Monarch matrix and the dense layer's bias, device, dtype and training mode; see
+            `milkweed.project_monarch`, which also reports the errors.
+        """
+        found = project_monarch(dense_weight(linear), nblocks, rank, input_covariance=input_covariance, refine=refine)
+        factors = {"right": found.matrix.right, "left": found.matrix.left}
+        return cls._from(linear, factors, nblocks=nblocks, rank=rank)
+
+    def parameter_rates(self) -> dict[str, float]:
+        """Learning rates relative to the model's, for ``parameter_groups``.
+
+        Returns:
+            A multiplier for each factor under ``init="mup"``, else nothing.
+        """
+        if self.init != "mup":
+            return {}
+        return {name: self.in_features / getattr(self, name).shape[-1] for name in ("right", "left")}
+
+    def _options(self) -> str:
+        rank = "" if self.rank is None else f", rank={self.rank}"
+        return f"nblocks={self.nblocks}{rank}" + ("" if self.init == "kaiming" else f", init={self.init!r}")
+
+
+def _kaiming(layer: MonarchLinear) -> None:
+    for factor in (layer.right, layer.left):
+        # Both factors scale the variance by 1/√3, together by the 1/3 of nn.Linear.
+        uniform_with_variance(factor, 3**-0.5 / factor.shape[-1])
+
+
+def _mup(layer: MonarchLinear) -> None:
+    for factor in (layer.right, layer.left):
+        _, fan_out, fan_in = factor.shape
+        nn.init.normal_(factor, std=min(1.0, (fan_out / fan_in) ** 0.5) / fan_in**0.5)
+
+
+def _orthogonal(layer: MonarchLinear) -> None:
+    for factor in (layer.right, layer.left):
+        orthogonal_blocks(factor)
+
+
+@torch.no_grad()
+def _project(layer: MonarchLinear) -> None:
+    dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device=layer.right.device).weight
+    found = project_monarch(dense, layer.nblocks, layer.rank).matrix
+    scale = dense.norm() / found.to_dense().norm()
+    layer.right.copy_(found.right * scale.sqrt())
+    layer.left.copy_(found.left * scale.sqrt())
+
+
+@torch.no_grad()
+def _hadamard(layer: MonarchLinear) -> None:
+    dense = monarch_hadamard(layer.in_features, norm="ortho", dtype=torch.float64).to_dense()
+    found = project_monarch(dense, layer.nblocks, layer.rank).matrix
+    layer.right.copy_(found.right)
+    layer.left.copy_(found.left)
+
+
+_INITIALISATIONS: dict[str, Callable[[MonarchLinear], None]] = {
+    "kaiming": _kaiming,
+    "mup": _mup,
+    "orthogonal": _orthogonal,
+    "project": _project,
+    "hadamard": _hadamard,
+}

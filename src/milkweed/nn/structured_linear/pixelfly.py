@@ -1,0 +1,117 @@
+"""Linear layer with a flat block butterfly plus a low-rank matrix."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
+from milkweed.nn.structured_linear.block_diagonal import check_nblocks
+from milkweed.nn.structured_linear.low_rank import check_rank
+from milkweed.structures import FlatBlockButterfly, LowRank, Sum, project_pixelfly
+
+
+class PixelflyLinear(StructuredLinear):
+    """Pixelfly: block-sparse weights in a butterfly pattern plus a low-rank matrix.
+
+    Both parts start with half of nn.Linear's output variance.
+
+    Args:
+        in_features: Size of each input.
+        out_features: Size of each output.
+        nblocks: Block rows and columns, a power of two; sizes that it does not divide are padded.
+        bias: Whether to add a bias.
+        rank: Of the low-rank part.
+        neighbours: Blocks kept in each block row; at most, and by default, log2(nblocks) + 1.
+        device: Where parameters live.
+        dtype: Their dtype.
+
+    Raises:
+        ValueError: nblocks is no power of two or above a size, or the rank or the neighbours are out of range.
+
+    Source:
+        Chen, Dao et al., Pixelated Butterfly (arXiv 2112.00029); the two parts are added with equal weights instead of
+        a learned mixture, which the factors can express themselves.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        nblocks: int = 4,
+        bias: bool = True,
+        rank: int = 8,
+        neighbours: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        check_nblocks(in_features, out_features, nblocks)
+        check_rank(in_features, out_features, rank)
+        most = nblocks.bit_length()
+        count = most if neighbours is None else neighbours
+        if nblocks & (nblocks - 1) or not 1 <= count <= most:
+            raise ValueError(
+                f"nblocks must be a power of two and neighbours in 1 .. log2(nblocks) + 1; got nblocks={nblocks}, "
+                f"neighbours={neighbours}"
+            )
+        self.nblocks, self.rank, self.neighbours = nblocks, rank, count
+        blocks = nblocks, count, -(-out_features // nblocks), -(-in_features // nblocks)
+        self.blocks = nn.Parameter(torch.empty(blocks, device=device, dtype=dtype))
+        self.right = nn.Parameter(torch.empty(rank, in_features, device=device, dtype=dtype))
+        self.left = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        _, count, _, width = self.blocks.shape
+        uniform_with_variance(self.blocks, 1 / (6 * count * width))
+        for factor in (self.right, self.left):
+            uniform_with_variance(factor, 6**-0.5 / factor.shape[-1])
+        self._reset_bias()
+
+    def matrix(self) -> Sum:
+        """The weight.
+
+        Returns:
+            (out_features, in_features), made of the parameters themselves.
+        """
+        sparse = FlatBlockButterfly(self.blocks, (self.out_features, self.in_features))
+        return Sum((sparse, LowRank(self.left, self.right)))
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        nblocks: int = 4,
+        rank: int = 8,
+        neighbours: int | None = None,
+        *,
+        input_covariance: Tensor | None = None,
+    ) -> Self:
+        """Project a dense layer, fitting the two parts by turns.
+
+        Args:
+            linear: The dense layer.
+            nblocks: Block rows and columns, a power of two.
+            rank: Of the low-rank part.
+            neighbours: Blocks kept in each block row.
+            input_covariance: (in_features, in_features), E[x xᵀ] of the layer's inputs; the outputs are then kept
+                rather than the weight.
+
+        Returns:
+            The layer with a near Pixelfly matrix and everything else as the dense layer.
+        """
+        weight = dense_weight(linear)
+        sparse, smooth = project_pixelfly(
+            weight, nblocks, rank, neighbours, input_covariance=input_covariance
+        ).matrix.terms
+        assert isinstance(sparse, FlatBlockButterfly)
+        assert isinstance(smooth, LowRank)
+        factors = {"blocks": sparse.blocks, "right": smooth.right, "left": smooth.left}
+        return cls._from(linear, factors, nblocks=nblocks, rank=rank, neighbours=neighbours)
+
+    def _options(self) -> str:
+        return f"nblocks={self.nblocks}, rank={self.rank}, neighbours={self.neighbours}"
