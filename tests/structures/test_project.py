@@ -126,6 +126,14 @@ def test_any_fourier_matrix_is_read_off(n):
     assert found.matrix.num_parameters == monarch.num_parameters
 
 
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_sizes_whose_squares_float32_cannot_hold(size):
+    dense = draw(48, 64, torch.float32)
+    found, expected = structures.project_monarch(dense * size, 4), structures.project_monarch(dense, 4)
+    assert found.relative_error == pytest.approx(expected.relative_error, rel=1e-5)
+    torch.testing.assert_close(found.matrix.to_dense() / size, expected.matrix.to_dense())
+
+
 def test_a_butterfly_is_a_monarch():
     butterfly = Chain(tuple(torch.randn(32, 2, 2, dtype=torch.float64) for _ in range(6))).to_dense()
     assert mw.project_monarch(butterfly, 8).relative_error < 1e-14

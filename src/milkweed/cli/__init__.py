@@ -15,6 +15,7 @@ COMMANDS = {
     "recipes": "list the recipes that come with milkweed",
     "inspect": "show layers, parameters, FLOPs and memory of a recipe",
     "demo": "train three small models on handwritten digits and compare them",
+    "plot": "draw a matrix, its nearest Monarch matrix and the error by nblocks",
     "bench": "measure the library's algorithms against the plain formulas",
 }
 FIRST_STEPS = """\
@@ -22,6 +23,7 @@ milkweed demo                                a first look, under three minutes
 milkweed recipes                             what can be trained
 milkweed train digits --model.d_model 96     every value of a recipe is an option
 milkweed evaluate runs/digits                test the result again
+milkweed plot monarch dct                    a matrix and its Monarch factors, as a PNG
 milkweed COMMAND --help                      more, with an example"""
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 

@@ -35,9 +35,16 @@ def best_low_rank(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _best_low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    if matrix.shape[0] < matrix.shape[1]:
-        left, right = _best_low_rank(matrix.mH, rank)
-        return right.mH, left.mH
+    # The entries of the Gram matrix are squares, which would overflow above 1e19 in float32 and vanish below 1e-19.
+    scale = matrix.abs().max()
+    scale = torch.where(scale > 0, scale, 1)
+    wide = matrix.shape[0] < matrix.shape[1]
+    left, right = _tall_low_rank((matrix.mH if wide else matrix) / scale, rank)
+    left, right = (right.mH, left.mH) if wide else (left, right)
+    return left * scale.sqrt(), right * scale.sqrt()
+
+
+def _tall_low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     vectors = torch.linalg.eigh(matrix.mH @ matrix).eigenvectors[:, -rank:].flip(1)
     scaled = matrix @ vectors
     values = torch.linalg.vector_norm(scaled, dim=0)
