@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -155,6 +156,19 @@ def autocast_together(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     if dtype is None:
         return (x, *weights)
     return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in (x, *weights))
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Turn autocast off inside a block: it reaches into custom ops too and would round the factors of their products.
+
+    Args:
+        x: Any tensor; its device decides which autocast.
+
+    Returns:
+        The context.
+    """
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def rows_per_block(rows: int, row_bytes: int, device: torch.device, *, budget: int, least: int = 1) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from milkweed.ops import pairs
-from milkweed.ops._common import register_differentiable, rows_per_block
+from milkweed.ops._common import register_differentiable, rows_per_block, without_autocast
 from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.ssm_kernel import reference
 
@@ -128,7 +128,8 @@ def _conjugate(a: Tensor) -> Tensor:
 @torch.library.custom_op("milkweed::diagonal_ssm_kernel", mutates_args=())
 def diagonal_ssm_kernel(c: Tensor, dt_a: Tensor, length: int) -> Tensor:
     """Sum c (batch, rows, N, 2) against the modes dt_a (rows, N, 2): (batch, rows, L)."""
-    return _sum_of_modes(2 * c, dt_a, length)
+    with without_autocast(c):
+        return _sum_of_modes(2 * c, dt_a, length)
 
 
 @diagonal_ssm_kernel.register_fake
@@ -138,7 +139,8 @@ def _(c: Tensor, dt_a: Tensor, length: int) -> Tensor:
 
 @torch.library.custom_op("milkweed::diagonal_ssm_kernel_backward", mutates_args=())
 def _kernel_backward(grad: Tensor, c: Tensor, dt_a: Tensor, need_dt_a: bool) -> tuple[Tensor, Tensor]:
-    zeroth, first = _moments(grad, dt_a, need_dt_a)
+    with without_autocast(grad):
+        zeroth, first = _moments(grad, dt_a, need_dt_a)
     grad_c = 2 * _conjugate(zeroth)
     return grad_c, 2 * _conjugate(pairs.multiply(c, first)).sum(0) if need_dt_a else c.new_empty(0)
 
@@ -161,7 +163,8 @@ register_differentiable(diagonal_ssm_kernel, reference.diagonal_ssm_kernel, _ker
 @torch.library.custom_op("milkweed::diagonal_ssm_state", mutates_args=())
 def diagonal_ssm_state(u: Tensor, dt_a: Tensor) -> Tensor:
     """Run the modes dt_a (rows, N, 2) over u (batch, rows, L): (batch, rows, N, 2)."""
-    return _moments(u.flip(-1), dt_a, False)[0]
+    with without_autocast(u):
+        return _moments(u.flip(-1), dt_a, False)[0]
 
 
 @diagonal_ssm_state.register_fake
@@ -172,11 +175,10 @@ def _(u: Tensor, dt_a: Tensor) -> Tensor:
 @torch.library.custom_op("milkweed::diagonal_ssm_state_backward", mutates_args=())
 def _state_backward(grad: Tensor, u: Tensor, dt_a: Tensor, need_u: bool, need_dt_a: bool) -> tuple[Tensor, Tensor]:
     conjugate = _conjugate(grad)
-    grad_u = _sum_of_modes(conjugate, dt_a, u.shape[-1]).flip(-1) if need_u else u.new_empty(0)
-    if not need_dt_a:
-        return grad_u, u.new_empty(0)
-    first = _moments(u.flip(-1), dt_a, True)[1]
-    return grad_u, _conjugate(pairs.multiply(conjugate, first)).sum(0)
+    with without_autocast(grad):
+        grad_u = _sum_of_modes(conjugate, dt_a, u.shape[-1]).flip(-1) if need_u else u.new_empty(0)
+        first = _moments(u.flip(-1), dt_a, True)[1] if need_dt_a else None
+    return grad_u, u.new_empty(0) if first is None else _conjugate(pairs.multiply(conjugate, first)).sum(0)
 
 
 @_state_backward.register_fake

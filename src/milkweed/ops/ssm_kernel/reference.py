@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from milkweed.ops._common import without_autocast
+
 
 def diagonal_ssm_kernel(c: Tensor, dt_a: Tensor, length: int) -> Tensor:
     """``K_l = 2 Re sum_n c_n exp(dt_a_n l)``, with an array of N × L exponentials.
@@ -33,7 +35,8 @@ def diagonal_ssm_state(u: Tensor, dt_a: Tensor) -> Tensor:
     """
     length = u.shape[-1]
     powers = _modes(dt_a, torch.arange(length - 1, -1, -1, device=dt_a.device))
-    return torch.stack([torch.einsum("bhl,hnl->bhn", u, part) for part in powers], -1)
+    with without_autocast(u):
+        return torch.stack([torch.einsum("bhl,hnl->bhn", u, part) for part in powers], -1)
 
 
 def _modes(dt_a: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,402 @@
+"""Dense state space kernels as matrix products by repeated squaring; README.md derives them.
+
+Powers are held less the identity, d_k = a^(2^k) - 1, and vectors are rows: a^j b is the row b (a^T)^j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from milkweed.ops._common import register_differentiable, rows_per_block, without_autocast
+from milkweed.ops._memory import on_huge_pages
+
+# Powers, vectors and products of one block of channels.
+_BLOCK_BYTES = 8 * 2**20
+# Vectors that are worth a pass over a power; fewer are doubled first.
+_LEAST_VECTORS = 8
+
+
+class _Plan:
+    """The split of the lags, l = i * inner + j with i < outer = strides * 2^doublings, and the powers it takes."""
+
+    def __init__(self, batch: int, modes: int, length: int) -> None:
+        self.batch, self.modes, self.length = batch, modes, length
+        bits = (length - 1).bit_length()
+        # As many columns a^j b as there are rows c (a^inner)^i in the whole batch: √(L * batch).
+        self.inner_bits = min((bits + max(batch - 1, 0).bit_length()) // 2, bits)
+        self.inner = 1 << self.inner_bits
+        blocks = -(-length // self.inner)
+        self.doublings = 0
+        while 1 << self.doublings < blocks and batch << self.doublings < _LEAST_VECTORS:
+            self.doublings += 1
+        self.strides = -(-blocks >> self.doublings)
+        self.outer = self.strides << self.doublings
+        # One for each doubling of columns and rows, one for the strides.
+        self.powers = self.inner_bits + self.doublings + (self.strides > 1)
+
+    def row_blocks(self, rows: int, like: Tensor) -> Iterator[slice]:
+        vectors = self.inner + self.batch * self.outer
+        touched = self.powers * self.modes**2 + 2 * self.modes * vectors + 2 * self.batch * self.length
+        step = rows_per_block(rows, touched * like.element_size(), like.device, budget=_BLOCK_BYTES)
+        for start in range(0, rows, step):
+            yield slice(start, start + step)
+
+    def fold(self, lags: Tensor) -> Tensor:
+        """(batch, rows, L) to (rows, outer * batch, inner)."""
+        padded = F.pad(lags, (0, self.outer * self.inner - self.length))
+        return padded.unflatten(2, (self.outer, self.inner)).permute(1, 2, 0, 3).flatten(1, 2)
+
+    def unfold(self, product: Tensor) -> Tensor:
+        """(rows, outer * batch, inner) to (batch, rows, L)."""
+        return product.unflatten(1, (self.outer, self.batch)).permute(2, 0, 1, 3).flatten(2)[..., : self.length]
+
+    # Forward and adjoint of both sides. Powers from `inner_bits` on belong to the rows; an adjoint gives its powers'
+    # gradients too, in order, if the vectors of the forward pass are given.
+
+    def columns(self, powers: Sequence[Tensor], b: Tensor) -> Tensor:
+        """The columns a^j b for j < inner: (rows, N) to (rows, inner, N)."""
+        columns = b[:, None]
+        for d in powers[: self.inner_bits]:
+            columns = _double(columns, d.mT)
+        return columns
+
+    def columns_adjoint(
+        self, powers: Sequence[Tensor], grad: Tensor, columns: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        power_grads = []
+        for d in reversed(powers[: self.inner_bits]):
+            low, high = grad.chunk(2, 1)
+            if columns is not None:
+                power_grads.append(torch.bmm(high.mT, columns[:, : low.shape[1]]))
+            grad = torch.baddbmm(low + high, high, d)
+        return grad[:, 0], power_grads[::-1]
+
+    def rows(self, powers: Sequence[Tensor], c: Tensor) -> Tensor:
+        """The rows c (a^inner)^i for i < outer: (batch, rows, N) to (rows, outer * batch, N)."""
+        rows = c.transpose(0, 1)
+        for d in powers[self.inner_bits : self.inner_bits + self.doublings]:
+            rows = _double(rows, d)
+        parts = [rows]
+        for _ in range(self.strides - 1):
+            stride = torch.baddbmm(parts[-1], parts[-1], powers[-1])
+            parts.append(_without_tiny(stride, torch.finfo(c.dtype).tiny))
+        return torch.cat(parts, 1)
+
+    def rows_adjoint(self, powers: Sequence[Tensor], grad: Tensor, rows: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        power_grads = []
+        *earlier, last = grad.split(self.batch << self.doublings, 1)
+        totals = [last]
+        for part in reversed(earlier):
+            totals.append((part + totals[-1]).baddbmm_(totals[-1], powers[-1].mT))
+        if rows is not None and self.strides > 1:
+            power_grads.append(torch.bmm(rows[:, : -last.shape[1]].mT, torch.cat(totals[-2::-1], 1)))
+        grad = totals[-1]
+        for d in reversed(powers[self.inner_bits : self.inner_bits + self.doublings]):
+            low, high = grad.chunk(2, 1)
+            if rows is not None:
+                power_grads.append(torch.bmm(rows[:, : low.shape[1]].mT, high))
+            grad = torch.baddbmm(low + high, high, d.mT)
+        return grad.transpose(0, 1), power_grads[::-1]
+
+    def flops(self, rows: int, squarings: int, columns: int, vectors: int, products: int) -> int:
+        """Operations of so many passes through each stage."""
+        modes = self.modes
+        return (2 * rows * modes) * (
+            squarings * max(self.powers - 1, 0) * modes**2
+            + columns * (self.inner - 1) * modes
+            + vectors * (self.outer - 1) * self.batch * modes
+            + products * self.outer * self.batch * self.inner
+        )
+
+
+def _double(vectors: Tensor, d: Tensor) -> Tensor:
+    return torch.cat([vectors, torch.baddbmm(vectors, vectors, d)], 1)
+
+
+def _without_tiny(x: Tensor, least: float) -> Tensor:
+    """Set decayed entries of a new tensor to zero: denormal numbers make products take twice the time."""
+    values = x.detach()  # the derivative stays that of x: an entry that is zero may still learn
+    torch.ops.aten.hardshrink.out(values, least, out=values)
+    return x
+
+
+def _powers(a: Tensor, count: int) -> list[Tensor]:
+    """a^(2^k) - 1 for k < count, by (1 + d)² - 1 = 2 d + d²: without the identity slow modes keep their digits."""
+    least = torch.finfo(a.dtype).tiny ** 0.5  # products of two entries stay normal
+    powers = [a - torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)]
+    while len(powers) < count:
+        d = powers[-1]
+        powers.append(_without_tiny(torch.baddbmm(d, d, d, beta=2), least))
+    return powers
+
+
+def _powers_adjoint(powers: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
+    """The gradient of a, from that of each power."""
+    total = grads[-1]
+    for d, grad in zip(powers[-2::-1], grads[-2::-1], strict=True):
+        total = torch.baddbmm(grad, total, d.mT).baddbmm_(d.mT, total).add_(total, alpha=2)
+    return total
+
+
+def _kernel_of_block(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
+    """The kernel in differentiable functions, whatever the number of rows."""
+    with without_autocast(a):
+        plan = _Plan(c.shape[0], a.shape[-1], length)
+        powers = _powers(a, plan.powers)
+        return plan.unfold(torch.bmm(plan.rows(powers, c), plan.columns(powers, b).mT))
+
+
+def _kernel(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
+    batch, rows, modes = c.shape
+    out = on_huge_pages(c.new_empty(batch, rows, length))
+    for block in _Plan(batch, modes, length).row_blocks(rows, c):
+        out[:, block] = _kernel_of_block(a[block], b[block], c[:, block], length)
+    return out
+
+
+def _state_of_block(u: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """The state in differentiable functions: the transpose of c -> kernel, applied to the reversed signal."""
+    with without_autocast(a):
+        plan = _Plan(u.shape[0], a.shape[-1], u.shape[-1])
+        powers = _powers(a, plan.powers)
+        grad = torch.bmm(plan.fold(u.flip(-1)), plan.columns(powers, b))
+        return plan.rows_adjoint(powers, grad, None)[0]
+
+
+def _state(u: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    batch, rows, length = u.shape
+    out = u.new_empty(batch, rows, a.shape[-1])
+    for block in _Plan(batch, a.shape[-1], length).row_blocks(rows, u):
+        out[:, block] = _state_of_block(u[:, block], a[block], b[block])
+    return out
+
+
+def _gradients_like(
+    x: Tensor, y: Tensor, z: Tensor, need_x: bool, need_y: bool, need_z: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape if need_x else 0),
+        y.new_empty(y.shape if need_y else 0),
+        z.new_empty(z.shape if need_z else 0),
+    )
+
+
+def _gradients(
+    g: Tensor, a: Tensor, b: Tensor, c: Tensor, need_a: bool, need_b: bool, need_c: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of sum(g * kernel(a, b, c)); those not needed are empty."""
+    batch, rows, length = g.shape
+    plan = _Plan(batch, a.shape[-1], length)
+    grad_a, grad_b, grad_c = _gradients_like(a, b, c, need_a, need_b, need_c)
+    for block in plan.row_blocks(rows, g):
+        with without_autocast(g):
+            powers = _powers(a[block], plan.powers)
+            folded = plan.fold(g[:, block])
+            columns = plan.columns(powers, b[block]) if need_a or need_c else None
+            vectors = plan.rows(powers, c[:, block]) if need_a or need_b else None
+            power_grads: list[Tensor] = []
+            if vectors is not None:
+                grad = torch.bmm(folded.mT, vectors)
+                found, power_grads = plan.columns_adjoint(powers, grad, columns if need_a else None)
+                if need_b:
+                    grad_b[block] = found
+            if columns is not None:
+                grad = torch.bmm(folded, columns)
+                found, more = plan.rows_adjoint(powers, grad, vectors if need_a else None)
+                power_grads += more
+                if need_c:
+                    grad_c[:, block] = found
+            if need_a:
+                grad_a[block] = _powers_adjoint(powers, power_grads) if power_grads else 0
+    return grad_a, grad_b, grad_c
+
+
+def _bits(steps: Tensor) -> int:
+    return int(steps.max()).bit_length() if len(steps) else 0
+
+
+def _taken(steps: Tensor, bit: int) -> Tensor:
+    return ((steps >> bit) & 1).bool()[:, None]
+
+
+def _advance_of_block(x: Tensor, a: Tensor, steps: Tensor) -> Tensor:
+    """The later state in differentiable functions: x times the powers that are the bits of ``steps``."""
+    with without_autocast(a):
+        x = x.transpose(0, 1)
+        for bit, d in enumerate(_powers(a, _bits(steps))):
+            x = torch.where(_taken(steps, bit), torch.baddbmm(x, x, d.mT), x)
+        return x.transpose(0, 1)
+
+
+def _advance_gradients(g: Tensor, x: Tensor, a: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of sum(g * advance(x, a, steps))."""
+    with without_autocast(g):
+        powers, states, power_grads = _powers(a, _bits(steps)), [x.transpose(0, 1)], []
+        for bit, d in enumerate(powers[:-1]):
+            states.append(torch.where(_taken(steps, bit), torch.baddbmm(states[-1], states[-1], d.mT), states[-1]))
+        grad = g.transpose(0, 1)
+        for bit, d in reversed(list(enumerate(powers))):
+            moved = torch.where(_taken(steps, bit), grad, 0)
+            power_grads.append(torch.bmm(moved.mT, states[bit]))
+            grad = torch.baddbmm(grad, moved, d)
+        return grad.transpose(0, 1), _powers_adjoint(powers, power_grads[::-1])
+
+
+def _advance_blocks(x: Tensor, steps: Tensor) -> Iterator[slice]:
+    batch, rows, modes = x.shape
+    touched = (_bits(steps) + 1) * modes * (modes + batch)
+    step = rows_per_block(rows, touched * x.element_size(), x.device, budget=_BLOCK_BYTES)
+    for start in range(0, rows, step):
+        yield slice(start, start + step)
+
+
+def _gradient_flops(plan: _Plan, rows: int, need_a: bool, need_b: bool, need_c: bool) -> int:
+    left, right = int(need_a or need_c), int(need_a or need_b)
+    both = left + right
+    return plan.flops(rows, 1 + 2 * need_a, both + need_a, both + need_a, both)
+
+
+@torch.library.custom_op("milkweed::dense_ssm_kernel", mutates_args=())
+def dense_ssm_kernel(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
+    """Evaluate c (batch, rows, N) a^l b for a (rows, N, N), b (rows, N): (batch, rows, L)."""
+    return _kernel(a, b, c, length)
+
+
+@dense_ssm_kernel.register_fake
+def _(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
+    return c.new_empty(*c.shape[:2], length)
+
+
+@torch.library.custom_op("milkweed::dense_ssm_kernel_backward", mutates_args=())
+def _kernel_backward(
+    grad: Tensor, a: Tensor, b: Tensor, c: Tensor, need_a: bool, need_b: bool, need_c: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(grad, a, b, c, need_a, need_b, need_c)
+
+
+@_kernel_backward.register_fake
+def _(
+    grad: Tensor, a: Tensor, b: Tensor, c: Tensor, need_a: bool, need_b: bool, need_c: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients_like(a, b, c, need_a, need_b, need_c)
+
+
+def _kernel_gradients(
+    grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]
+) -> Sequence[Tensor]:
+    a, b, c, _ = inputs
+    return _kernel_backward(grad, a, b, c, *needed)
+
+
+register_differentiable(dense_ssm_kernel, _kernel_of_block, _kernel_gradients)
+
+
+@torch.library.custom_op("milkweed::dense_ssm_state", mutates_args=())
+def dense_ssm_state(u: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Run a (rows, N, N), b (rows, N) over u (batch, rows, L): (batch, rows, N)."""
+    return _state(u, a, b)
+
+
+@dense_ssm_state.register_fake
+def _(u: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return u.new_empty(*u.shape[:2], a.shape[-1])
+
+
+@torch.library.custom_op("milkweed::dense_ssm_state_backward", mutates_args=())
+def _state_backward(
+    grad: Tensor, u: Tensor, a: Tensor, b: Tensor, need_u: bool, need_a: bool, need_b: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    # grad · state = sum over l of u_(L-1-l) (grad a^l b): a kernel with the gradient as c.
+    grad_u = _kernel(a, b, grad, u.shape[-1]).flip(-1) if need_u else u.new_empty(0)
+    if not (need_a or need_b):
+        return grad_u, a.new_empty(0), b.new_empty(0)
+    grad_a, grad_b, _ = _gradients(u.flip(-1), a, b, grad, need_a, need_b, False)
+    return grad_u, grad_a, grad_b
+
+
+@_state_backward.register_fake
+def _(
+    grad: Tensor, u: Tensor, a: Tensor, b: Tensor, need_u: bool, need_a: bool, need_b: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients_like(u, a, b, need_u, need_a, need_b)
+
+
+def _state_gradients(
+    grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]
+) -> Sequence[Tensor]:
+    return _state_backward(grad, *inputs, *needed)
+
+
+register_differentiable(dense_ssm_state, _state_of_block, _state_gradients)
+
+
+@torch.library.custom_op("milkweed::dense_ssm_advance", mutates_args=())
+def dense_ssm_advance(x: Tensor, a: Tensor, steps: Tensor) -> Tensor:
+    """Multiply x (batch, rows, N) by a (rows, N, N) as often as ``steps`` (batch,) says: (batch, rows, N)."""
+    out = x.new_empty(x.shape)
+    for block in _advance_blocks(x, steps):
+        out[:, block] = _advance_of_block(x[:, block], a[block], steps)
+    return out
+
+
+@dense_ssm_advance.register_fake
+def _(x: Tensor, a: Tensor, steps: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("milkweed::dense_ssm_advance_backward", mutates_args=())
+def _advance_backward(grad: Tensor, x: Tensor, a: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    grad_x, grad_a = x.new_empty(x.shape), a.new_empty(a.shape)
+    for block in _advance_blocks(x, steps):
+        grad_x[:, block], grad_a[block] = _advance_gradients(grad[:, block], x[:, block], a[block], steps)
+    return grad_x, grad_a
+
+
+@_advance_backward.register_fake
+def _(grad: Tensor, x: Tensor, a: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), a.new_empty(a.shape)
+
+
+def _advance_all_gradients(
+    grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]
+) -> Sequence[Tensor]:
+    x, a, steps = inputs
+    return *_advance_backward(grad, x, a, steps), steps
+
+
+register_differentiable(dense_ssm_advance, _advance_of_block, _advance_all_gradients)
+
+
+@register_flop_formula(torch.ops.milkweed.dense_ssm_kernel)
+def _kernel_flops(a_shape: Any, b_shape: Any, c_shape: Any, length: int, **kwargs: Any) -> int:
+    batch, rows, modes = (int(size) for size in c_shape)
+    return _Plan(batch, modes, int(length)).flops(rows, 1, 1, 1, 1)
+
+
+@register_flop_formula(torch.ops.milkweed.dense_ssm_kernel_backward)
+def _kernel_backward_flops(
+    grad_shape: Any, a_shape: Any, b_shape: Any, c_shape: Any, need_a: bool, need_b: bool, need_c: bool, **kwargs: Any
+) -> int:
+    batch, rows, length = (int(size) for size in grad_shape)
+    return _gradient_flops(_Plan(batch, int(a_shape[-1]), length), rows, need_a, need_b, need_c)
+
+
+@register_flop_formula(torch.ops.milkweed.dense_ssm_state)
+def _state_flops(u_shape: Any, a_shape: Any, b_shape: Any, **kwargs: Any) -> int:
+    return _kernel_flops(a_shape, b_shape, (*u_shape[:2], a_shape[-1]), u_shape[2])
+
+
+@register_flop_formula(torch.ops.milkweed.dense_ssm_state_backward)
+def _state_backward_flops(
+    grad_shape: Any, u_shape: Any, a_shape: Any, b_shape: Any, need_u: bool, need_a: bool, need_b: bool, **kwargs: Any
+) -> int:
+    flops = _kernel_flops(a_shape, b_shape, grad_shape, u_shape[2]) * int(need_u)
+    if need_a or need_b:
+        flops += _kernel_backward_flops(u_shape, a_shape, b_shape, grad_shape, need_a, need_b, False)
+    return flops
