@@ -4,11 +4,66 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from milkweed._suggest import unknown
 from milkweed.ops import pairs
 
 DISCRETIZATIONS = ("bilinear", "zoh")
+
+
+def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") -> tuple[Tensor, Tensor]:
+    """Discretise x' = A x + B u: x_t = Ā x_{t-1} + B̄ u_t.
+
+    Args:
+        A: (..., N, N), real or complex; it may be singular.
+        B: (..., N), one dimension fewer than A, or (..., N, M), as many.
+        dt: The step: a number, or (...) which is broadcast with the leading dimensions of A and B.
+        method: ``"zoh"``, exact for inputs constant over each step, or ``"bilinear"``, (I - dt A/2)⁻¹(I + dt A/2) and
+            (I - dt A/2)⁻¹ dt B.
+
+    Returns:
+        Ā (..., N, N) and B̄ (..., N) or (..., N, M), of the dtype of A.
+
+    Raises:
+        ValueError: The method is unknown, a shape does not fit or a number ``dt`` is not positive.
+
+    Source:
+        S4 (arXiv 2111.00396), equation 3; ``"zoh"`` through the exponential of [[A, B], [0, 0]] dt, so that A is never
+        inverted.
+    """
+    if method not in DISCRETIZATIONS:
+        raise ValueError(unknown("method", method, DISCRETIZATIONS))
+    if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
+        raise ValueError(f"A must be (..., N, N); got shape {tuple(A.shape)}")
+    vector = B.ndim == A.ndim - 1
+    columns = B[..., None] if vector else B
+    if columns.ndim != A.ndim or columns.shape[-2] != A.shape[-1]:
+        raise ValueError(
+            f"B must be (..., N) or (..., N, M) with A's leading dimensions and N={A.shape[-1]}; "
+            f"got shape {tuple(B.shape)} for A of shape {tuple(A.shape)}"
+        )
+    if not isinstance(dt, Tensor) and not dt > 0:
+        raise ValueError(f"dt must be above 0; got {dt}")
+    step = torch.as_tensor(dt, dtype=A.real.dtype, device=A.device)[..., None, None]
+    lead = torch.broadcast_shapes(A.shape[:-2], columns.shape[:-2], step.shape[:-2])
+    dt_a, dt_b = (step * A).expand(*lead, -1, -1), (step * columns).expand(*lead, -1, -1)
+    a_bar, b_bar = _dense_zoh(dt_a, dt_b) if method == "zoh" else _dense_bilinear(dt_a, dt_b)
+    return a_bar, b_bar[..., 0] if vector else b_bar
+
+
+def _dense_zoh(dt_a: Tensor, dt_b: Tensor) -> tuple[Tensor, Tensor]:
+    size, inputs = dt_b.shape[-2:]
+    augmented = F.pad(torch.cat([dt_a, dt_b], -1), (0, 0, 0, inputs))
+    flow = torch.linalg.matrix_exp(augmented)[..., :size, :]
+    return flow[..., :size], flow[..., size:]
+
+
+def _dense_bilinear(dt_a: Tensor, dt_b: Tensor) -> tuple[Tensor, Tensor]:
+    size = dt_a.shape[-1]
+    eye = torch.eye(size, dtype=dt_a.dtype, device=dt_a.device)
+    solved = torch.linalg.solve(eye - dt_a / 2, torch.cat([eye + dt_a / 2, dt_b], -1))
+    return solved[..., :size], solved[..., size:]
 
 
 def discretize_diagonal(dt_a: Tensor, method: str = "zoh") -> tuple[Tensor, Tensor]:

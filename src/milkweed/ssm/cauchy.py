@@ -1,0 +1,60 @@
+"""The classic S4 kernel: its generating function at the roots of unity, then an inverse FFT."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from milkweed.ssm.discretize import discretize
+
+
+def cauchy_kernel(Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, length: int) -> Tensor:
+    """Evaluate the kernel of a bilinearly discretised diagonal minus low-rank system by Cauchy sums.
+
+    A second opinion on [`milkweed.ops.dense_ssm_kernel`][], and the route that others take: an (H, N/2, L/2 + 1) array
+    of complex quotients, 1 + rank of them squared. With ω the L-th roots of unity and z = 2 (1 - ω) / (1 + ω), the
+    generating function Σ_l K_l ω^l of the first L values is 2 / (1 + ω) · C̃ (z/Δ - A)⁻¹ B with C̃ = C (I - Āᴸ). The
+    resolvent of the low-rank part follows by Woodbury. At ω = -1, which even L have, the limit is (Δ/2) C̃ B.
+
+    Args:
+        Lambda: (H, M) complex, one of each conjugate pair, with negative real part: its inverse is taken at ω = 1.
+        P: (rank, H, M) complex.
+        B: (H, M) complex.
+        C: (H, M) complex.
+        dt: (H,).
+        length: L >= 1.
+
+    Returns:
+        (H, L), real.
+
+    Source:
+        S4 (arXiv 2111.00396), section 3.2 and appendix C; the limit at -1 is missing there.
+    """
+    pairs = [torch.cat([x, x.conj()], -1) for x in (Lambda, P, B)]
+    A = torch.diag_embed(pairs[0]) - torch.einsum("rhn,rhm->hnm", pairs[1], pairs[1].conj())
+    a, _ = discretize(A, pairs[2], dt, "bilinear")
+    full_c = torch.cat([C, C.conj()], -1)
+    c = full_c - torch.einsum("hn,hnm->hm", full_c, torch.linalg.matrix_power(a, length))
+    index = torch.arange(length // 2 + 1, dtype=dt.dtype, device=dt.device)
+    omega = torch.polar(torch.ones_like(index), -2 * math.pi / length * index)
+    last = length % 2 == 0  # then the last one is -1
+    omega = omega[:-1] if last else omega
+    z = 2 * (1 - omega) / (1 + omega) / dt[:, None]
+    resolvent = 1 / (z[:, None] - pairs[0][..., None])  # (H, 2M, frequencies)
+
+    def between(left: Tensor, right: Tensor) -> Tensor:
+        return torch.einsum("ahn,bhn,hnk->hkab", left, right, resolvent)
+
+    rank = P.shape[0]
+    p = pairs[1]
+    rows, columns = torch.cat([c[None], p.conj()]), torch.cat([pairs[2][None], p])
+    r = between(rows, columns)
+    inner = torch.eye(rank, dtype=r.dtype, device=r.device) + r[..., 1:, 1:]
+    low = r[..., :1, 1:] @ torch.linalg.solve(inner, r[..., 1:, :1])
+    spectrum = 2 / (1 + omega) * (r[..., 0, 0] - low[..., 0, 0])
+    if last:
+        limit = dt / 2 * (c * pairs[2]).sum(-1)
+        spectrum = torch.cat([spectrum, limit[:, None]], -1)
+    return torch.fft.irfft(spectrum, length)
