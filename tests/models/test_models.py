@@ -138,7 +138,7 @@ def test_monarch_mixer_is_smaller():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: SequenceModel(1, 2, layer={"name": "s4"}), "layer.name='s4' is unknown; did you mean 's4d'"),
+        (lambda: SequenceModel(1, 2, layer={"name": "s5d"}), "layer.name='s5d' is unknown; did you mean 's4d'"),
         (lambda: SequenceModel(1, 2, layer={"name": "s4d", "d_stat": 4}), "did you mean 'd_state'"),
         (lambda: SequenceModel(1, 2, layer={"d_state": 4}), "layer must be a mapping with a name"),
         (lambda: SequenceModel(1, 2, layer="s4d"), "layer must be a mapping with a name"),

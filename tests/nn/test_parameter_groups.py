@@ -20,7 +20,7 @@ def test_groups_cover_everything_once_and_survive_deepcopy():
     groups = parameter_groups(model, lr=0.01, weight_decay=0.05)
     found = names(model, groups)
     assert sum(map(len, found.values())) == len(list(model.parameters()))
-    assert {n.rpartition(".")[2] for n in found["ssm"]} == {"log_dt", "log_A_real", "A_imag"}
+    assert {n.rpartition(".")[2] for n in found["ssm"]} == {"log_dt", "A_real", "A_imag"}
     assert all(model.get_parameter(n).ndim > 1 for n in found["decay"])
     rates = {g["name"]: (g["lr"], g["weight_decay"]) for g in groups}
     assert rates == {"decay": (0.01, 0.05), "no_decay": (0.01, 0.0), "ssm": (1e-3, 0.0)}

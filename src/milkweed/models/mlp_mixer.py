@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from milkweed.models.base import Model, check_inputs
 from milkweed.models.sequence_model import pool
 from milkweed.nn import build_linear, check_spec
-from milkweed.nn.s4d import check_lengths
+from milkweed.nn.lengths import check_lengths
 
 
 class Mlp(nn.Module):

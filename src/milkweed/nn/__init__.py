@@ -4,7 +4,9 @@ from milkweed.nn.blocks import ResidualBlock, SequenceNorm
 from milkweed.nn.factory import build_linear, build_sequence_layer, check_spec
 from milkweed.nn.learnable_transform import LearnableTransform, LearnableTransform2d
 from milkweed.nn.parameter_groups import parameter_groups
+from milkweed.nn.s4 import S4
 from milkweed.nn.s4d import S4D
+from milkweed.nn.state_space import StateSpaceLayer
 from milkweed.nn.stepping import Stepper
 from milkweed.nn.structured_linear import (
     BlockDiagonalLinear,
@@ -16,6 +18,7 @@ from milkweed.nn.structured_linear import (
 )
 
 __all__ = [
+    "S4",
     "S4D",
     "BlockDiagonalLinear",
     "ButterflyLinear",
@@ -26,6 +29,7 @@ __all__ = [
     "PixelflyLinear",
     "ResidualBlock",
     "SequenceNorm",
+    "StateSpaceLayer",
     "Stepper",
     "StructuredLinear",
     "build_linear",

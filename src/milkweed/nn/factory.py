@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from milkweed._suggest import unknown
+from milkweed.nn.s4 import S4
 from milkweed.nn.s4d import S4D
 from milkweed.nn.structured_linear import (
     BlockDiagonalLinear,
@@ -18,7 +19,7 @@ from milkweed.nn.structured_linear import (
     PixelflyLinear,
 )
 
-SEQUENCE_LAYERS: dict[str, Callable[..., nn.Module]] = {"s4d": S4D}
+SEQUENCE_LAYERS: dict[str, Callable[..., nn.Module]] = {"s4": S4, "s4d": S4D}
 LINEAR_LAYERS: dict[str, Callable[..., nn.Module]] = {
     "block_diagonal": BlockDiagonalLinear,
     "butterfly": ButterflyLinear,

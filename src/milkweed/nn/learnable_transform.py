@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from milkweed import ops
 from milkweed._suggest import unknown
+from milkweed.ops._common import without_autocast
 from milkweed.structures import Monarch, Permutation, Product, StructuredMatrix
 from milkweed.structures.transforms import balanced_factors, monarch_dct, monarch_dft, monarch_dst, monarch_hadamard
 
@@ -106,7 +106,7 @@ class LearnableTransform(nn.Module):
             raise ValueError(f"x must be (..., n={self.n}); got shape {tuple(x.shape)}")
         if not (x.is_floating_point() or x.is_complex()):
             raise TypeError(f"x must be floating point or complex; got {x.dtype}; use x.float()")
-        with _without_autocast(x.device):
+        with without_autocast(x):
             right, left = self._factors()
             dtype = torch.promote_types(x.dtype, right.dtype)
             y = _reorder(x.to(dtype), self.input_order)
@@ -120,7 +120,7 @@ class LearnableTransform(nn.Module):
             One Monarch, with a Permutation on either side where there is one; differentiable with respect to the
             parameters.
         """
-        with _without_autocast(self.right.device):
+        with without_autocast(self.right):
             monarch = Monarch(*self._factors())
         out, into = ([] if order is None else [Permutation(order)] for order in (self.output_order, self.input_order))
         return Product((*out, monarch, *into))
@@ -267,8 +267,3 @@ _STARTS: dict[str, Callable[[int, bool, str], StructuredMatrix]] = {
 
 def _reorder(x: Tensor, order: Tensor | None) -> Tensor:
     return x if order is None else x.index_select(-1, order)
-
-
-def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else contextlib.nullcontext()

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from milkweed import ops, ssm
+from milkweed import ssm
 from milkweed._suggest import unknown
-from milkweed.nn.stepping import Stepper
+from milkweed.nn.decay import DECAYS, decay_rate, inverse_decay_rate
+from milkweed.nn.state_space import StateSpaceLayer
+from milkweed.nn.systems import DiagonalSystem
 from milkweed.ops import pairs
 from milkweed.ssm.discretize import DISCRETIZATIONS
 
+B_INITS = ("alternating", "legs", "ones", "random")
 
-class S4D(nn.Module):
+
+class S4D(StateSpaceLayer):
     """Diagonal state space layer: every channel is filtered by its own N-dimensional system, then channels mix.
 
     ``y = GLU(W gelu(K * u + D u))`` where ``K_l = C Ā^l B̄`` has length L, computed as a long convolution. All
@@ -26,12 +29,26 @@ class S4D(nn.Module):
     Args:
         d_model: H, channels in and out.
         d_state: N, real state size per channel; even unless ``init="real"``.
-        init: ``"legs"``, ``"inv"``, ``"lin"``, ``"rand"`` or ``"real"``, see [`milkweed.ssm.diagonal`][].
+        init: ``"legs"``, ``"inv"``, ``"inv2"``, ``"lin"``, ``"quad"``, ``"fout"``, ``"rand"`` or ``"real"``, or the
+            combinations ``"hippo"`` and ``"diag"`` of two, see [`milkweed.ssm.diagonal`][].
         discretization: ``"zoh"`` or ``"bilinear"``.
+        init_options: Further arguments of [`milkweed.ssm.diagonal`][], e.g. ``{"scale_imag": 2.0}``.
+        n_ssm: Groups of channels (h modulo n_ssm) that share A and B; every channel has its own by default.
+        b_init: None for B = 1, which loses no generality as it multiplies C, or a trained B that starts at ``"ones"``,
+            ``"alternating"`` signs, ``"random"`` or, for ``init="legs"``, the ``"legs"`` vector.
+        decay: How the parameter ``A_real`` becomes -Re A: ``"exp"``, ``"softplus"``, ``"sigmoid"``, ``"relu"``, or
+            ``"none"``, which lets training make the system unstable.
+        dt_tie: One step per channel; otherwise one per mode.
+        channels: Readouts per channel (heads), mixed by the output layer.
+        bidirectional: Convolve with a second kernel over the future.
         dt_min: Smallest initial step; 1/dt_min is the longest memory at the start, in steps.
         dt_max: Largest initial step.
-        bidirectional: Convolve with a second kernel over the future.
+        activation: After the convolution: ``"gelu"``, ``"relu"``, ``"silu"``, ``"tanh"``, ``"sigmoid"`` or ``"none"``.
+        gate: Multiply by ``silu`` of a linear layer of the input, before the output layer.
+        output: ``"glu"``, ``"linear"``, or ``"none"`` for channels that do not mix.
         dropout: Probability, after the activation.
+        tie_dropout: Drop a channel for a whole sequence instead of single steps.
+        frozen: Parameters that are not trained: of ``"A"``, ``"B"``, ``"C"``, ``"D"`` and ``"dt"``.
         device: Where parameters live.
         dtype: Their dtype; kernels are computed in float32 at least.
 
@@ -39,8 +56,10 @@ class S4D(nn.Module):
         ValueError: An option is unknown or out of range.
 
     Source:
-        S4D (arXiv 2206.11893); B is fixed to 1, which loses no generality as it multiplies C.
+        S4D (arXiv 2206.11893); its section 4.2 for B, and for the parameterisations of Re A.
     """
+
+    ssm_parameters = ("log_dt", "A_real", "A_imag", "B")
 
     def __init__(
         self,
@@ -49,167 +68,118 @@ class S4D(nn.Module):
         init: str = "legs",
         *,
         discretization: str = "zoh",
+        init_options: Mapping[str, Any] | None = None,
+        n_ssm: int | None = None,
+        b_init: str | None = None,
+        decay: str = "exp",
+        dt_tie: bool = True,
+        channels: int = 1,
+        bidirectional: bool = False,
         dt_min: float = 1e-3,
         dt_max: float = 1e-1,
-        bidirectional: bool = False,
+        activation: str = "gelu",
+        gate: bool = False,
+        output: str = "glu",
         dropout: float = 0.0,
+        tie_dropout: bool = False,
+        frozen: Sequence[str] = (),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        if d_model < 1:
-            raise ValueError(f"d_model must be at least 1; got {d_model}")
-        if discretization not in DISCRETIZATIONS:
-            raise ValueError(unknown("discretization", discretization, DISCRETIZATIONS))
-        ssm.log_timescale(0, dt_min, dt_max)  # refuses a bad range before anything is allocated
-        self.d_model, self.d_state, self.init, self.discretization = d_model, d_state, init, discretization
-        self.dt_min, self.dt_max, self.bidirectional = dt_min, dt_max, bidirectional
-        modes = len(ssm.diagonal(init, d_state))
-        directions = 2 if bidirectional else 1
-
-        def empty(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
-
-        self.log_dt = empty(d_model)
-        self.log_A_real = empty(d_model, modes)
-        self.A_imag = None if init == "real" else empty(d_model, modes)
-        self.C = empty(directions, d_model, modes, 1 if init == "real" else 2)
-        self.D = empty(d_model)
-        self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(d_model, 2 * d_model, device=device, dtype=dtype)
+        super().__init__(
+            d_model,
+            channels=channels,
+            bidirectional=bidirectional,
+            dt_min=dt_min,
+            dt_max=dt_max,
+            activation=activation,
+            gate=gate,
+            output=output,
+            dropout=dropout,
+            tie_dropout=tie_dropout,
+            frozen=frozen,
+            device=device,
+            dtype=dtype,
+        )
+        for name, given, known in (
+            ("discretization", discretization, DISCRETIZATIONS),
+            ("decay", decay, DECAYS),
+            ("b_init", b_init, (*B_INITS, None)),
+        ):
+            if given not in known:
+                raise ValueError(unknown(name, given, [k for k in known if k]))
+        self.d_state, self.init, self.discretization, self.decay = d_state, init, discretization, decay
+        self.init_options = dict(init_options or {})
+        self.n_ssm = check_groups(d_model, n_ssm)
+        self.b_init = b_init
+        if b_init == "legs" and init != "legs":
+            raise ValueError(f"b_init='legs' is the vector of init='legs'; got init={init!r}")
+        modes, real = d_state if init == "real" else d_state // 2, init == "real"
+        self._eigenvalues()  # refuses a bad init, size or option before anything is allocated
+        self.log_dt = self._empty(d_model) if dt_tie else self._empty(d_model, modes)
+        self.A_real = self._empty(self.n_ssm, modes)
+        self.A_imag = None if real else self._empty(self.n_ssm, modes)
+        self.B = None if b_init is None else self._empty(self.n_ssm, modes, 1 if real else 2)
+        self.C = self._empty(channels * (2 if bidirectional else 1), d_model, modes, 1 if real else 2)
+        self.D = self._empty(channels, d_model)
+        self._freeze(["A", "C", "D", "dt", *(["B"] if b_init else [])])
         self.reset_parameters()
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draw all parameters anew, e.g. after ``to_empty`` moved a meta layer to a device."""
-        A = ssm.diagonal(self.init, self.d_state)
-        self.log_dt.copy_(ssm.log_timescale(self.d_model, self.dt_min, self.dt_max))
-        self.log_A_real.copy_((-A.real if A.is_complex() else -A).log().expand_as(self.log_A_real))
+    def _eigenvalues(self) -> Tensor:
+        """(n_ssm, N') of A, complex or real; groups differ only where something is random."""
+        random = self.init == "rand" or any(self.init_options.get(f"random_{part}") for part in ("real", "imag"))
+        combined = self.init in ssm.COMBINATIONS
+        groups = self.n_ssm if random or combined else 1
+        found = ssm.diagonal(self.init, self.d_state, groups, **self.init_options)
+        return found.expand(self.n_ssm, found.shape[-1])
+
+    def _reset_system(self) -> None:
+        A = self._eigenvalues()
+        self.log_dt.copy_(_spread(ssm.log_timescale(self.d_model, self.dt_min, self.dt_max), self.log_dt))
+        self.A_real.copy_(inverse_decay_rate(-A.real if A.is_complex() else -A, self.decay))
         if self.A_imag is not None:
-            self.A_imag.copy_(A.imag.expand_as(self.A_imag))
-        # A complex normal has variance 1/2 in each part; a real mode counts twice, see _modes.
+            self.A_imag.copy_(A.imag)
+        if self.B is not None:
+            self._reset_b(self.B)
+        # A complex normal has variance 1/2 in each part; a real mode counts twice, see `system`.
         self.C.normal_(std=0.5**0.5)
         self.D.normal_()
-        self.output.reset_parameters()
 
-    def parameter_roles(self) -> dict[str, str]:
-        """Name the parameters that want their own learning rate and no weight decay.
+    def _reset_b(self, B: Tensor) -> None:
+        B.zero_()
+        if self.b_init == "random":
+            B.normal_(std=B.shape[-1] ** -0.5)
+        elif self.b_init == "legs":
+            # Half of it: the diagonal system of LegS has B/2.
+            B[..., 0] = ssm.nplr("legs", self.d_state).B.real / 2
+        else:
+            B[..., 0] = 1
+        if self.b_init == "alternating":
+            B[..., 1::2, 0] = -1
 
-        Returns:
-            Parameter name to ``"ssm"``.
-        """
-        return {name: "ssm" for name in ("log_dt", "log_A_real", "A_imag") if getattr(self, name) is not None}
-
-    def forward(
-        self,
-        u: Tensor,
-        state: Tensor | None = None,
-        *,
-        lengths: Tensor | None = None,
-        rate: float = 1.0,
-        return_state: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Filter a batch of sequences.
+    def system(self, rate: float = 1.0) -> DiagonalSystem:
+        """The discrete system that the parameters stand for, in float32 at least; gradients flow through it.
 
         Args:
-            u: (..., L, d_model), L >= 1.
-            state: (..., d_model, N', 2), the state before the first step, from an earlier call; zero by default.
-            lengths: (...) integers: how much of each right-padded sequence is real. Outputs there equal those of the
-                sequence alone, and the returned state is the one after its last real step.
-            rate: Step length relative to training; 2.0 reads a signal sampled half as often.
-            return_state: Also return the state after the last step.
+            rate: Step length relative to training.
 
         Returns:
-            (..., L, d_model), and with ``return_state`` the state.
-
-        Raises:
-            ValueError: A shape does not fit, or a bidirectional layer is given or asked for a state.
+            One diagonal system per channel.
         """
-        self._check(u, state, lengths, return_state)
-        if not 0 < rate < math.inf:
-            raise ValueError(f"rate must be above 0 and finite; got {rate}")
-        lead = u.shape[:-2]
-        x = u.reshape(math.prod(lead), *u.shape[-2:])
-        start = None if state is None else state.reshape(math.prod(lead), *state.shape[-3:])
-        count = None if lengths is None else lengths.reshape(-1).to(u.device, torch.int64)
-        if count is not None:
-            # Filled, not multiplied: padding may hold NaN.
-            x = x.masked_fill((torch.arange(x.shape[1], device=x.device) >= count[:, None])[..., None], 0)
-        signal = x.transpose(1, 2)
-        exponent, b, c = self._modes(rate)
-        kernel = ops.diagonal_ssm_kernel(pairs.multiply(c, b), exponent, x.shape[1])
-        y = ops.fft_conv(
-            signal, kernel[0], reverse_kernel=kernel[1] if self.bidirectional else None, skip=self.D.to(kernel.dtype)
-        )
-        if start is not None:
-            step = pairs.multiply(pairs.multiply(c[0], pairs.exp(exponent)), start)
-            y = y + ops.diagonal_ssm_kernel(step, exponent, x.shape[1]).to(y.dtype)
-        out = self._mix(y.transpose(1, 2)).reshape(u.shape)
-        if not return_state:
-            return out
-        final = self._final_state(signal, start, count, exponent, b)
-        return out, final.reshape(*lead, *final.shape[1:])
-
-    def stepper(self, rate: float = 1.0) -> Stepper:
-        """Give the layer as a recurrence for one step at a time, with the parameters as they are now.
-
-        Args:
-            rate: As in ``forward``.
-
-        Returns:
-            ``y_t, state = stepper(u_t, state)``, starting from ``stepper.initial_state(batch_size)`` or from the state
-            that ``forward`` returned.
-
-        Raises:
-            ValueError: The layer is bidirectional: its output depends on the future.
-        """
-        if self.bidirectional:
-            raise ValueError("a bidirectional S4D has no stepper: its output depends on the future; use forward")
-        return S4DStepper(self, rate)
-
-    def _check(self, u: Tensor, state: Tensor | None, lengths: Tensor | None, return_state: bool) -> None:
-        if u.ndim < 2 or u.shape[-1] != self.d_model:
-            raise ValueError(f"u must be (..., L, d_model) with d_model={self.d_model}; got shape {tuple(u.shape)}")
-        if u.shape[-2] == 0:
-            raise ValueError(f"u must have at least one step; got shape {tuple(u.shape)}")
-        if self.bidirectional and (state is not None or return_state):
-            raise ValueError("a bidirectional S4D has no state to carry: its output depends on the future")
-        expected = (*u.shape[:-2], self.d_model, self.log_A_real.shape[1], 2)
-        if state is not None and state.shape != expected:
-            raise ValueError(f"state must be {expected} for this u; got {tuple(state.shape)}")
-        if lengths is not None:
-            check_lengths(lengths, u)
-
-    def _modes(self, rate: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Exponent (H, N', 2) per step, B̄ (H, N', 2) and C (directions, H, N', 2), in float32 at least."""
         dtype = torch.promote_types(self.log_dt.dtype, torch.float32)
-        dt = torch.exp(self.log_dt.to(dtype))[:, None] * rate
-        re = -torch.exp(self.log_A_real.to(dtype)) * dt
-        im = torch.zeros_like(re) if self.A_imag is None else self.A_imag.to(dtype) * dt
+        log_dt = self.log_dt if self.log_dt.ndim == 2 else self.log_dt[:, None]
+        dt = torch.exp(log_dt.to(dtype)) * rate
+        copies = self.d_model // self.n_ssm
+        re = -decay_rate(self.A_real.to(dtype), self.decay).repeat(copies, 1) * dt
+        im = torch.zeros_like(re) if self.A_imag is None else self.A_imag.to(dtype).repeat(copies, 1) * dt
         exponent, scale = ssm.discretize_diagonal(torch.stack([re, im], -1), self.discretization)
-        c = self.C.to(dtype)
+        b, c = scale * dt[..., None], self.C.to(dtype)
+        if self.B is not None:
+            b = pairs.multiply(b, _as_pair(self.B.to(dtype)).repeat(copies, 1, 1))
         if self.A_imag is None:
             # Kernels take twice the real part, for a conjugate couple; a real mode is only one.
-            c = torch.cat([c / 2**0.5, torch.zeros_like(c)], -1)
-        return exponent, scale * dt[..., None], c
-
-    def _final_state(
-        self, signal: Tensor, start: Tensor | None, count: Tensor | None, exponent: Tensor, b: Tensor
-    ) -> Tensor:
-        """x_L = Ā^L x_0 + sum_t Ā^(L-1-t) B̄ u_t, with L each sequence's own length: (B, H, N', 2)."""
-        steps: Tensor | int = signal.shape[-1]
-        if count is not None:
-            # Padding moved to the front, where a zero input leaves a zero state.
-            index = torch.arange(signal.shape[-1], device=signal.device) - (signal.shape[-1] - count)[:, None]
-            signal = signal.gather(-1, index.clamp_min(0)[:, None].expand_as(signal)) * (index >= 0)[:, None]
-            steps = count[:, None, None, None].to(exponent.dtype)
-        final = pairs.multiply(ops.diagonal_ssm_state(signal, exponent), b)
-        if start is None:
-            return final
-        return final + pairs.multiply(pairs.exp(exponent * steps), start)
-
-    def _mix(self, y: Tensor) -> Tensor:
-        return F.glu(self.output(self.dropout(F.gelu(y))), -1)
+            c = _as_pair(c / 2**0.5)
+        return DiagonalSystem(exponent, b, c)
 
     def extra_repr(self) -> str:
         """Describe the layer in one line.
@@ -223,76 +193,28 @@ class S4D(nn.Module):
         )
 
 
-class S4DStepper(Stepper):
-    """One S4D layer as a recurrence: O(N) work and memory per channel and step, at any position.
+def check_groups(d_model: int, n_ssm: int | None) -> int:
+    """Choose or check the number of groups of channels that share a system.
 
     Args:
-        layer: A unidirectional layer; its parameters are discretised once, here.
-        rate: As in ``S4D.forward``.
-    """
+        d_model: Channels.
+        n_ssm: Groups asked for, or None.
 
-    @torch.no_grad()
-    def __init__(self, layer: S4D, rate: float = 1.0) -> None:
-        # A copy: training the layer further must not change a stepper that is half new and half old.
-        self._layer = copy.deepcopy(layer).eval()
-        exponent, self._b, c = self._layer._modes(rate)
-        self._a, self._c = pairs.exp(exponent), c[0]
-
-    def initial_state(self, batch_size: int) -> Tensor:
-        """Give the state before the first step.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            (B, d_model, N', 2) zeros.
-        """
-        return self._a.new_zeros(batch_size, *self._a.shape)
-
-    @torch.no_grad()
-    def __call__(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one step, without gradients and dropout.
-
-        Args:
-            u: (B, d_model).
-            state: (B, d_model, N', 2).
-
-        Returns:
-            The output (B, d_model) and the next state.
-
-        Raises:
-            ValueError: A shape does not fit.
-        """
-        if u.ndim != 2 or u.shape[1] != self._layer.d_model or state.shape != (u.shape[0], *self._a.shape):
-            raise ValueError(
-                f"u must be (B, {self._layer.d_model}) and state (B, {', '.join(map(str, self._a.shape))}); "
-                f"got {tuple(u.shape)} and {tuple(state.shape)}"
-            )
-        state = pairs.multiply(self._a, state) + self._b * u.to(state.dtype)[..., None, None]
-        y = 2 * (self._c[..., 0] * state[..., 0] - self._c[..., 1] * state[..., 1]).sum(-1)
-        y = y.to(u.dtype) + self._layer.D.to(u.dtype) * u
-        return self._layer._mix(y), state
-
-
-def check_lengths(lengths: Tensor, u: Tensor) -> None:
-    """Refuse lengths that do not describe a right-padded batch.
-
-    Args:
-        lengths: (...) integers.
-        u: (..., L, D).
+    Returns:
+        The number; ``d_model`` for None.
 
     Raises:
-        ValueError: The shape, the dtype or a value does not fit.
+        ValueError: It does not divide the channels.
     """
-    if not isinstance(lengths, Tensor):
-        raise ValueError(f"lengths must be an integer tensor; got {type(lengths).__name__}; use torch.tensor(lengths)")
-    if lengths.shape != u.shape[:-2] or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise ValueError(
-            f"lengths must be integers of shape {tuple(u.shape[:-2])}, one per sequence; "
-            f"got {lengths.dtype} of shape {tuple(lengths.shape)}"
-        )
-    if torch.compiler.is_compiling() or lengths.device.type == "meta" or lengths.numel() == 0:
-        return
-    low, high = int(lengths.min()), int(lengths.max())
-    if low < 1 or high > u.shape[-2]:
-        raise ValueError(f"lengths must be in 1 .. L={u.shape[-2]}; got {low} .. {high}")
+    groups = d_model if n_ssm is None else n_ssm
+    if groups < 1 or d_model % groups:
+        raise ValueError(f"n_ssm must divide d_model={d_model}; got n_ssm={n_ssm}")
+    return groups
+
+
+def _as_pair(tensor: Tensor) -> Tensor:
+    return tensor if tensor.shape[-1] == 2 else torch.cat([tensor, torch.zeros_like(tensor)], -1)
+
+
+def _spread(values: Tensor, like: Tensor) -> Tensor:
+    return values[:, None].expand_as(like) if like.ndim == 2 else values

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from milkweed.nn import S4D
+from milkweed.nn import S4, S4D, StateSpaceLayer
 
 _MINIMAL_KEYS = {
     "kernel.C",
@@ -18,6 +19,11 @@ _MINIMAL_KEYS = {
     "output_linear.0.weight",
     "output_linear.0.bias",
 }
+# What a full layer holds beside its kernel, and inside it, by the names of version 4.
+_OUTER_KEYS = ("D", "output_linear.0.weight", "output_linear.0.bias")
+_KERNEL_KEYS = ("inv_dt", "A_real", "A_imag", "B", "C")
+_LOW_RANK_KEYS = ("P", "l_kernel")
+_RENAMED = {"log_dt": "inv_dt", "inv_w_real": "A_real", "log_w_real": "A_real", "w_imag": "A_imag", "L": "l_kernel"}
 
 
 def load_s4d_minimal(state: Mapping[str, Tensor]) -> S4D:
@@ -38,8 +44,7 @@ def load_s4d_minimal(state: Mapping[str, Tensor]) -> S4D:
         state-spaces/s4 at e757cef. The original works on (B, H, L).
     """
     if set(state) != _MINIMAL_KEYS:
-        missing, extra = sorted(_MINIMAL_KEYS - set(state)), sorted(set(state) - _MINIMAL_KEYS)
-        raise ValueError(f"not a minimal S4D state dict: missing {missing}, unexpected {extra}")
+        raise ValueError(f"not a minimal S4D state dict: {_difference(_MINIMAL_KEYS, set(state))}")
     if state["kernel.C"].ndim != 3 or state["kernel.C"].shape[-1] != 2:
         raise ValueError(f"kernel.C must be (H, N/2, 2) real pairs; got shape {tuple(state['kernel.C'].shape)}")
     d_model, pairs, _ = state["kernel.C"].shape
@@ -47,14 +52,117 @@ def load_s4d_minimal(state: Mapping[str, Tensor]) -> S4D:
     renamed = {
         "C": state["kernel.C"][None],
         "log_dt": state["kernel.log_dt"],
-        "log_A_real": state["kernel.log_A_real"],
+        "A_real": state["kernel.log_A_real"],
         "A_imag": state["kernel.A_imag"],
-        "D": state["D"],
+        "D": state["D"][None],
         "output.weight": state["output_linear.0.weight"].flatten(1),
         "output.bias": state["output_linear.0.bias"],
     }
+    return _filled(layer, renamed)
+
+
+def load_s4(state: Mapping[str, Tensor], **options: Any) -> StateSpaceLayer:
+    """Make an S4 or S4D layer from a state dict of the full S4 block, version 3 or 4.
+
+    Sizes, heads, directions, groups of shared A and B, and whether A has a low-rank part, are read off the shapes. The
+    readout of a low-rank layer is stored for one kernel length, from which it is freed: C = C̃ (I - Āᴸ)⁻¹.
+
+    Args:
+        state: Its tensors, keys ``layer.kernel.…``, ``layer.D`` and ``output_linear.0.…`` in version 4, or
+            ``kernel.kernel.…``, ``D`` and ``output_linear.…`` in version 3. Cut off what stands before them.
+        **options: What tensors do not tell, as arguments of [`milkweed.nn.S4`][] or [`milkweed.nn.S4D`][]: e.g.
+            ``discretization`` where it is not zoh (diagonal) or bilinear (low rank), ``activation``, ``decay`` (theirs:
+            ``real_transform``) or ``output`` where it is not GLU.
+
+    Returns:
+        A layer on (B, L, H) with the original's outputs, in evaluation mode.
+
+    Raises:
+        ValueError: Keys are missing or left over, or a shape does not fit.
+
+    Source:
+        state-spaces/s4 at e757cef, and its conversion from version 3. The original stores A with the opposite sign of
+        its imaginary part.
+    """
+    tensors = _by_version_4(state)
+    low_rank = "P" in tensors
+    expected = {*_OUTER_KEYS, *_KERNEL_KEYS, *(_LOW_RANK_KEYS if low_rank else ())}
+    if set(tensors) != expected:
+        raise ValueError(f"not a state dict of an S4 block: {_difference(expected, set(tensors))}")
+    C, D, inv_dt = tensors["C"], tensors["D"], tensors["inv_dt"]
+    if C.ndim != 4 or D.ndim != 2 or C.shape[-1] != 2 or inv_dt.ndim != 2 or C.shape[0] not in (len(D), 2 * len(D)):
+        raise ValueError(
+            f"C must be (channels or twice as many, H, N/2, 2), D (channels, H) and inv_dt (H, 1 or N/2); "
+            f"got {tuple(C.shape)}, {tuple(D.shape)} and {tuple(inv_dt.shape)}"
+        )
+    channels, d_model = D.shape
+    found: dict[str, Any] = {
+        "d_state": 2 * C.shape[2],
+        "n_ssm": tensors["A_real"].shape[0],
+        "channels": channels,
+        "bidirectional": C.shape[0] == 2 * channels,
+        "dtype": C.dtype,
+    }
+    tied = inv_dt.shape[1] == 1
+    renamed = {
+        "log_dt": inv_dt[:, 0] if tied else inv_dt,
+        "A_real": tensors["A_real"],
+        "A_imag": -tensors["A_imag"],
+        "B": tensors["B"].squeeze(0),
+        "C": C,
+        "D": D,
+        "output.weight": tensors["output_linear.0.weight"].flatten(1),
+        "output.bias": tensors["output_linear.0.bias"],
+    }
+    if not low_rank:
+        return _filled(S4D(d_model, **found, init="lin", b_init="ones", dt_tie=tied, **options), renamed)
+    layer = S4(d_model, **found, rank=tensors["P"].shape[0], **options)
+    _filled(layer, renamed | {"P": tensors["P"]})
+    _free_of_length(layer, int(tensors["l_kernel"]))
+    return layer
+
+
+def _by_version_4(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by short names of version 4: ``C`` of the kernel, ``D``, ``output_linear.0.weight``, ..."""
+    tensors: dict[str, Tensor] = {}
+    for key, value in state.items():
+        path = key.removeprefix("layer.").removeprefix("kernel.").removeprefix("kernel.")
+        name = _RENAMED.get(path, path)
+        if path.startswith("output_linear.") and not path.startswith("output_linear.0."):
+            name = path.replace("output_linear.", "output_linear.0.", 1)
+        value = torch.as_tensor(value)
+        if path == "log_dt":
+            value = value.unsqueeze(-1)
+        tensors[name] = -value if path == "w_imag" else value
+    return tensors
+
+
+@torch.no_grad()
+def _free_of_length(layer: S4, length: int) -> None:
+    """Solve C̃ = C (I - Ā^L) for C, in float64; a length of 0 says that C is stored as it is."""
+    if length == 0:
+        return
+    exact = S4(layer.d_model, layer.d_state, **_shape_options(layer), dtype=torch.float64)
+    exact.load_state_dict(layer.state_dict())
+    system = exact.system()
+    seen = torch.eye(layer.d_state, dtype=torch.float64) - torch.linalg.matrix_power(system.a, length)
+    free = torch.linalg.solve(seen, system.c.transpose(0, 1), left=False).transpose(0, 1)
+    re, im = (free / 2).chunk(2, -1)
+    layer.C.copy_(torch.stack([re, -im], -1))
+
+
+def _shape_options(layer: S4) -> dict[str, Any]:
+    names = ("init", "rank", "discretization", "n_ssm", "decay", "channels", "bidirectional")
+    return {name: getattr(layer, name) for name in names} | {"output": layer.mixing}
+
+
+def _filled(layer: Any, tensors: Mapping[str, Tensor]) -> Any:
     try:
-        layer.load_state_dict({name: torch.as_tensor(value) for name, value in renamed.items()})
+        layer.load_state_dict({name: torch.as_tensor(value) for name, value in tensors.items()})
     except RuntimeError as error:
-        raise ValueError(f"the tensors do not make one S4D layer: {error}") from error
+        raise ValueError(f"the tensors do not make one {type(layer).__name__} layer: {error}") from error
     return layer.eval()
+
+
+def _difference(expected: set[str], found: set[str]) -> str:
+    return f"missing {sorted(expected - found)}, unexpected {sorted(found - expected)}"

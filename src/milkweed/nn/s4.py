@@ -1,0 +1,179 @@
+"""S4: a state space with a diagonal plus low-rank matrix per channel, as a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from milkweed import ssm
+from milkweed._suggest import unknown
+from milkweed.nn.decay import DECAYS, decay_rate, inverse_decay_rate
+from milkweed.nn.s4d import check_groups
+from milkweed.nn.state_space import StateSpaceLayer
+from milkweed.nn.systems import DenseSystem
+from milkweed.ops._common import without_autocast
+from milkweed.ssm.discretize import DISCRETIZATIONS
+
+COMBINATIONS = {"hippo": ("legs", "fout")}
+# The normal part of some bases does not decay, but a parameter that is a logarithm needs a rate above zero to start at.
+_LEAST_RATE = 1e-4
+
+
+class S4(StateSpaceLayer):
+    """State space layer with any HiPPO basis: every channel is filtered by its own N-dimensional system.
+
+    As [`milkweed.nn.S4D`][], but A = Λ - P P* keeps the low-rank part, with which a basis is exactly what it claims to
+    be. In real coordinates A is a real matrix with A + Aᵀ <= 0 for every value of the parameters, so that no power of
+    its discretisation grows, and kernels are real matrix products.
+
+    Args:
+        d_model: H, channels in and out.
+        d_state: N, real state size per channel, even.
+        init: ``"legs"``, ``"legt"``, ``"fout"`` or another basis of [`milkweed.ssm.nplr`][], or ``"hippo"``: LegS for
+            the first half of the groups and FouT for the second.
+        rank: Of P; the basis' own by default.
+        discretization: ``"bilinear"`` or ``"zoh"``.
+        n_ssm: Groups of channels (h modulo n_ssm) that share A and B; every channel has its own by default.
+        decay: How the parameter ``A_real`` becomes -Re Λ: ``"exp"``, ``"softplus"``, ``"sigmoid"``, ``"relu"``, or
+            ``"none"``, which lets training make the system unstable.
+        channels: Readouts per channel (heads), mixed by the output layer.
+        bidirectional: Convolve with a second kernel over the future.
+        dt_min: Smallest initial step; 1/dt_min is the longest memory at the start, in steps.
+        dt_max: Largest initial step.
+        activation: After the convolution: ``"gelu"``, ``"relu"``, ``"silu"``, ``"tanh"``, ``"sigmoid"`` or ``"none"``.
+        gate: Multiply by ``silu`` of a linear layer of the input, before the output layer.
+        output: ``"glu"``, ``"linear"``, or ``"none"`` for channels that do not mix.
+        dropout: Probability, after the activation.
+        tie_dropout: Drop a channel for a whole sequence instead of single steps.
+        frozen: Parameters that are not trained: of ``"A"``, ``"B"``, ``"C"``, ``"D"``, ``"P"`` and ``"dt"``.
+        device: Where parameters live.
+        dtype: Their dtype; kernels are computed in float32 at least.
+
+    Raises:
+        ValueError: An option is unknown or out of range.
+
+    Source:
+        S4 (arXiv 2111.00396) and How to Train Your HiPPO (arXiv 2206.12037), with P = Q (SaShiMi, arXiv 2202.09729).
+        The kernel is computed by blocked powers instead of its generating function.
+    """
+
+    ssm_parameters = ("log_dt", "A_real", "A_imag", "B", "P")
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 64,
+        init: str = "legs",
+        *,
+        rank: int | None = None,
+        discretization: str = "bilinear",
+        n_ssm: int | None = None,
+        decay: str = "exp",
+        channels: int = 1,
+        bidirectional: bool = False,
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        activation: str = "gelu",
+        gate: bool = False,
+        output: str = "glu",
+        dropout: float = 0.0,
+        tie_dropout: bool = False,
+        frozen: Sequence[str] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            d_model,
+            channels=channels,
+            bidirectional=bidirectional,
+            dt_min=dt_min,
+            dt_max=dt_max,
+            activation=activation,
+            gate=gate,
+            output=output,
+            dropout=dropout,
+            tie_dropout=tie_dropout,
+            frozen=frozen,
+            device=device,
+            dtype=dtype,
+        )
+        for name, given, known in (("discretization", discretization, DISCRETIZATIONS), ("decay", decay, DECAYS)):
+            if given not in known:
+                raise ValueError(unknown(name, given, known))
+        if d_state < 2 or d_state % 2:
+            raise ValueError(f"d_state must be even, at least 2 (conjugate pairs); got d_state={d_state}")
+        self.d_state, self.init, self.discretization, self.decay = d_state, init, discretization, decay
+        self.n_ssm = check_groups(d_model, n_ssm)
+        modes, groups = d_state // 2, self.n_ssm
+        self.rank = len(self._basis(rank)[0].P)
+        self.log_dt = self._empty(d_model)
+        self.A_real, self.A_imag = self._empty(groups, modes), self._empty(groups, modes)
+        self.P = self._empty(self.rank, groups, modes, 2)
+        self.B = self._empty(groups, modes, 2)
+        self.C = self._empty(channels * (2 if bidirectional else 1), d_model, modes, 2)
+        self.D = self._empty(channels, d_model)
+        self._freeze(["A", "B", "C", "D", "P", "dt"])
+        self.reset_parameters()
+
+    def _basis(self, rank: int | None) -> list[ssm.NPLR]:
+        """The initial system of every group."""
+        names = COMBINATIONS.get(self.init, (self.init,))
+        if self.n_ssm % len(names):
+            raise ValueError(f"init={self.init!r} needs n_ssm to be a multiple of {len(names)}; got {self.n_ssm}")
+        with torch.device("cpu"):  # models are built inside `with torch.device("meta")` too
+            rank = max(len(ssm.nplr(name, self.d_state).P) for name in names) if rank is None else rank
+            found = [ssm.nplr(name, self.d_state, rank) for name in names]
+        return [each for each in found for _ in range(self.n_ssm // len(names))]
+
+    def _reset_system(self) -> None:
+        groups = self._basis(self.rank)
+        Lambda = torch.stack([group.Lambda for group in groups])
+        self.log_dt.copy_(ssm.log_timescale(self.d_model, self.dt_min, self.dt_max))
+        rates = -Lambda.real if self.decay == "none" else (-Lambda.real).clamp_min(_LEAST_RATE)
+        self.A_real.copy_(inverse_decay_rate(rates, self.decay))
+        self.A_imag.copy_(Lambda.imag)
+        self.P.copy_(torch.view_as_real(torch.stack([group.P for group in groups], 1)))
+        self.B.copy_(torch.view_as_real(torch.stack([group.B for group in groups])))
+        self.C.normal_(std=0.5**0.5)
+        self.D.normal_()
+
+    def system(self, rate: float = 1.0) -> DenseSystem:
+        """The discrete system that the parameters stand for, in float32 at least; gradients flow through it.
+
+        Args:
+            rate: Step length relative to training.
+
+        Returns:
+            One dense system per channel, in the real coordinates [Re z, Im z].
+        """
+        dtype = torch.promote_types(self.log_dt.dtype, torch.float32)
+        A = self._state_matrix(dtype)
+        B = torch.cat([self.B[..., 0], self.B[..., 1]], -1).to(dtype)
+        copies = self.d_model // self.n_ssm
+        dt = torch.exp(self.log_dt.to(dtype)) * rate
+        with without_autocast(A):
+            a, b = ssm.discretize(A.repeat(copies, 1, 1), B.repeat(copies, 1), dt, self.discretization)
+        # 2 Re(C z)
+        c = torch.cat([2 * self.C[..., 0], -2 * self.C[..., 1]], -1).to(dtype)
+        return DenseSystem(a, b, c)
+
+    def _state_matrix(self, dtype: torch.dtype) -> Tensor:
+        """A = rot(Λ) - 2 Σ_r w_r w_rᵀ, (n_ssm, N, N), with w_r = [Re p_r, Im p_r]."""
+        re = torch.diag_embed(-decay_rate(self.A_real.to(dtype), self.decay))
+        im = torch.diag_embed(self.A_imag.to(dtype))
+        rotation = torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], -2)
+        w = torch.cat([self.P[..., 0], self.P[..., 1]], -1).to(dtype)
+        return rotation - 2 * (w[..., :, None] * w[..., None, :]).sum(0)
+
+    def extra_repr(self) -> str:
+        """Describe the layer in one line.
+
+        Returns:
+            The options that shape it.
+        """
+        return (
+            f"{self.d_model}, d_state={self.d_state}, init={self.init!r}, rank={self.rank}, "
+            f"discretization={self.discretization!r}, bidirectional={self.bidirectional}"
+        )

@@ -1,0 +1,127 @@
+"""Discrete linear systems, one per channel, in the forms in which layers need them: kernel, states, single steps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from milkweed import ops
+from milkweed.ops import pairs
+
+
+class LinearSystem(ABC):
+    """x_t = Ā x_{t-1} + B̄ u_t and y_t = C x_t for each of H channels, with R readouts C."""
+
+    @property
+    @abstractmethod
+    def state_shape(self) -> tuple[int, ...]:
+        """The state of one sequence: (H, ...)."""
+
+    @abstractmethod
+    def kernel(self, length: int) -> Tensor:
+        """C Ā^l B̄ for l = 0 .. L - 1: (R, H, L)."""
+
+    @abstractmethod
+    def response(self, state: Tensor, length: int) -> Tensor:
+        """C Ā^(l+1) x for l = 0 .. L - 1, what a state (B, H, ...) adds to the outputs: (B, R, H, L)."""
+
+    @abstractmethod
+    def driven(self, u: Tensor) -> Tensor:
+        """The state that inputs (B, H, L) leave behind, from zero: (B, H, ...)."""
+
+    @abstractmethod
+    def decayed(self, state: Tensor, steps: Tensor) -> Tensor:
+        """Ā^steps x for states (B, H, ...) and steps (B,)."""
+
+    @abstractmethod
+    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step from u (B, H): y (B, R, H) and the next state."""
+
+
+@dataclass(frozen=True)
+class DiagonalSystem(LinearSystem):
+    """Ā = exp(exponent), mode by mode, in real arithmetic.
+
+    Args:
+        exponent: (H, N', 2).
+        b: (H, N', 2), B̄.
+        c: (R, H, N', 2); outputs are twice the real part, for conjugate pairs of which one is stored.
+    """
+
+    exponent: Tensor
+    b: Tensor
+    c: Tensor
+
+    @property
+    @override
+    def state_shape(self) -> tuple[int, ...]:
+        return tuple(self.exponent.shape)
+
+    @override
+    def kernel(self, length: int) -> Tensor:
+        return ops.diagonal_ssm_kernel(pairs.multiply(self.c, self.b), self.exponent, length)
+
+    @override
+    def response(self, state: Tensor, length: int) -> Tensor:
+        after_one = pairs.multiply(pairs.multiply(self.c, pairs.exp(self.exponent)), state[:, None])
+        return ops.diagonal_ssm_kernel(after_one, self.exponent, length)
+
+    @override
+    def driven(self, u: Tensor) -> Tensor:
+        return pairs.multiply(ops.diagonal_ssm_state(u, self.exponent), self.b)
+
+    @override
+    def decayed(self, state: Tensor, steps: Tensor) -> Tensor:
+        return pairs.multiply(pairs.exp(self.exponent * steps[:, None, None, None].to(self.exponent.dtype)), state)
+
+    @override
+    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = pairs.multiply(pairs.exp(self.exponent), state) + self.b * u[..., None, None]
+        c = self.c * self.c.new_tensor([2.0, -2.0])
+        return torch.einsum("rhnc,bhnc->brh", c, state), state
+
+
+@dataclass(frozen=True)
+class DenseSystem(LinearSystem):
+    """Any real Ā.
+
+    Args:
+        a: (H, N, N).
+        b: (H, N).
+        c: (R, H, N).
+    """
+
+    a: Tensor
+    b: Tensor
+    c: Tensor
+
+    @property
+    @override
+    def state_shape(self) -> tuple[int, ...]:
+        return tuple(self.b.shape)
+
+    @override
+    def kernel(self, length: int) -> Tensor:
+        return ops.dense_ssm_kernel(self.a, self.b, self.c, length)
+
+    @override
+    def response(self, state: Tensor, length: int) -> Tensor:
+        after_one = torch.einsum("hmn,bhn->bhm", self.a, state)
+        return ops.dense_ssm_kernel(self.a, after_one[:, None], self.c, length)
+
+    @override
+    def driven(self, u: Tensor) -> Tensor:
+        return ops.dense_ssm_state(u, self.a, self.b)
+
+    @override
+    def decayed(self, state: Tensor, steps: Tensor) -> Tensor:
+        return ops.dense_ssm_advance(state, self.a, steps)
+
+    @override
+    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = torch.einsum("hmn,bhn->bhm", self.a, state) + self.b * u[..., None]
+        return torch.einsum("rhn,bhn->brh", self.c, state), state
