@@ -94,6 +94,21 @@ class Monarch(StructuredMatrix):
     def _apply(self, x: Tensor) -> Tensor:
         return ops.monarch_mm(x, self.right, self.left)
 
+    def to_dense(self) -> Tensor:
+        """Multiply the factors out, slice by slice where every slice has the same rank.
+
+        Returns:
+            (m, n).
+        """
+        k, q, p = self.right.shape
+        l, s, _ = self.left.shape  # noqa: E741 - the paper's letter
+        if q % l:
+            return super().to_dense()
+        right, left = self.right.unflatten(1, (q // l, l)), self.left.unflatten(2, (k, q // l)).to(self.dtype)
+        dense = torch.einsum("lskq,kqlp->slkp", left, right.to(self.dtype)).reshape(s * l, k * p)
+        m, n = self.shape
+        return dense[:m, :n]
+
     def _transpose(self) -> StructuredMatrix:
         return dataclasses.replace(self.expand(), crop=None)._transpose()
 

@@ -56,7 +56,7 @@ def prepare(dense: Tensor, input_covariance: Tensor | None) -> tuple[Tensor, Ten
         ValueError: One is not finite or has a wrong shape, or the covariance is zero or not Hermitian.
     """
     check_numbers("dense", dense, 2)
-    if not dense.isfinite().all():
+    if not torch.linalg.vector_norm(dense.detach(), torch.inf).isfinite():  # in one pass, without a mask
         raise ValueError("dense must be finite; it holds NaN or infinity")
     if input_covariance is None:
         return dense.detach().to(torch.promote_types(dense.dtype, torch.float32)), None
@@ -95,8 +95,7 @@ def measure(
     """
     rounded = matrix.to(dtype=dtype)
     difference = dense - rounded.to_dense().to(dense.dtype)
-    # In float64: millions of squares summed in float32 lose half of its digits.
-    lost, whole = (float(torch.linalg.vector_norm(_real(w), dtype=torch.float64)) for w in (difference, dense))
+    lost, whole = _norm(difference), _norm(dense)
     relative = lost / whole if whole > 0 else 0.0
     output = None
     if covariance is not None:
@@ -105,8 +104,16 @@ def measure(
     return Projection(rounded, relative, output, tuple(objectives))
 
 
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+def _norm(matrix: Tensor) -> float:
+    """Frobenius norm, to more digits than float32 keeps in a sum of millions of squares."""
+    rows = torch.linalg.vector_norm(matrix, dim=1).double()
+    norm = float(torch.linalg.vector_norm(rows))
+    if 1e-15 < norm < 1e15:
+        return norm
+    # Squares may have overflowed or vanished.
+    scale = torch.linalg.vector_norm(matrix, torch.inf)
+    scale = torch.where(scale > 0, scale, 1)
+    return float(torch.linalg.vector_norm(matrix / scale).double() * scale.double())
 
 
 def check_blocks(dense: Tensor, nblocks: int) -> None:
@@ -136,6 +143,8 @@ def padded(tensor: Tensor, rows: int, columns: int) -> Tensor:
     Returns:
         (rows, columns).
     """
+    if tensor.shape == (rows, columns):
+        return tensor
     return F.pad(tensor, (0, columns - tensor.shape[1], 0, rows - tensor.shape[0]))
 
 
@@ -206,10 +215,10 @@ def project_low_rank(dense: Tensor, rank: int, *, input_covariance: Tensor | Non
     if not 1 <= rank <= min(work.shape):
         raise ValueError(f"rank must be in 1 .. {min(work.shape)} for dense {tuple(work.shape)}; got rank={rank}")
     if covariance is None:
-        left, right = best_low_rank(work[None], rank)
+        left, right = best_low_rank([work], rank)
     else:
         root, inverse = roots(covariance[None])
-        left, right = best_low_rank(work @ root, rank)
+        left, right = best_low_rank((work @ root).unbind(), rank)
         right = right @ inverse
     return measure(LowRank(left[0], right[0]), work, covariance, dense.dtype)
 
@@ -337,7 +346,7 @@ def _chain_factors(matrices: Tensor, digits: list[int]) -> list[Tensor]:
     if len(digits) == 1:
         return [matrices]
     slices = matrices.view(batch, first, rest, first, rest).permute(0, 3, 2, 1, 4).reshape(-1, first, rest)
-    left, right = best_low_rank(slices, 1)
+    left, right = best_low_rank(slices.unbind(), 1)
     last = left.view(batch, first, rest, first).permute(2, 0, 3, 1).reshape(-1, first, first)
     return [*_chain_factors(right.reshape(batch * first, rest, rest), digits[1:]), last]
 

@@ -92,7 +92,7 @@ def _by_slices(
         root, inverse = roots(torch.stack([whole[i, :, i] for i in range(k)]))
         slices = slices @ root[:, None]
     most = int(slice_ranks(k, q, l).max())
-    tall, wide = best_low_rank(slices.reshape(k * l, s, p), most)
+    tall, wide = best_low_rank([each for row in slices for each in row], most)
     tall, wide = tall.view(k, l, s, most), wide.view(k, l, most, p)
     if inverse is not None:
         wide = wide @ inverse[:, None]

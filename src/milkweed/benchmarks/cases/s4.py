@@ -78,7 +78,6 @@ register(
         build_kernel,
         _SIZE,
         _TINY,
-        bar=35.0,
     )
 )
 register(
@@ -90,6 +89,5 @@ register(
         build_layer,
         _SIZE,
         _TINY,
-        bar=8.0,
     )
 )
