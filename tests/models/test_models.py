@@ -25,6 +25,7 @@ CASES = {
             "prenorm": False,
             "dropout": 0.1,
             "pooling": "last",
+            "encoder": "linear",
         },
     ),
     "mixer": (

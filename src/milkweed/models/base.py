@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from milkweed._suggest import unknown
@@ -72,3 +73,25 @@ def check_inputs(inputs: Tensor, d_input: int) -> None:
         raise ValueError(
             f"inputs must be (B, L, d_input) with L >= 1 and d_input={d_input}; got shape {tuple(inputs.shape)}"
         )
+
+
+def check_tokens(tokens: Tensor, count: int) -> None:
+    """Refuse tokens that an embedding does not have.
+
+    Args:
+        tokens: The batch.
+        count: How many different tokens there are.
+
+    Raises:
+        ValueError: They are not (B, L) integers from 0 to count - 1.
+    """
+    whole = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
+    if tokens.ndim != 2 or tokens.shape[1] == 0 or not whole:
+        raise ValueError(
+            f"tokens must be (B, L) integers with L >= 1; got {tokens.dtype} of shape {tuple(tokens.shape)}"
+        )
+    if torch.compiler.is_compiling() or tokens.device.type != "cpu" or tokens.numel() == 0:
+        return
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= count:
+        raise ValueError(f"tokens must be in 0 .. {count - 1}; got {low} .. {high}")

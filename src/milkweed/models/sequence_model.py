@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from milkweed._suggest import unknown
-from milkweed.models.base import Model, check_inputs
-from milkweed.nn import ResidualBlock, SequenceNorm, build_sequence_layer, check_spec
+from milkweed.models.base import Model, check_inputs, check_tokens
+from milkweed.nn import ResidualBlock, SequenceNorm, Stepper, build_sequence_layer, check_spec
+from milkweed.nn.blocks import BlockStepper
 
+ENCODERS = ("embedding", "linear")
 POOLINGS = ("last", "mean", "none")
 
 
@@ -19,7 +22,7 @@ class SequenceModel(Model):
     """Encoder → residual blocks of a sequence layer → pooling → head.
 
     Args:
-        d_input: Features per step.
+        d_input: Features per step, or the number of different tokens with ``encoder="embedding"``.
         d_output: Outputs per sequence, or per step with ``pooling="none"``.
         d_model: Channels inside.
         depth: Number of blocks.
@@ -28,6 +31,7 @@ class SequenceModel(Model):
         prenorm: Norm before the layer (and once before the head), or after the residual sum.
         dropout: Probability, on every layer's output.
         pooling: ``"mean"`` or ``"last"`` over the valid steps, or ``"none"``.
+        encoder: ``"linear"`` for features, ``"embedding"`` for tokens.
 
     Raises:
         ValueError: An option is unknown or out of range.
@@ -47,6 +51,7 @@ class SequenceModel(Model):
         prenorm: bool = True,
         dropout: float = 0.0,
         pooling: str = "mean",
+        encoder: str = "linear",
     ) -> None:
         layer = check_spec("layer", {"name": "s4d"} if layer is None else layer)
         super().__init__(
@@ -59,14 +64,17 @@ class SequenceModel(Model):
             prenorm=prenorm,
             dropout=dropout,
             pooling=pooling,
+            encoder=encoder,
         )
         for name, value in (("d_input", d_input), ("d_output", d_output), ("d_model", d_model), ("depth", depth)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         if pooling not in POOLINGS:
             raise ValueError(unknown("pooling", pooling, POOLINGS))
+        if encoder not in ENCODERS:
+            raise ValueError(unknown("encoder", encoder, ENCODERS))
         self.d_input, self.pooling = d_input, pooling
-        self.encoder = nn.Linear(d_input, d_model)
+        self.encoder = nn.Linear(d_input, d_model) if encoder == "linear" else nn.Embedding(d_input, d_model)
         self.blocks = nn.ModuleList(
             ResidualBlock(build_sequence_layer(layer, d_model), d_model, norm=norm, prenorm=prenorm, dropout=dropout)
             for _ in range(depth)
@@ -78,17 +86,141 @@ class SequenceModel(Model):
         """Run the network.
 
         Args:
-            inputs: (B, L, d_input).
+            inputs: (B, L, d_input), or (B, L) tokens with ``encoder="embedding"``.
             lengths: (B,) integers, the valid steps of right-padded sequences; all of them by default.
 
         Returns:
             (B, d_output), or (B, L, d_output) with ``pooling="none"``.
         """
-        check_inputs(inputs, self.d_input)
-        x = self.encoder(inputs)
+        x = encode(self.encoder, inputs, self.d_input)
         for block in self.blocks:
             x = block(x, lengths=lengths)
         return self.head(pool(self.norm(x), self.pooling, lengths))
+
+    def stepper(self, rate: float = 1.0) -> SequenceStepper:
+        """Give the network as a recurrence, with the parameters as they are now.
+
+        Args:
+            rate: Step length relative to training, passed to the layers.
+
+        Returns:
+            A stepper whose output after t steps is that of ``forward`` on those t steps (its last one, where nothing is
+            pooled); every step costs the same.
+
+        Raises:
+            ValueError: A layer is bidirectional.
+        """
+        return SequenceStepper(self, rate)
+
+
+class SequenceState(NamedTuple):
+    """Where a network is in its sequences.
+
+    Attributes:
+        layers: The layers' states.
+        total: Sum of the features so far, (B, d_model), for the mean; None where it is not asked for.
+        steps: How many there were.
+    """
+
+    layers: tuple[Any, ...]
+    total: Tensor | None
+    steps: int
+
+
+class SequenceStepper(Stepper):
+    """A sequence model as a recurrence.
+
+    Args:
+        model: The model.
+        rate: Passed to the layers.
+    """
+
+    def __init__(self, model: SequenceModel, rate: float = 1.0) -> None:
+        self._encoder, self._norm, self._head = (
+            copy.deepcopy(part).eval() for part in (model.encoder, model.norm, model.head)
+        )
+        self._blocks = [block.stepper(rate) for block in model.blocks]  # type: ignore[operator]
+        self._d_input, self._pooling = model.d_input, model.pooling
+
+    def initial_state(self, batch_size: int) -> SequenceState:
+        """Give the state before the first step.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            The state of B sequences.
+        """
+        layers = tuple(block.initial_state(batch_size) for block in self._blocks)
+        weight = self._head.get_parameter("weight")
+        total = weight.new_zeros(batch_size, weight.shape[1]) if self._pooling == "mean" else None
+        return SequenceState(layers, total, 0)
+
+    def __call__(self, u: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
+        """Take one step, without gradients and dropout.
+
+        Args:
+            u: (B, d_input), or (B,) tokens.
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The output (B, d_output) and the next state.
+        """
+        outputs, state = self._run(u[:, None], state, lambda block, x, s: _one_step(block, x, s))
+        return (outputs[:, 0] if self._pooling == "none" else outputs), state
+
+    def read(self, u: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
+        """Take many steps at once, e.g. over a prompt.
+
+        Args:
+            u: (B, L, d_input), or (B, L) tokens.
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The outputs, as those of the model, and the state after the last step.
+        """
+        return self._run(u, state, lambda block, x, s: block.read(x, s))
+
+    @torch.no_grad()
+    def _run(
+        self, u: Tensor, state: SequenceState, run: Callable[[BlockStepper, Tensor, Any], tuple[Tensor, Any]]
+    ) -> tuple[Tensor, SequenceState]:
+        x, layers = encode(self._encoder, u, self._d_input), []
+        for block, own in zip(self._blocks, state.layers, strict=True):
+            x, own = run(block, x, own)
+            layers.append(own)
+        x = self._norm(x)
+        steps = state.steps + x.shape[1]
+        total = None if state.total is None else state.total + x.sum(1)
+        features = {"none": x, "last": x[:, -1]}.get(self._pooling) if total is None else total / steps
+        return self._head(features), SequenceState(tuple(layers), total, steps)
+
+
+def _one_step(block: BlockStepper, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    y, state = block(x[:, 0], state)
+    return y[:, None], state
+
+
+def encode(encoder: nn.Module, inputs: Tensor, d_input: int) -> Tensor:
+    """Check a batch and bring it to the network's width.
+
+    Args:
+        encoder: A linear layer or an embedding.
+        inputs: (B, L, d_input), or (B, L) tokens for an embedding.
+        d_input: Features, or different tokens.
+
+    Returns:
+        (B, L, d_model).
+
+    Raises:
+        ValueError: The inputs are of another shape or kind, or a token is out of range.
+    """
+    if isinstance(encoder, nn.Embedding):
+        check_tokens(inputs, d_input)
+    else:
+        check_inputs(inputs, d_input)
+    encoded: Tensor = encoder(inputs)
+    return encoded
 
 
 def pool(x: Tensor, kind: str, lengths: Tensor | None = None) -> Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from milkweed._suggest import unknown
+from milkweed.nn.stepping import Stepper
 
 NORMS = ("batch", "layer")
 
@@ -76,3 +80,72 @@ class ResidualBlock(nn.Module):
         if self.prenorm:
             return x + self.dropout(self.layer(self.norm(x), **options))
         return self.norm(x + self.dropout(self.layer(x, **options)))
+
+    def stepper(self, rate: float = 1.0) -> BlockStepper:
+        """Give the block as a recurrence, with the parameters as they are now.
+
+        Args:
+            rate: Passed to the layer.
+
+        Returns:
+            A stepper over (B, d_model), with the layer's state.
+
+        Raises:
+            TypeError: The layer is no recurrence.
+        """
+        if not hasattr(self.layer, "stepper"):
+            raise TypeError(f"{type(self.layer).__name__} cannot run step by step; it has no stepper")
+        return BlockStepper(self, rate)
+
+
+class BlockStepper(Stepper):
+    """A residual block as a recurrence.
+
+    Args:
+        block: The block; its layer has a stepper.
+        rate: Passed to the layer.
+    """
+
+    def __init__(self, block: ResidualBlock, rate: float = 1.0) -> None:
+        self._norm, self._prenorm = copy.deepcopy(block.norm).eval(), block.prenorm
+        self._inner: Stepper = block.layer.stepper(rate)  # type: ignore[operator]
+
+    def initial_state(self, batch_size: int) -> Any:
+        """Give the layer's state before the first step.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            The state of B sequences.
+        """
+        return self._inner.initial_state(batch_size)
+
+    def __call__(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Take one step, without gradients and dropout.
+
+        Args:
+            u: (B, d_model).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The output (B, d_model) and the next state.
+        """
+        return self._around(self._inner, u, state)
+
+    def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Take many steps at once.
+
+        Args:
+            u: (B, L, d_model).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The outputs (B, L, d_model) and the state after the last step.
+        """
+        return self._around(self._inner.read, u, state)
+
+    @torch.no_grad()
+    def _around(self, run: Callable[[Tensor, Any], tuple[Tensor, Any]], x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        y, state = run(self._norm(x) if self._prenorm else x, state)
+        return (x + y if self._prenorm else self._norm(x + y)), state

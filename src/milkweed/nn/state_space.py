@@ -267,7 +267,7 @@ class StateSpaceStepper(Stepper):
     @torch.no_grad()
     def __init__(self, layer: StateSpaceLayer, rate: float = 1.0) -> None:
         # A copy: training the layer further must not change a stepper that is half new and half old.
-        self._layer = copy.deepcopy(layer).eval()
+        self._layer, self._rate = copy.deepcopy(layer).eval(), rate
         self._system = self._layer.system(rate)
 
     def initial_state(self, batch_size: int) -> Tensor:
@@ -307,3 +307,17 @@ class StateSpaceStepper(Stepper):
         y = y.to(u.dtype) + self._layer.D.to(u.dtype) * u[:, None]
         # As sequences of one step.
         return self._layer._mix(y.flatten(1)[:, None], u[:, None])[:, 0], state
+
+    @torch.no_grad()
+    def read(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Take many steps at once, by the convolution.
+
+        Args:
+            u: (B, L, d_model).
+            state: (B, *state).
+
+        Returns:
+            The outputs (B, L, d_model) and the state after the last step.
+        """
+        y, final = self._layer(u, state, rate=self._rate, return_state=True)
+        return y, final
