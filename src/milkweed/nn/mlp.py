@@ -1,0 +1,99 @@
+"""Feed-forward layers over features."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from milkweed.nn.factory import build_linear
+from milkweed.nn.stepping import Stepper
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them, dense or structured.
+
+    Args:
+        features: In and out.
+        hidden: Between.
+        linear: The linear layer as plain values, see [`milkweed.nn.build_linear`][]; dense by default.
+        dropout: Probability, after the second layer.
+    """
+
+    def __init__(
+        self, features: int, hidden: int, linear: Mapping[str, Any] | None = None, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        spec = {"name": "dense"} if linear is None else linear
+        self.up = build_linear(spec, features, hidden)
+        self.down = build_linear(spec, hidden, features)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to the last dimension.
+
+        Args:
+            x: (..., features).
+
+        Returns:
+            (..., features).
+        """
+        return self.dropout(self.down(F.gelu(self.up(x))))
+
+    def stepper(self, rate: float = 1.0) -> Stepper:
+        """Give the layer as a recurrence without a state, with the parameters as they are now.
+
+        Args:
+            rate: Makes no difference.
+
+        Returns:
+            A stepper whose state is None.
+        """
+        return PointwiseStepper(self)
+
+
+class PointwiseStepper(Stepper):
+    """A layer that treats every step by itself.
+
+    Args:
+        layer: Maps (..., features) to (..., features).
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = copy.deepcopy(layer).eval()
+
+    def initial_state(self, batch_size: int) -> None:
+        """There is none.
+
+        Args:
+            batch_size: B.
+        """
+
+    @torch.no_grad()
+    def __call__(self, u: Tensor, state: None) -> tuple[Tensor, None]:
+        """Apply the layer, without gradients and dropout.
+
+        Args:
+            u: (B, features).
+            state: None.
+
+        Returns:
+            (B, features) and None.
+        """
+        return self._layer(u), None
+
+    def read(self, u: Tensor, state: None) -> tuple[Tensor, None]:
+        """Apply the layer to many steps.
+
+        Args:
+            u: (B, L, features).
+            state: None.
+
+        Returns:
+            (B, L, features) and None.
+        """
+        return self(u, state)
