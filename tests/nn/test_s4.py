@@ -180,7 +180,7 @@ def test_stable_for_every_parameter_value(seed, size, log_dt, discretization):
         ({"n_ssm": 4}, "n_ssm must divide d_model=6; got n_ssm=4"),
         ({"init": "hippo", "n_ssm": 3}, "n_ssm to be a multiple of 2"),
         ({"frozen": ["Q"]}, "frozen='Q' is unknown"),
-        ({"channels": 0}, "channels must be at least 1"),
+        ({"channels": 0}, "channels must be an integer of at least 1"),
         ({"output": "none", "channels": 2}, "output='none' cannot mix"),
         ({"activation": "gleu"}, "did you mean 'gelu'"),
     ],

@@ -202,7 +202,7 @@ def test_output_scale_at_init():
         ({"d_state": 7}, "even d_state of at least 2"),
         ({"d_state": 0, "init": "real"}, "d_state must be at least 1"),
         ({"dt_min": 0.1, "dt_max": 0.01}, "0 < dt_min <= dt_max"),
-        ({"d_model": 0}, "d_model must be at least 1"),
+        ({"d_model": 0}, "d_model must be an integer of at least 1; got 0"),
     ],
 )
 def test_bad_options(options, message):

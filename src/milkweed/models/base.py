@@ -73,6 +73,8 @@ def check_inputs(inputs: Tensor, d_input: int) -> None:
         raise ValueError(
             f"inputs must be (B, L, d_input) with L >= 1 and d_input={d_input}; got shape {tuple(inputs.shape)}"
         )
+    if not inputs.is_floating_point():
+        raise ValueError(f"inputs must be floating point; got {inputs.dtype}; use inputs.float()")
 
 
 def check_tokens(tokens: Tensor, count: int) -> None:

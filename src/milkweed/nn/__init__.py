@@ -7,6 +7,7 @@ from milkweed.nn.mlp import Mlp
 from milkweed.nn.parameter_groups import parameter_groups
 from milkweed.nn.s4 import S4
 from milkweed.nn.s4d import S4D
+from milkweed.nn.s4nd import S4ND
 from milkweed.nn.state_space import StateSpaceLayer
 from milkweed.nn.stepping import Stepper
 from milkweed.nn.structured_linear import (
@@ -21,6 +22,7 @@ from milkweed.nn.structured_linear import (
 __all__ = [
     "S4",
     "S4D",
+    "S4ND",
     "BlockDiagonalLinear",
     "ButterflyLinear",
     "LearnableTransform",

@@ -14,8 +14,8 @@ def parameter_groups(
 
     A layer names its special parameters through a method ``parameter_roles() -> {name: role}``, and learning rates
     relative to the model's through ``parameter_rates() -> {name: multiplier}``; nothing is marked on the parameters
-    themselves, so the groups survive deepcopy, meta devices and sharding. Vectors (biases, norms, skips) are never
-    decayed.
+    themselves, so the groups survive deepcopy, meta devices and sharding. Vectors (biases, norms) and parameters of the
+    role ``"no_decay"`` are never decayed.
 
     Args:
         model: Any module; frozen parameters are left out.
@@ -65,7 +65,7 @@ def _named_by_layers(model: nn.Module) -> tuple[dict[int, str], dict[int, float]
         # Asked of the class: wrappers such as a compiled module hand on the attributes of what they wrap.
         if hasattr(type(module), "parameter_roles"):
             for name, role in module.parameter_roles().items():
-                if name not in own or role != "ssm":
+                if name not in own or role not in {"ssm", "no_decay"}:
                     raise ValueError(f"{where} names parameter {name!r} with role {role!r}")
                 roles[id(own[name])] = role
         if hasattr(type(module), "parameter_rates"):

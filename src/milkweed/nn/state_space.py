@@ -17,6 +17,7 @@ from milkweed._suggest import unknown
 from milkweed.nn.lengths import check_lengths, valid_steps
 from milkweed.nn.stepping import Stepper
 from milkweed.nn.systems import LinearSystem
+from milkweed.ops._common import autocast_dtype
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -29,7 +30,77 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 OUTPUTS = ("glu", "linear", "none")
 
 
-class StateSpaceLayer(nn.Module, ABC):
+class MixingLayer(nn.Module):
+    """What follows a filter with ``channels`` readouts y per channel: ``mix(gate(u) * activation(y))``.
+
+    Args:
+        d_model: H, channels in and out.
+        channels: Readouts per channel (heads), mixed by the output layer.
+        activation: After the filter.
+        gate: Multiply by ``silu`` of a linear layer of the input, before the output layer.
+        output: ``"glu"``, ``"linear"``, or ``"none"`` for channels that do not mix.
+        dropout: Probability, after the activation.
+        tie_dropout: Drop a channel for a whole sequence instead of single steps.
+        device: Where parameters live.
+        dtype: Their dtype.
+
+    Raises:
+        ValueError: An option is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        channels: int,
+        activation: str,
+        gate: bool,
+        output: str,
+        dropout: float,
+        tie_dropout: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("d_model", d_model), ("channels", channels)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+        for name, given, known in (("activation", activation, ACTIVATIONS), ("output", output, OUTPUTS)):
+            if given not in known:
+                raise ValueError(unknown(name, given, known))
+        if output == "none" and channels > 1:
+            raise ValueError(f"output='none' cannot mix channels={channels} readouts; use output='linear'")
+        self.d_model, self.channels = d_model, channels
+        self.activation, self.mixing, self.tie_dropout = activation, output, tie_dropout
+        self.dropout = nn.Dropout(dropout)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.gate = nn.Linear(d_model, channels * d_model, **factory) if gate else None
+        widths = {"glu": 2 * d_model, "linear": d_model}
+        self.output = nn.Linear(channels * d_model, widths[output], **factory) if output != "none" else None
+        self._factory = factory
+
+    def _empty(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.empty(*shape, **self._factory))
+
+    def _reset_mixing(self) -> None:
+        """Draw the gate and the output layer anew."""
+        for layer in (self.output, self.gate):
+            if layer is not None:
+                layer.reset_parameters()
+
+    def _mix(self, y: Tensor, u: Tensor) -> Tensor:
+        """(..., L, channels H) after the filter and the input (..., L, H) to the layer's output (..., L, H)."""
+        y = ACTIVATIONS[self.activation](y)
+        if self.gate is not None:
+            y = y * F.silu(self.gate(u))
+        y = y * self.dropout(torch.ones_like(y[..., :1, :])) if self.tie_dropout else self.dropout(y)
+        if self.output is None:
+            return y
+        mixed = self.output(y)
+        return F.glu(mixed, -1) if self.mixing == "glu" else mixed
+
+
+class StateSpaceLayer(MixingLayer, ABC):
     """``y = mix(gate(u) * activation(K * u + D u))``, where K are the kernels of one linear system per channel.
 
     A subclass creates the parameters of its system (with ``_empty``), calls ``reset_parameters`` and defines
@@ -57,6 +128,7 @@ class StateSpaceLayer(nn.Module, ABC):
     # Parameters that want their own learning rate and no weight decay.
     ssm_parameters: tuple[str, ...] = ()
 
+    log_dt: nn.Parameter
     D: nn.Parameter  # (channels, H)
 
     def __init__(
@@ -76,25 +148,19 @@ class StateSpaceLayer(nn.Module, ABC):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        super().__init__()
-        for name, value in (("d_model", d_model), ("channels", channels)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
-        for name, given, known in (("activation", activation, ACTIVATIONS), ("output", output, OUTPUTS)):
-            if given not in known:
-                raise ValueError(unknown(name, given, known))
-        if output == "none" and channels > 1:
-            raise ValueError(f"output='none' cannot mix channels={channels} readouts; use output='linear'")
         ssm.log_timescale(0, dt_min, dt_max)  # refuses a bad range before anything is allocated
-        self.d_model, self.channels, self.bidirectional = d_model, channels, bidirectional
-        self.dt_min, self.dt_max = dt_min, dt_max
-        self.activation, self.mixing, self.tie_dropout, self.frozen = activation, output, tie_dropout, tuple(frozen)
-        self.dropout = nn.Dropout(dropout)
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.gate = nn.Linear(d_model, channels * d_model, **factory) if gate else None
-        widths = {"glu": 2 * d_model, "linear": d_model}
-        self.output = nn.Linear(channels * d_model, widths[output], **factory) if output != "none" else None
-        self._factory = factory
+        super().__init__(
+            d_model,
+            channels=channels,
+            activation=activation,
+            gate=gate,
+            output=output,
+            dropout=dropout,
+            tie_dropout=tie_dropout,
+            device=device,
+            dtype=dtype,
+        )
+        self.bidirectional, self.dt_min, self.dt_max, self.frozen = bidirectional, dt_min, dt_max, tuple(frozen)
 
     @abstractmethod
     def system(self, rate: float = 1.0) -> LinearSystem:
@@ -116,17 +182,16 @@ class StateSpaceLayer(nn.Module, ABC):
     def reset_parameters(self) -> None:
         """Draw all parameters anew, e.g. after ``to_empty`` moved a meta layer to a device."""
         self._reset_system()
-        for layer in (self.output, self.gate):
-            if layer is not None:
-                layer.reset_parameters()
+        self._reset_mixing()
 
     def parameter_roles(self) -> dict[str, str]:
         """Name the parameters that want their own learning rate and no weight decay.
 
         Returns:
-            Parameter name to ``"ssm"``.
+            Parameter name to ``"ssm"``; the skip D is a vector per head and not decayed either.
         """
-        return {name: "ssm" for name in self.ssm_parameters if getattr(self, name) is not None}
+        roles = {name: "ssm" for name in self.ssm_parameters if getattr(self, name) is not None}
+        return roles | {"D": "no_decay"} if isinstance(self.D, nn.Parameter) else roles
 
     def forward(
         self,
@@ -152,6 +217,7 @@ class StateSpaceLayer(nn.Module, ABC):
 
         Raises:
             ValueError: A shape does not fit, or a bidirectional layer is given or asked for a state.
+            TypeError: The dtype is not the parameters', and autocast is off.
         """
         self._check(u, lengths, needs_past=state is not None or return_state)
         if not 0 < rate < math.inf:
@@ -161,7 +227,8 @@ class StateSpaceLayer(nn.Module, ABC):
         if state is not None and state.shape != (*lead, *system.state_shape):
             raise ValueError(f"state must be {(*lead, *system.state_shape)} for this u; got {tuple(state.shape)}")
         x = u.reshape(math.prod(lead), length, self.d_model)
-        start = None if state is None else state.reshape(x.shape[0], *system.state_shape)
+        precise = torch.promote_types(self.log_dt.dtype, torch.float32)
+        start = None if state is None else state.reshape(x.shape[0], *system.state_shape).to(precise)
         count = None if lengths is None else lengths.reshape(-1).to(u.device, torch.int64)
         if count is not None:
             # Filled, not multiplied: padding may hold NaN.
@@ -194,9 +261,6 @@ class StateSpaceLayer(nn.Module, ABC):
             raise ValueError(f"a bidirectional {name} has no stepper: its output depends on the future; use forward")
         return StateSpaceStepper(self, rate)
 
-    def _empty(self, *shape: int) -> nn.Parameter:
-        return nn.Parameter(torch.empty(*shape, **self._factory))
-
     def _freeze(self, names: Sequence[str]) -> None:
         """Stop training the parameters that ``frozen`` names; ``names`` are those there are to choose from."""
         for name in self.frozen:
@@ -210,6 +274,10 @@ class StateSpaceLayer(nn.Module, ABC):
             raise ValueError(f"u must be (..., L, d_model) with d_model={self.d_model}; got shape {tuple(u.shape)}")
         if u.shape[-2] == 0:
             raise ValueError(f"u must have at least one step; got shape {tuple(u.shape)}")
+        if u.dtype != self.log_dt.dtype and autocast_dtype(u) is None:
+            raise TypeError(
+                f"u must be {self.log_dt.dtype} as the layer's parameters are; got {u.dtype}; cast u, or use autocast"
+            )
         if self.bidirectional and needs_past:
             raise ValueError(
                 f"a bidirectional {type(self).__name__} has no state to carry: its output depends on the future"
@@ -225,17 +293,6 @@ class StateSpaceLayer(nn.Module, ABC):
             signal = signal[:, None].expand(-1, self.channels, -1, -1).flatten(1, 2)
         backward = kernel[rows:] if self.bidirectional else None
         return ops.fft_conv(signal, kernel[:rows], reverse_kernel=backward, skip=self.D.flatten().to(kernel.dtype))
-
-    def _mix(self, y: Tensor, u: Tensor) -> Tensor:
-        """(..., channels H) after the convolution and the input (..., H) to the layer's output (..., H)."""
-        y = ACTIVATIONS[self.activation](y)
-        if self.gate is not None:
-            y = y * F.silu(self.gate(u))
-        y = y * self.dropout(torch.ones_like(y[..., :1, :])) if self.tie_dropout else self.dropout(y)
-        if self.output is None:
-            return y
-        mixed = self.output(y)
-        return F.glu(mixed, -1) if self.mixing == "glu" else mixed
 
 
 # What one name in `frozen` stands for.
@@ -298,10 +355,11 @@ class StateSpaceStepper(Stepper):
             ValueError: A shape does not fit.
         """
         expected = self._system.state_shape
-        if u.ndim != 2 or u.shape[1] != self._layer.d_model or state.shape != (u.shape[0], *expected):
+        found = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+        if u.ndim != 2 or u.shape[1] != self._layer.d_model or found != (u.shape[0], *expected):
             raise ValueError(
-                f"u must be (B, {self._layer.d_model}) and state (B, {', '.join(map(str, expected))}); "
-                f"got {tuple(u.shape)} and {tuple(state.shape)}"
+                f"u must be (B, {self._layer.d_model}) and state (B, {', '.join(map(str, expected))}), from "
+                f"initial_state or the last step; got {tuple(u.shape)} and {found}"
             )
         y, state = self._system.step(u.to(state.dtype), state)
         y = y.to(u.dtype) + self._layer.D.to(u.dtype) * u[:, None]

@@ -86,10 +86,18 @@ def roots(covariances: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Two tensors of this shape.
+
+    Raises:
+        ValueError: One has a negative eigenvalue beyond rounding.
     """
     found = in_parallel(torch.linalg.eigh, covariances.unbind())
     values = torch.stack([each.eigenvalues for each in found])
     vectors = torch.stack([each.eigenvectors for each in found])
+    if (values[:, 0] < -1e-3 * values.abs().max()).any():
+        raise ValueError(
+            f"input_covariance must be positive semidefinite, E[x x^H] over samples x; it has an eigenvalue near "
+            f"{float(values.min()):.3g}"
+        )
     # A block whose inputs are all zero takes the scale of the others.
     most = values.amax(-1, keepdim=True)
     most = torch.where(most > 0, most, values.max())

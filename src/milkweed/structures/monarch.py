@@ -179,7 +179,15 @@ def monarch_shapes(
     Raises:
         ValueError: A size is below 1, there are more blocks than features, slices would be structurally zero (fewer
             than ``nblocks`` features per block), or the rank is out of range.
+        TypeError: A size is no integer.
     """
+    numbers = nblocks if isinstance(nblocks, tuple) and len(nblocks) == 2 else (nblocks,)
+    for value in (in_features, out_features, *numbers, *(() if rank is None else (rank,))):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(
+                "in_features, out_features, nblocks (or a pair of them) and rank must be integers; "
+                f"got {in_features!r}, {out_features!r}, nblocks={nblocks!r}, rank={rank!r}"
+            )
     k, l = nblocks if isinstance(nblocks, tuple) else (nblocks, nblocks)  # noqa: E741 - the paper's letter
     sizes = {"in_features": (in_features, k), "out_features": (out_features, l)}
     for name, value in (("in_features", in_features), ("out_features", out_features), ("nblocks", min(k, l))):

@@ -56,6 +56,8 @@ def prepare(dense: Tensor, input_covariance: Tensor | None) -> tuple[Tensor, Ten
         ValueError: One is not finite or has a wrong shape, or the covariance is zero or not Hermitian.
     """
     check_numbers("dense", dense, 2)
+    if dense.is_meta:
+        raise ValueError("dense is on the meta device and has no numbers to project; load them first")
     if not torch.linalg.vector_norm(dense.detach(), torch.inf).isfinite():  # in one pass, without a mask
         raise ValueError("dense must be finite; it holds NaN or infinity")
     if input_covariance is None:
