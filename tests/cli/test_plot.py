@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from milkweed.cli import main
-from milkweed.cli.plot.monarch import late_progress, make_transform
+from milkweed.cli.plot.common import late_progress
+from milkweed.cli.plot.monarch import make_transform
 
 ROW = re.compile(r"^\s*(\d+)\s+([\d,]+)\s+([\d.]+)%\s+([\d.]+)%\s*$", re.MULTILINE)
 
@@ -204,7 +205,7 @@ def test_help_has_an_example(subject, capsys):
 
 @pytest.mark.parametrize(("terminal", "seconds", "seen"), [(True, 0.3, True), (True, 0, False), (False, 0.3, False)])
 def test_progress_is_shown_on_a_terminal_when_it_takes_long(terminal, seconds, seen, capsys, monkeypatch):
-    monkeypatch.setattr("milkweed.cli.plot.monarch.PATIENCE", 0.1)
+    monkeypatch.setattr("milkweed.cli.plot.common.PATIENCE", 0.1)
     if terminal:
         monkeypatch.setenv("FORCE_COLOR", "1")
     with late_progress(2) as show:

@@ -15,7 +15,7 @@ COMMANDS = {
     "recipes": "list the recipes that come with milkweed",
     "inspect": "show layers, parameters, FLOPs and memory of a recipe",
     "demo": "train three small models on handwritten digits and compare them",
-    "plot": "draw a matrix, its nearest Monarch matrix and the error by nblocks",
+    "plot": "draw matrices, HiPPO bases and the kernels that a run learned",
     "bench": "measure the library's algorithms against the plain formulas",
 }
 FIRST_STEPS = """\

@@ -6,9 +6,15 @@ from milkweed._suggest import unknown
 from milkweed.cli.arguments import CommandParser
 from milkweed.cli.errors import UsageError
 
-SUBJECTS = {"monarch": "a matrix, its nearest Monarch matrix and the error by nblocks"}
+SUBJECTS = {
+    "monarch": "a matrix, its nearest Monarch matrix and the error by nblocks",
+    "hippo": "a HiPPO basis, and the past of a signal as it remembers it",
+    "kernel": "the convolution kernels that a trained model's state space layers learned",
+}
 EXAMPLE = """\
   milkweed plot monarch
+  milkweed plot hippo --animate
+  milkweed plot kernel runs/smnist
   milkweed plot monarch --help        lists the options of this subject"""
 
 
@@ -24,7 +30,7 @@ def run(arguments: list[str]) -> int:
     Raises:
         UsageError: If there is no such subject.
     """
-    parser = CommandParser("plot", "Draw a part of the library's mathematics as a PNG.", EXAMPLE)
+    parser = CommandParser("plot", "Draw a part of the library's mathematics.", EXAMPLE)
     subjects = "; ".join(f"{name}: {summary}" for name, summary in SUBJECTS.items())
     parser.add_argument("what", metavar="WHAT", help=subjects)
     words = [index for index, argument in enumerate(arguments) if not argument.startswith("-")]

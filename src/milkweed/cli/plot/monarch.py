@@ -2,11 +2,7 @@
 
 import argparse
 import difflib
-import os
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +14,7 @@ from rich.table import Table
 from milkweed._suggest import unknown
 from milkweed.cli.arguments import CommandParser
 from milkweed.cli.errors import UsageError
+from milkweed.cli.plot.common import check_out, late_progress, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +28,7 @@ EXAMPLE = """\
 TRANSFORMS = ("dct", "dft", "dst", "hadamard")
 DEFAULT_SIZE, LARGEST_SIZE = 64, 8192
 MOST_LISTED = 12
-PATIENCE = 1.0  # seconds
+EXAMPLE_OUT = "monarch.png"
 
 
 def make_parser() -> CommandParser:
@@ -80,10 +77,10 @@ def run(arguments: list[str]) -> int:
     """
     options = make_parser().parse(arguments)
     if options.out is not None:
-        check_out(options.out)
+        check_out(options.out, EXAMPLE_OUT)
     name, dense = load_matrix(options)
     out = options.out or Path(f"monarch-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.png")
-    check_out(out)
+    check_out(out, EXAMPLE_OUT)
     check_blocks(name, dense, options.nblocks, options.rank)
 
     from milkweed.plots.monarch import save_monarch
@@ -92,10 +89,8 @@ def run(arguments: list[str]) -> int:
     console = Console()
     # Before the figure, which may need a package that is not installed.
     print_fits(console, fits, options.nblocks, f"{name}, {' × '.join(map(str, dense.shape))}")
-    try:
+    with writing(out):
         save_monarch(dense, fits, options.nblocks, out, figure_title(name, options))
-    except OSError as error:
-        raise UsageError(f"--out {out} cannot be written: {error.strerror or error}; choose another file") from error
     if reordered(options) and options.order is None:
         console.print("[dim]Columns in the order of the fast algorithm; --order natural leaves them in place.[/]")
     console.print(f"Drawn to [bold]{escape(str(out))}[/].", highlight=False, soft_wrap=True)
@@ -282,25 +277,6 @@ def check_blocks(name: str, dense: "Tensor", nblocks: int, rank: int | None) -> 
         raise UsageError(f"{name} is {m} × {n}: {error}.{hint}") from error
 
 
-def check_out(path: Path) -> None:
-    """Refuse a file that cannot be written, before anything takes time.
-
-    Args:
-        path: The PNG file.
-
-    Raises:
-        UsageError: If it is no PNG, is a folder, or lies where nothing can be written.
-    """
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--out {path} must end in .png; try --out {path.with_suffix('.png')}")
-    if path.is_dir():
-        raise UsageError(f"--out {path} is a folder; choose a file, e.g. --out {path / 'monarch.png'}")
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        state = "is not writable" if existing.is_dir() else "is a file, not a folder"
-        raise UsageError(f"--out {path} cannot be written: {existing} {state}; choose another file")
-
-
 def fit_all(dense: "Tensor", nblocks: int, rank: int | None) -> list["MonarchFit"]:
     """Project the matrix for every power of two that fits.
 
@@ -321,33 +297,6 @@ def fit_all(dense: "Tensor", nblocks: int, rank: int | None) -> list["MonarchFit
             show(f"nblocks {count}", len(fits))
             fits.append(fit_monarch(dense, count, rank))
     return fits
-
-
-@contextmanager
-def late_progress(total: int) -> Iterator[Callable[[str, int], None]]:
-    """Show a progress bar on a terminal if the block takes long.
-
-    Args:
-        total: Steps.
-
-    Yields:
-        A function of a step's description and the number of steps done before it.
-    """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = progress.add_task("", total=total)
-    timer = threading.Timer(PATIENCE, progress.start)
-    timer.start()
-    try:
-        yield lambda description, done: progress.update(task, description=description, completed=done)
-    finally:
-        timer.cancel()
-        timer.join()
-        if progress.live.is_started:
-            progress.stop()
 
 
 def print_fits(console: Console, fits: list["MonarchFit"], nblocks: int, title: str) -> None:

@@ -1,0 +1,216 @@
+"""`milkweed plot kernel`."""
+
+import difflib
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from milkweed.cli.arguments import CommandParser
+from milkweed.cli.errors import UsageError
+from milkweed.cli.plot.common import check_out, late_progress, writing
+
+if TYPE_CHECKING:
+    from milkweed.models import Model
+    from milkweed.nn import StateSpaceLayer
+    from milkweed.plots.kernels import LayerKernels
+
+EXAMPLE = """\
+  milkweed plot kernel runs/smnist
+  milkweed plot kernel runs/smnist --layer blocks.0.layer --length 784 --linear"""
+DEFAULT_LENGTH, LARGEST_LENGTH = 1024, 2**17
+MOST_DRAWN, MOST_LISTED = 8, 6
+
+
+def make_parser() -> CommandParser:
+    """The arguments of `plot kernel`.
+
+    Returns:
+        A parser.
+    """
+    parser = CommandParser(
+        "plot kernel", "Draw the convolution kernels that the state space layers of a trained model learned.", EXAMPLE
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or what save_pretrained wrote")
+    parser.add_argument("--layer", metavar="NAME", help=f"one layer only; default: the first {MOST_DRAWN}")
+    parser.add_argument("--length", type=int, default=DEFAULT_LENGTH, help=f"lags; default: {DEFAULT_LENGTH}")
+    parser.add_argument("--linear", action="store_true", help="a linear axis of lags; default: logarithmic")
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help="default: kernel-RUN.png in this folder")
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Compute kernels, print how far they reach and draw the figure.
+
+    Args:
+        arguments: The command line after the subject.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: If an argument does not fit, or the figure cannot be written.
+    """
+    options = make_parser().parse(arguments)
+    name = options.run.absolute().name.removesuffix(".safetensors")
+    default = f"kernel-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.png"
+    out = options.out or Path(default)
+    check_out(out, default)
+    if not 2 <= options.length <= LARGEST_LENGTH:
+        raise UsageError(f"--length {options.length} is out of range; expected 2 .. {LARGEST_LENGTH}")
+    layers = choose_layers(options.run, load_model(options.run), options.layer)
+
+    from milkweed.plots.kernels import save_kernels
+
+    console, found = Console(), {}
+    drawn = list(layers)[:MOST_DRAWN]
+    with late_progress(len(drawn)) as show:
+        for layer in drawn:
+            show(layer, len(found))
+            found[layer] = compute(layer, layers[layer], options.length)
+    # Before the figure, which may need a package that is not installed.
+    print_kernels(console, found, f"{name}: kernels, {options.length:,} lags")
+    with late_progress(len(drawn)) as show, writing(out):
+        title = f"Kernels of {name}"
+        save_kernels(found, out, title, log=not options.linear, show=lambda done: show("figure", done))
+    if len(drawn) < len(layers):
+        console.print(f"[dim]The first {len(drawn)} of {len(layers)} layers; --layer NAME draws another.[/]")
+    console.print(f"Drawn to [bold]{escape(str(out))}[/].", highlight=False, soft_wrap=True)
+    return 0
+
+
+def load_model(path: Path) -> "Model":
+    """Read the model of a run.
+
+    Args:
+        path: The run's folder, or a file that `save_pretrained` wrote.
+
+    Returns:
+        The model.
+
+    Raises:
+        UsageError: If there is none, or it cannot be read.
+    """
+    from milkweed.models import load_pretrained
+
+    if not path.exists():
+        near = difflib.get_close_matches(path.name, neighbours(path), n=1, cutoff=0.5)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "name a folder such as runs/smnist"
+        raise UsageError(f"RUN {path} does not exist; {hint}")
+    if path.is_dir() and not (path / "model.safetensors").is_file():
+        trained = (path / "config.yaml").is_file()
+        fix = "finish its training with --resume auto" if trained else "name the folder of a run, e.g. runs/smnist"
+        raise UsageError(f"RUN {path} has no model.safetensors; {fix}")
+    if path.is_file() and path.suffix != ".safetensors":
+        raise UsageError(f"RUN {path} is no .safetensors file; name the folder of a run, e.g. runs/smnist")
+    try:
+        return load_pretrained(path)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"RUN {path} cannot be read: {error}") from error
+
+
+def neighbours(path: Path) -> list[str]:
+    """List the folders beside a path that hold a model.
+
+    Args:
+        path: Any path.
+
+    Returns:
+        Their names.
+    """
+    if not path.parent.is_dir():
+        return []
+    return sorted(each.parent.name for each in path.parent.glob("*/model.safetensors"))
+
+
+def choose_layers(path: Path, model: "Model", name: str | None) -> dict[str, "StateSpaceLayer"]:
+    """Find the layers that are meant.
+
+    Args:
+        path: The run, for messages.
+        model: Its model.
+        name: As given, or None for all.
+
+    Returns:
+        Layers by name.
+
+    Raises:
+        UsageError: If there is none, or none of that name.
+    """
+    from milkweed.plots.kernels import state_space_layers
+
+    layers = state_space_layers(model)
+    if not layers:
+        leaves = [type(module).__name__ for module in model.modules() if not any(module.children())]
+        listed = ", ".join(f"{count} {kind}" for kind, count in Counter(leaves).most_common(MOST_LISTED))
+        raise UsageError(f"RUN {path} is a {type(model).__name__} without state space layers; it has {listed}")
+    if name is None:
+        return layers
+    if name not in layers:
+        near = difflib.get_close_matches(name, layers, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        listed = ", ".join(list(layers)[:MOST_LISTED])
+        if len(layers) > MOST_LISTED:
+            listed += f" and {len(layers) - MOST_LISTED} more"
+        raise UsageError(f"--layer {name} is no state space layer of {path}; {hint}It has: {listed}")
+    return {name: layers[name]}
+
+
+def compute(name: str, layer: "StateSpaceLayer", length: int) -> "LayerKernels":
+    """Compute a layer's kernels.
+
+    Args:
+        name: Of the layer, for messages.
+        layer: The layer.
+        length: Lags.
+
+    Returns:
+        The kernels.
+
+    Raises:
+        UsageError: If they are not finite.
+    """
+    from milkweed.plots.kernels import layer_kernels
+
+    broken = [key for key, value in layer.named_parameters(recurse=False) if not value.isfinite().all()]
+    if broken:
+        raise UsageError(f"{name} holds NaN or infinite numbers in {', '.join(broken)}; its training diverged")
+    kernels = layer_kernels(layer, length)
+    parts = [kernels.kernel] if kernels.future is None else [kernels.kernel, kernels.future]
+    if not all(part.isfinite().all() for part in parts):
+        raise UsageError(f"the kernels of {name} grow beyond all numbers; a smaller --length shows their beginning")
+    return kernels
+
+
+def print_kernels(console: Console, found: dict[str, "LayerKernels"], title: str) -> None:
+    """Print one row per layer.
+
+    Args:
+        console: Where to print.
+        found: Kernels by layer.
+        title: Stands above the table.
+    """
+    from milkweed.plots.kernels import timescales
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=escape(title), title_justify="left")
+    table.add_column("layer", overflow="fold")
+    table.add_column("kind")
+    for column in ("channels", "median 1/dt", "fresh", "half of the energy in"):
+        table.add_column(column, justify="right")
+    for name, kernels in found.items():
+        now, fresh = (float(timescales(layer).median()) for layer in (kernels.layer, kernels.fresh))
+        reach = int(kernels.half_energy().float().median())
+        table.add_row(
+            escape(name),
+            type(kernels.layer).__name__,
+            f"{kernels.layer.d_model:,}",
+            f"{now:,.1f}",
+            f"{fresh:,.1f}",
+            f"{reach:,} lag{'s' * (reach != 1)}",
+        )
+    console.print(table)
