@@ -100,3 +100,10 @@ def test_foreign_tensors_are_refused(change, message):
     change(state)
     with pytest.raises(ValueError, match=message):
         load_s4(state)
+
+
+def test_two_names_of_one_tensor_are_refused():
+    _, state = golden("s4_diag_lin")
+    state["kernel.C"] = state["layer.kernel.C"]
+    with pytest.raises(ValueError, match="there twice"):
+        load_s4(state)

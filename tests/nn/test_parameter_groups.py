@@ -52,3 +52,18 @@ def test_compiled_layers_are_looked_into():
 
     groups = parameter_groups(torch.compile(S4D(4, 8)), lr=0.1)
     assert len(next(g for g in groups if g["name"] == "ssm")["params"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, "lr must be"),
+        ({"lr": float("nan")}, "lr must be"),
+        ({"weight_decay": -1.0}, "weight_decay must be"),
+    ],
+)
+def test_rates_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        parameter_groups(nn.Linear(2, 2), **({"lr": 0.1} | options))
+    with pytest.raises(TypeError, match="model must be a module"):
+        parameter_groups(nn.Linear(2, 2).parameters(), lr=0.1)

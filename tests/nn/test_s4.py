@@ -188,3 +188,32 @@ def test_stable_for_every_parameter_value(seed, size, log_dt, discretization):
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         S4(**({"d_model": 6, "d_state": 8} | options))
+
+
+@pytest.mark.parametrize("rate", [0, -1.0, float("nan"), "2", None])
+def test_steppers_check_their_rate(rate):
+    with pytest.raises(ValueError, match="rate must be above 0 and finite"):
+        build().stepper(rate)
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "message"),
+    [
+        (torch.zeros(2, 6, 8, device="meta"), ValueError, "on cpu for this u; got .* on meta"),
+        (torch.zeros(2, 6, 8, dtype=torch.complex64), TypeError, "state must be a real tensor"),
+        ([0.0], TypeError, "state must be a real tensor, from initial_state or an earlier call; got list"),
+        (torch.zeros(2, 6, 7), ValueError, r"state must be \(2, 6, 8\)"),
+    ],
+)
+def test_wrong_states(state, error, message):
+    layer, u = build(), torch.randn(2, 4, 6)
+    with pytest.raises(error, match=message):
+        layer(u, state)
+    with pytest.raises(error, match=message):
+        layer.stepper()(u[:, 0], state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
+def test_wrong_dtype(dtype):
+    with pytest.raises(TypeError, match=r"u must be torch\.float32 as the layer's parameters are"):
+        build()(torch.ones(2, 4, 6, dtype=dtype))

@@ -122,3 +122,11 @@ def test_complex_numbers_take_the_plain_formula():
 def test_empty_factors():
     with pytest.raises(ValueError, match="weight must have no dimension of size 0"):
         ops.block_diagonal_mm(torch.ones(2, 0), torch.ones(3, 4, 0))
+
+
+def test_tensors_on_several_devices_are_refused():
+    x, weight = torch.randn(2, 6), torch.randn(3, 2, 2, device="meta")
+    with pytest.raises(
+        ValueError, match=r"all tensors of block_diagonal_mm must be on one device; got \['cpu', 'meta'\]"
+    ):
+        ops.block_diagonal_mm(x, weight)

@@ -118,9 +118,36 @@ def test_dense_gradients(method):
         (lambda: ssm.discretize(torch.ones(2, 3), torch.ones(2), 0.1), r"A must be \(..., N, N\); got shape \(2, 3\)"),
         (lambda: ssm.discretize(torch.eye(2), torch.ones(3), 0.1), r"N=2; got shape \(3,\)"),
         (lambda: ssm.discretize(torch.eye(2), torch.ones(1, 2, 1), 0.1), "B must be"),
-        (lambda: ssm.discretize(torch.eye(2), torch.ones(2), 0.0), "dt must be above 0; got 0.0"),
+        (lambda: ssm.discretize(torch.eye(2), torch.ones(2), 0.0), "dt must be above 0 and finite; got 0.0"),
     ],
 )
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("method", ["zoh", "bilinear"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(method, dtype):
+    A, B = ssm.hippo("legs", 4)
+    expected = ssm.discretize(A, B, 0.1, method)
+    found = ssm.discretize(A.to(dtype), B.to(dtype), 0.1, method)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a.double(), b, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"A": torch.tensor([[-1, 0], [0, -2]])}, TypeError, r"A must be floating point.*use A.double"),
+        ({"dt": torch.tensor([-1.0])}, ValueError, "dt must be above 0 and finite"),
+        ({"dt": torch.tensor([1.0, float("inf")])}, ValueError, "dt must be above 0 and finite"),
+        ({"dt": float("nan")}, ValueError, "dt must be above 0 and finite"),
+        ({"dt": torch.tensor([1j])}, TypeError, "dt must be real"),
+    ],
+)
+def test_what_cannot_be_discretised(change, error, message):
+    arguments = {"A": -torch.eye(2), "B": torch.ones(2), "dt": 0.1} | change
+    with pytest.raises(error, match=message):
+        ssm.discretize(**arguments)

@@ -124,7 +124,7 @@ def test_laguerre_recalls_a_passing_bump():
     [
         (lambda: ssm.Reconstruction("legd", 4), "did you mean 'legsd'"),
         (lambda: ssm.Reconstruction("legt", 4, scaled=True), "scaled=True is for name='legs'.*got name='legt'"),
-        (lambda: ssm.Reconstruction("legs", 4, dt=-1.0), "dt must be above 0; got -1.0"),
+        (lambda: ssm.Reconstruction("legs", 4, dt=-1.0), "dt must be above 0 and finite; got -1.0"),
         (lambda: ssm.Reconstruction("legs", 4, method="zho"), "did you mean 'zoh'"),
         (lambda: ssm.Reconstruction("legs", 4).final(torch.zeros(2, 0)), r"at least one sample; got shape \(2, 0\)"),
         (lambda: ssm.Reconstruction("legs", 4).past(torch.zeros(3), torch.zeros(1)), r"N=4; got shape \(3,\)"),

@@ -282,7 +282,7 @@ def test_not_every_structure_can_be_inverted():
         Toeplitz(torch.randn(3), torch.randn(2)).inverse()
     with pytest.raises(TypeError, match="no cheap determinant"):
         LowRank(torch.randn(3, 1), torch.randn(1, 3)).logdet()
-    with pytest.raises(ValueError, match="only a square matrix that is not cropped"):
+    with pytest.raises(ValueError, match="only a square matrix whose blocks are not padded"):
         Monarch(torch.randn(2, 2, 2), torch.randn(2, 2, 2), (3, 3)).inverse()
     with pytest.raises(ValueError, match="needs square blocks"):
         Monarch(torch.randn(2, 4, 2), torch.randn(2, 2, 4)).slogdet()
@@ -337,3 +337,45 @@ def test_bad_files(tmp_path):
         mw.structures.load(path)
     with pytest.raises(TypeError, match="cannot save a Odd"):
         mw.structures.save(type("Odd", (Diagonal,), {})(torch.ones(2)), path)
+
+
+def test_deep_products_answer_at_once():
+    matrix = mw.structures.Diagonal(torch.randn(4))
+    for _ in range(60):
+        matrix = mw.structures.Product((matrix,))
+    assert matrix.shape == (4, 4)
+
+
+@pytest.mark.parametrize("description", ["null", "3", "[]", '{"tensor": "right", "complex": true}'])
+def test_files_that_describe_no_structure(tmp_path, description):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "file.safetensors"
+    save_file({"right": torch.randn(3, 3)}, path, {"milkweed.structure": description})
+    with pytest.raises(ValueError, match="cannot read a structure"):
+        mw.structures.load(path)
+
+
+def test_files_nested_too_deeply(tmp_path):
+    from safetensors.torch import save_file
+
+    inner = '{"class": "Diagonal", "fields": {"entries": {"tensor": "a", "complex": false}}}'
+    for _ in range(3000):
+        inner = '{"class": "Product", "fields": {"factors": [' + inner + '], "crop": null}}'
+    path = tmp_path / "file.safetensors"
+    save_file({"a": torch.ones(3)}, path, {"milkweed.structure": inner})
+    with pytest.raises(ValueError, match="nested too deeply"):
+        mw.structures.load(path)
+
+
+def test_to_takes_a_dtype_as_tensors_do():
+    matrix = mw.structures.Diagonal(torch.ones(3))
+    assert matrix.to(torch.float64).dtype == torch.float64
+
+
+def test_a_padded_matrix_says_why_it_has_no_inverse():
+    matrix = mw.structures.project_monarch(torch.randn(30, 30), 4).matrix
+    with pytest.raises(ValueError, match=r"padded inside; use matrix.to_dense"):
+        matrix.solve(torch.randn(30))
+    with pytest.raises(ValueError, match="entry of 0"):
+        mw.structures.Diagonal(torch.tensor([1.0, 0.0])).inverse()

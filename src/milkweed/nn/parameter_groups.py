@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
@@ -29,11 +30,18 @@ def parameter_groups(
         other rates, each with ``lr`` and ``weight_decay``, for any torch optimiser.
 
     Raises:
-        ValueError: The model has nothing to train, or a layer names a parameter or role that does not exist.
+        ValueError: The model has nothing to train, a rate is negative or not finite, or a layer names a parameter or
+            role that does not exist.
+        TypeError: It is no module.
 
     Source:
         S4 (arXiv 2111.00396), appendix on training: state space parameters at a lower rate and without decay.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module, whose layers name their parameters; got {type(model).__name__}")
+    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("ssm_lr", 0.0 if ssm_lr is None else ssm_lr)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be at least 0 and finite; got {value}")
     roles, rates = _named_by_layers(model)
     base = {"decay": lr, "no_decay": lr, "ssm": min(lr, 1e-3) if ssm_lr is None else ssm_lr}
     members: dict[tuple[str, float], list[nn.Parameter]] = {(name, 1.0): [] for name in base}

@@ -120,6 +120,9 @@ class S4(StateSpaceLayer):
     def _basis(self, rank: int | None) -> list[ssm.NPLR]:
         """The initial system of every group."""
         names = COMBINATIONS.get(self.init, (self.init,))
+        known = [name for name, basis in ssm.BASES.items() if basis.correction is not None]
+        if self.init not in (*COMBINATIONS, *ssm.BASES):
+            raise ValueError(unknown("init", self.init, (*COMBINATIONS, *known)))
         if self.n_ssm % len(names):
             raise ValueError(f"init={self.init!r} needs n_ssm to be a multiple of {len(names)}; got {self.n_ssm}")
         with torch.device("cpu"):  # models are built inside `with torch.device("meta")` too

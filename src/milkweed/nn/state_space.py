@@ -220,12 +220,11 @@ class StateSpaceLayer(MixingLayer, ABC):
             TypeError: The dtype is not the parameters', and autocast is off.
         """
         self._check(u, lengths, needs_past=state is not None or return_state)
-        if not 0 < rate < math.inf:
-            raise ValueError(f"rate must be above 0 and finite; got {rate}")
+        check_rate(rate)
         system = self.system(rate)
         lead, length = u.shape[:-2], u.shape[-2]
-        if state is not None and state.shape != (*lead, *system.state_shape):
-            raise ValueError(f"state must be {(*lead, *system.state_shape)} for this u; got {tuple(state.shape)}")
+        if state is not None:
+            _check_state(state, (*lead, *system.state_shape), u)
         x = u.reshape(math.prod(lead), length, self.d_model)
         precise = torch.promote_types(self.log_dt.dtype, torch.float32)
         start = None if state is None else state.reshape(x.shape[0], *system.state_shape).to(precise)
@@ -299,6 +298,29 @@ class StateSpaceLayer(MixingLayer, ABC):
 _FAMILY = {"A": ("A_real", "A_imag"), "dt": ("log_dt",)}
 
 
+def check_rate(rate: float) -> None:
+    """Refuse a rate that is no change of the step length.
+
+    Args:
+        rate: Step length relative to training.
+
+    Raises:
+        ValueError: It is not above 0 and finite.
+    """
+    if not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        raise ValueError(f"rate must be above 0 and finite; got {rate!r}")
+
+
+def _check_state(state: Tensor, expected: tuple[int, ...], u: Tensor) -> None:
+    if not isinstance(state, Tensor) or not state.is_floating_point():
+        kind = state.dtype if isinstance(state, Tensor) else type(state).__name__
+        raise TypeError(f"state must be a real tensor, from initial_state or an earlier call; got {kind}")
+    if state.shape != expected or state.device != u.device:
+        raise ValueError(
+            f"state must be {expected} on {u.device} for this u; got {tuple(state.shape)} on {state.device}"
+        )
+
+
 def _final_state(system: LinearSystem, signal: Tensor, start: Tensor | None, count: Tensor | None) -> Tensor:
     """The state after each sequence's last valid step."""
     length = signal.shape[-1]
@@ -323,6 +345,7 @@ class StateSpaceStepper(Stepper):
 
     @torch.no_grad()
     def __init__(self, layer: StateSpaceLayer, rate: float = 1.0) -> None:
+        check_rate(rate)
         # A copy: training the layer further must not change a stepper that is half new and half old.
         self._layer, self._rate = copy.deepcopy(layer).eval(), rate
         self._system = self._layer.system(rate)
@@ -355,12 +378,9 @@ class StateSpaceStepper(Stepper):
             ValueError: A shape does not fit.
         """
         expected = self._system.state_shape
-        found = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
-        if u.ndim != 2 or u.shape[1] != self._layer.d_model or found != (u.shape[0], *expected):
-            raise ValueError(
-                f"u must be (B, {self._layer.d_model}) and state (B, {', '.join(map(str, expected))}), from "
-                f"initial_state or the last step; got {tuple(u.shape)} and {found}"
-            )
+        if u.ndim != 2 or u.shape[1] != self._layer.d_model:
+            raise ValueError(f"u must be (B, {self._layer.d_model}); got shape {tuple(u.shape)}")
+        _check_state(state, (u.shape[0], *expected), u)
         y, state = self._system.step(u.to(state.dtype), state)
         y = y.to(u.dtype) + self._layer.D.to(u.dtype) * u[:, None]
         # As sequences of one step.

@@ -139,7 +139,14 @@ def dispatch(operation: str, backend: str | None, *args: Any, **kwargs: Any) -> 
 
     Returns:
         The backend's result.
+
+    Raises:
+        ValueError: The tensors are on several devices, or no backend can run.
     """
+    devices = {value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
+    if len(devices) > 1:
+        # Some of torch's own functions return memory that nothing was written to.
+        raise ValueError(f"all tensors of {operation} must be on one device; got {sorted(map(str, devices))}")
     return _choose(operation, backend, args, kwargs)[0].run(*args, **kwargs)
 
 

@@ -63,6 +63,8 @@ def diagonal(
         raise ValueError(f"n_ssm must be {wanted}; got n_ssm={n_ssm}")
     if not 0 < scale_real < math.inf:
         raise ValueError(f"scale_real must be above 0 and finite, or the state would not decay; got {scale_real}")
+    if not math.isfinite(scale_imag):
+        raise ValueError(f"scale_imag must be finite; got {scale_imag}")
     A = torch.stack(
         [
             _scaled(_eigenvalues(part, d_state, random_real, random_imag, generator), scale_real, scale_imag)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,7 +28,8 @@ def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") ->
         Ā (..., N, N) and B̄ (..., N) or (..., N, M), of the dtype of A.
 
     Raises:
-        ValueError: The method is unknown, a shape does not fit or a number ``dt`` is not positive.
+        ValueError: The method is unknown, a shape does not fit, or ``dt`` is not positive and finite.
+        TypeError: A or B holds no floating-point or complex numbers, or ``dt`` is complex.
 
     Source:
         S4 (arXiv 2111.00396), equation 3; ``"zoh"`` through the exponential of [[A, B], [0, 0]] dt, so that A is never
@@ -34,6 +37,9 @@ def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") ->
     """
     if method not in DISCRETIZATIONS:
         raise ValueError(unknown("method", method, DISCRETIZATIONS))
+    for name, tensor in (("A", A), ("B", B)):
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            raise TypeError(f"{name} must be floating point or complex; got {tensor.dtype}; use {name}.double()")
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         raise ValueError(f"A must be (..., N, N); got shape {tuple(A.shape)}")
     vector = B.ndim == A.ndim - 1
@@ -43,13 +49,28 @@ def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") ->
             f"B must be (..., N) or (..., N, M) with A's leading dimensions and N={A.shape[-1]}; "
             f"got shape {tuple(B.shape)} for A of shape {tuple(A.shape)}"
         )
-    if not isinstance(dt, Tensor) and not dt > 0:
-        raise ValueError(f"dt must be above 0; got {dt}")
-    step = torch.as_tensor(dt, dtype=A.real.dtype, device=A.device)[..., None, None]
+    _check_step(dt)
+    # The exponential and the solver of half precision are wrong or missing.
+    wide = torch.promote_types(A.real.dtype, torch.float32)
+    step = torch.as_tensor(dt, dtype=wide, device=A.device)[..., None, None]
     lead = torch.broadcast_shapes(A.shape[:-2], columns.shape[:-2], step.shape[:-2])
     dt_a, dt_b = (step * A).expand(*lead, -1, -1), (step * columns).expand(*lead, -1, -1)
     a_bar, b_bar = _dense_zoh(dt_a, dt_b) if method == "zoh" else _dense_bilinear(dt_a, dt_b)
+    a_bar, b_bar = a_bar.to(A.dtype), b_bar.to(A.dtype)
     return a_bar, b_bar[..., 0] if vector else b_bar
+
+
+def _check_step(dt: Tensor | float) -> None:
+    if isinstance(dt, Tensor):
+        if dt.is_complex() or dt.dtype == torch.bool:
+            raise TypeError(f"dt must be real; got {dt.dtype}")
+        if torch.compiler.is_compiling() or dt.is_meta or dt.numel() == 0:
+            return
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return  # inside vmap and the like values cannot be looked at
+    low, high = (float(dt.detach().min()), float(dt.detach().max())) if isinstance(dt, Tensor) else (dt, dt)
+    if not (low > 0 and high < math.inf):
+        raise ValueError(f"dt must be above 0 and finite; got {dt if low == high else f'{low:g} .. {high:g}'}")
 
 
 def _dense_zoh(dt_a: Tensor, dt_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,8 @@ class Reconstruction:
     of the sample j before the last.
 
     Args:
-        name: As in [`milkweed.ssm.hippo`][].
+        name: As in [`milkweed.ssm.hippo`][]. ``chebt`` forgets nothing, so that its coefficients grow without bound
+            after its window, 2/dt samples; the Fourier bases have odd sizes only.
         d_state: N, the number of coefficients.
         dt: Time between samples, in units in which the basis is as in ``hippo``: ``legt`` covers 2/dt samples.
         scaled: Stretch the basis with the time that has passed, x' = (A x + B u)/t, so that it always covers the whole

@@ -182,11 +182,11 @@ class StructuredMatrix(ABC):
         """
         return self._map(lambda tensor: tensor.conj().resolve_conj())
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+    def to(self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the tensors, or change the precision of the numbers.
 
         Args:
-            device: Where to.
+            device: Where to; or a dtype, as ``Tensor.to`` takes it.
             dtype: Floating-point or complex; positions keep theirs.
 
         Returns:
@@ -195,6 +195,8 @@ class StructuredMatrix(ABC):
         Raises:
             TypeError: A complex matrix was to become real, or the dtype is an integer one.
         """
+        if isinstance(device, torch.dtype):  # as Tensor.to takes it
+            device, dtype = None, device
         if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
             raise TypeError(f"dtype must be floating point or complex; got {dtype}")
         if dtype is not None and self.dtype.is_complex and not dtype.is_complex:
@@ -256,7 +258,11 @@ class StructuredMatrix(ABC):
 
     def _check_invertible(self) -> None:
         if getattr(self, "crop", None) not in {None, self._full_shape} or self.shape[0] != self.shape[1]:
-            raise ValueError(f"only a square matrix that is not cropped can be inverted; got {self!r}")
+            cropped = "" if getattr(self, "crop", None) in {None, self._full_shape} else ", padded inside"
+            raise ValueError(
+                "only a square matrix whose blocks are not padded can be inverted as a structure; "
+                f"got {self!r}{cropped}; use matrix.to_dense()"
+            )
 
     # ------------------------------------------------------------------ mechanism
 
@@ -312,5 +318,6 @@ def check_crop(crop: tuple[int, int] | None, full: tuple[int, int]) -> None:
     Raises:
         ValueError: It is larger than the matrix, or empty.
     """
-    if crop is not None and not (len(crop) == 2 and 1 <= crop[0] <= full[0] and 1 <= crop[1] <= full[1]):
+    whole = crop is None or all(isinstance(size, int) and not isinstance(size, bool) for size in crop)
+    if crop is not None and not (whole and len(crop) == 2 and 1 <= crop[0] <= full[0] and 1 <= crop[1] <= full[1]):
         raise ValueError(f"crop must be (rows, columns) within {full}; got {crop}")

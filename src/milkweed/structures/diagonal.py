@@ -41,7 +41,12 @@ class Diagonal(StructuredMatrix):
 
         Returns:
             A diagonal matrix.
+
+        Raises:
+            ValueError: An entry is 0.
         """
+        if not (self.entries.is_meta or torch.compiler.is_compiling()) and (self.entries == 0).any():
+            raise ValueError("a diagonal matrix with an entry of 0 has no inverse")
         return Diagonal(self.entries.reciprocal())
 
     def slogdet(self) -> tuple[Tensor, Tensor]:

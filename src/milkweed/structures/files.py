@@ -84,8 +84,13 @@ def load(path: str | os.PathLike[str]) -> StructuredMatrix:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         if description is None:
             raise ValueError("no structure is described in it; it was not written by milkweed.structures.save")
-        return _rebuild(json.loads(description), tensors)
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+        matrix = _rebuild(json.loads(description), tensors)
+        if not isinstance(matrix, StructuredMatrix):
+            raise ValueError("what it describes is no structure")
+        return matrix
+    except RecursionError:
+        raise ValueError(f"cannot read a structure from {os.fspath(path)!r}: it is nested too deeply") from None
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(f"cannot read a structure from {os.fspath(path)!r}: {error}") from error
 
 

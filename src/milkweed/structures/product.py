@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from functools import reduce
 
 import torch
@@ -55,8 +56,9 @@ class Product(StructuredMatrix):
             flat.extend(matrix.factors if whole else (matrix,))  # type: ignore[attr-defined]
         return Product(tuple(flat))
 
-    @property
+    @functools.cached_property
     def _full_shape(self) -> tuple[int, int]:
+        # Kept: asking both ends anew at every level of nested products would take exponential time.
         return self.factors[0].shape[0], self.factors[-1].shape[1]
 
     def _apply(self, x: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ def check_blocks(dense: Tensor, nblocks: int) -> None:
     Raises:
         ValueError: It is below 1 or above a side.
     """
-    if not 1 <= nblocks <= min(dense.shape):
+    if not isinstance(nblocks, int) or isinstance(nblocks, bool) or not 1 <= nblocks <= min(dense.shape):
         raise ValueError(
             f"nblocks must be in 1 .. {min(dense.shape)} for dense {tuple(dense.shape)}; got nblocks={nblocks}"
         )

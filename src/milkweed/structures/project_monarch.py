@@ -59,12 +59,15 @@ def project_monarch(
 
     Raises:
         ValueError: A shape, the blocks, the rank or the covariance does not fit, or a number is not finite.
+        TypeError: ``dense`` holds no floating-point or complex numbers, or a size is no integer.
 
     Source:
         Monarch (arXiv 2204.00595), algorithm 1 and theorem 1 (rank one, square), here for any shape and rank. The
         weighting by the covariance and the refinement go beyond the paper.
     """
     if not isinstance(dense, Tensor):
+        if not isinstance(dense, list | tuple):
+            raise TypeError(f"dense must be a tensor or a list of tensors; got {type(dense).__name__}")
         return [
             project_monarch(each, nblocks, rank, input_covariance=input_covariance, refine=refine) for each in dense
         ]

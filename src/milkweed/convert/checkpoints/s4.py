@@ -118,7 +118,10 @@ def load_s4(state: Mapping[str, Tensor], **options: Any) -> StateSpaceLayer:
         return _filled(S4D(d_model, **found, init="lin", b_init="ones", dt_tie=tied, **options), renamed)
     layer = S4(d_model, **found, rank=tensors["P"].shape[0], **options)
     _filled(layer, renamed | {"P": tensors["P"]})
-    _free_of_length(layer, int(tensors["l_kernel"]))
+    length = tensors["l_kernel"]
+    if length.numel() != 1 or length.is_floating_point() or length.is_complex() or int(length) < 0:
+        raise ValueError(f"l_kernel must be one integer of at least 0; got {length}")
+    _free_of_length(layer, int(length))
     return layer
 
 
@@ -133,6 +136,8 @@ def _by_version_4(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         value = torch.as_tensor(value)
         if path == "log_dt":
             value = value.unsqueeze(-1)
+        if name in tensors:
+            raise ValueError(f"{key!r} is there twice, under two names; give the tensors of one layer")
         tensors[name] = -value if path == "w_imag" else value
     return tensors
 
