@@ -16,7 +16,7 @@ from milkweed.nn.systems import DenseSystem
 from milkweed.ops._common import without_autocast
 from milkweed.ssm.discretize import DISCRETIZATIONS
 
-COMBINATIONS = {"hippo": ("legs", "fout")}
+COMBINATIONS = {"hippo": ssm.COMBINATIONS["hippo"]}
 # The normal part of some bases does not decay, but a parameter that is a logarithm needs a rate above zero to start at.
 _LEAST_RATE = 1e-4
 
