@@ -98,13 +98,14 @@ def test_many_row_blocks_equal_one(monkeypatch):
 
 
 def test_wide_blocks_equal_narrow_ones(monkeypatch):
+    from milkweed.ops import _gemm
     from milkweed.ops.monarch import eager
 
     x, right, left = draw(2, 6, 5, 3, 4, batch=130, dtype=torch.float32)
     exact = [t.double().requires_grad_() for t in (x, right, left)]
     expected = exact[0] @ dense_monarch(exact[1], exact[2]).T
     monkeypatch.setattr(eager, "_WIDE", 1)
-    monkeypatch.setattr(eager, "_INTEL", False)
+    monkeypatch.setattr(_gemm, "_INTEL", False)
     monkeypatch.setattr(eager, "_BLOCK_BYTES", 1)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     inputs = [t.requires_grad_() for t in (x, right, left)]

@@ -58,7 +58,8 @@ def prepare(dense: Tensor, input_covariance: Tensor | None) -> tuple[Tensor, Ten
     check_numbers("dense", dense, 2)
     if dense.is_meta:
         raise ValueError("dense is on the meta device and has no numbers to project; load them first")
-    if not torch.linalg.vector_norm(dense.detach(), torch.inf).isfinite():  # in one pass, without a mask
+    numbers = torch.view_as_real(dense.detach()) if dense.is_complex() else dense.detach()
+    if numbers.numel() and not torch.stack(torch.aminmax(numbers)).isfinite().all():  # in one pass, without a mask
         raise ValueError("dense must be finite; it holds NaN or infinity")
     if input_covariance is None:
         return dense.detach().to(torch.promote_types(dense.dtype, torch.float32)), None
@@ -81,7 +82,12 @@ def prepare(dense: Tensor, input_covariance: Tensor | None) -> tuple[Tensor, Ten
 
 
 def measure(
-    matrix: M, dense: Tensor, covariance: Tensor | None, dtype: torch.dtype, objectives: Sequence[float] = ()
+    matrix: M,
+    dense: Tensor,
+    covariance: Tensor | None,
+    dtype: torch.dtype,
+    objectives: Sequence[float] = (),
+    lost: float | None = None,
 ) -> Projection[M]:
     """Round a projection to its dtype and measure it.
 
@@ -91,10 +97,14 @@ def measure(
         covariance: Of the inputs, or None.
         dtype: What the matrix is rounded to before it is measured.
         objectives: Passed on.
+        lost: ‖W − M‖ where it is known already; taken if nothing is rounded and no covariance asks for more.
 
     Returns:
         The projection.
     """
+    if lost is not None and dtype == dense.dtype and covariance is None:
+        whole = _norm(dense)
+        return Projection(matrix, lost / whole if whole > 0 else 0.0, None, tuple(objectives))
     rounded = matrix.to(dtype=dtype)
     difference = dense - rounded.to_dense().to(dense.dtype)
     lost, whole = _norm(difference), _norm(dense)
@@ -217,12 +227,12 @@ def project_low_rank(dense: Tensor, rank: int, *, input_covariance: Tensor | Non
     if not 1 <= rank <= min(work.shape):
         raise ValueError(f"rank must be in 1 .. {min(work.shape)} for dense {tuple(work.shape)}; got rank={rank}")
     if covariance is None:
-        left, right = best_low_rank([work], rank)
+        left, right, lost = best_low_rank([work], rank)
     else:
         root, inverse = roots(covariance[None])
-        left, right = best_low_rank((work @ root).unbind(), rank)
+        left, right, lost = best_low_rank((work @ root).unbind(), rank)
         right = right @ inverse
-    return measure(LowRank(left[0], right[0]), work, covariance, dense.dtype)
+    return measure(LowRank(left[0], right[0]), work, covariance, dense.dtype, lost=float(lost))
 
 
 def project_block_diagonal(
@@ -348,7 +358,7 @@ def _chain_factors(matrices: Tensor, digits: list[int]) -> list[Tensor]:
     if len(digits) == 1:
         return [matrices]
     slices = matrices.view(batch, first, rest, first, rest).permute(0, 3, 2, 1, 4).reshape(-1, first, rest)
-    left, right = best_low_rank(slices.unbind(), 1)
+    left, right, _ = best_low_rank(slices.unbind(), 1)
     last = left.view(batch, first, rest, first).permute(2, 0, 3, 1).reshape(-1, first, first)
     return [*_chain_factors(right.reshape(batch * first, rest, rest), digits[1:]), last]
 

@@ -76,17 +76,21 @@ def project_monarch(
     work, covariance = prepare(dense, input_covariance)
     m, n = work.shape
     right_shape, left_shape = monarch_shapes(n, m, nblocks, rank)
-    start = _by_slices(work, right_shape, left_shape, covariance)
+    right, left, lost = _by_slices(work, right_shape, left_shape, covariance)
     objectives: list[float] = []
     if refine and covariance is not None:
-        start, objectives = _Refinement(work, covariance, start).run(refine)
-    return measure(Monarch(*start, crop=(m, n)), work, covariance, dense.dtype, objectives)
+        (right, left), objectives = _Refinement(work, covariance, (right, left)).run(refine)
+    return measure(Monarch(right, left, crop=(m, n)), work, covariance, dense.dtype, objectives, lost)
 
 
 def _by_slices(
     work: Tensor, right_shape: tuple[int, int, int], left_shape: tuple[int, int, int], covariance: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The best factors for every slice by itself: rows (·, l) of the padded matrix, columns (k, ·)."""
+) -> tuple[Tensor, Tensor, float | None]:
+    """The best factors for every slice by itself: rows (·, l) of the padded matrix, columns (k, ·).
+
+    Returns:
+        Right and left factor, and the norm of what is lost; None where slices keep different ranks.
+    """
     (k, q, p), (l, s, r) = right_shape, left_shape  # noqa: E741 - the paper's letter
     slices = padded(work, l * s, k * p).view(s, l, k, p).permute(2, 1, 0, 3)
     inverse = None
@@ -95,10 +99,14 @@ def _by_slices(
         root, inverse = roots(torch.stack([whole[i, :, i] for i in range(k)]))
         slices = slices @ root[:, None]
     most = int(slice_ranks(k, q, l).max())
-    tall, wide = best_low_rank([each for row in slices for each in row], most)
+    tall, wide, lost = best_low_rank([each for row in slices for each in row], most)
     tall, wide = tall.view(k, l, s, most), wide.view(k, l, most, p)
     if inverse is not None:
         wide = wide @ inverse[:, None]
+    if q % l == 0:  # every slice has the same rank: the gathers below are permutations
+        right = wide.transpose(1, 2).reshape(k, q, p)
+        left = tall.permute(1, 2, 0, 3).reshape(l, s, r)
+        return right, left, float(torch.linalg.vector_norm(lost))
     # Middle feature f = k q + q' leads to left block f mod l, at its input f // l; it takes the singular vector that
     # counts the features of block k before it with the same l.
     feature = torch.arange(k * q, device=work.device)
@@ -107,7 +115,7 @@ def _by_slices(
     order = (feature - first) // l
     right = wide[block, target, order].view(k, q, p)
     left = tall[block, target, :, order].view(r, l, s).permute(1, 2, 0)
-    return right.contiguous(), left.contiguous()
+    return right.contiguous(), left.contiguous(), None
 
 
 class _Refinement:

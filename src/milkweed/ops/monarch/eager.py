@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from milkweed.ops._common import register_differentiable, rows_per_block
+from milkweed.ops._gemm import linear, prefers_onednn
 from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.monarch import reference
 
@@ -45,46 +45,18 @@ class _Buffer:
         return torch.bmm(a, b, out=self.take(math.prod(shape)).view(shape))
 
 
-def _made_by_intel() -> bool:
-    if name := platform.processor():
-        return "Intel" in name
-    try:
-        with open("/proc/cpuinfo") as file:
-            return "GenuineIntel" in file.read(4096)
-    except OSError:
-        return False
-
-
-_INTEL = _made_by_intel()
-
-
 def _is_wide(x: Tensor, right: Tensor, left: Tensor) -> bool:
-    """Whether blocks are wide enough for oneDNN's matrix product, 10-20% faster than the batched one from 512 on.
-
-    That holds with AVX-512 on AMD's CPUs, where MKL leaves it unused; on Intel's, or with AVX2 alone, oneDNN is 10-20%
-    slower. There is no public function that reaches it for plain float32 tensors; this is the op that torch.compile
-    itself emits. Where it is missing the batched product does the same.
+    """Whether blocks are wide enough for oneDNN's matrix product, where that is the faster one, from 512 on.
 
     Returns:
         True where `_wide_block` applies.
     """
     return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and min(right.shape[1:]) >= _WIDE
+        min(right.shape[1:]) >= _WIDE
         and min(left.shape[1:]) >= _WIDE
         and right.shape[1] % left.shape[0] == 0
-        and not _INTEL
-        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and prefers_onednn(x)
     )
-
-
-def _linear(x: Tensor, weight: Tensor) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return result
 
 
 @torch.library.custom_op("milkweed::monarch_mm", mutates_args=())
@@ -122,10 +94,10 @@ def _wide_block(
     middle = buffers[0].take(l * rows * r) if kept is None else kept
     middle = middle.view(l, rows, k, q // l)
     for i in range(k):
-        product = _linear(x[:, i * p : (i + 1) * p], right[i])
+        product = linear(x[:, i * p : (i + 1) * p], right[i])
         middle[:, :, i].copy_(product.view(rows, q // l, l).permute(2, 0, 1))
     for i in range(l):
-        out[:, :, i] = _linear(middle[i].view(rows, r), left[i])
+        out[:, :, i] = linear(middle[i].view(rows, r), left[i])
 
 
 def _as_left_operand(middle: Tensor, left: Tensor, *, wide: bool) -> Tensor:
