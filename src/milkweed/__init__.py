@@ -2,7 +2,7 @@
 
 from milkweed import convert, models, nn, ops, ssm, structures
 from milkweed._version import __version__
-from milkweed.models import load_pretrained, save_pretrained
+from milkweed.convert import MonarchConfig, convert_, densify_, load_pretrained, plan_conversion, save_pretrained
 from milkweed.structures import (
     Monarch,
     factorize_monarch_product,
@@ -14,8 +14,11 @@ from milkweed.structures import (
 
 __all__ = [
     "Monarch",
+    "MonarchConfig",
     "__version__",
     "convert",
+    "convert_",
+    "densify_",
     "factorize_monarch_product",
     "load_pretrained",
     "models",
@@ -24,6 +27,7 @@ __all__ = [
     "monarch_hadamard",
     "nn",
     "ops",
+    "plan_conversion",
     "project_monarch",
     "save_pretrained",
     "ssm",

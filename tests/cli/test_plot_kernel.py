@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import save_file
 
 from milkweed.cli import main
-from milkweed.models import MlpMixer, SequenceModel, save_pretrained
+from milkweed.convert import save_pretrained
+from milkweed.models import MlpMixer, SequenceModel
 from milkweed.plots.kernels import timescales
 
 ROW = re.compile(r"^ *(\S+) +(S4D?) +(\d+) +([\d.,]+) +([\d.,]+) +([\d,]+) lags? *$", re.MULTILINE)

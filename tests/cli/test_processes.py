@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from milkweed.models import load_pretrained
+from milkweed.convert import load_pretrained
 
 SMALL = [
     *("--model.d_model", "8", "--model.depth", "1", "--model.layer.d_state", "4"),

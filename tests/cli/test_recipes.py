@@ -3,7 +3,7 @@ import pytest
 from milkweed.cli import main
 from milkweed.cli.errors import UsageError
 from milkweed.cli.recipe import find_recipe, read_recipe, shipped_recipes
-from milkweed.models import load_pretrained
+from milkweed.convert import load_pretrained
 
 TWO_STEPS = [
     *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),

@@ -6,7 +6,7 @@ import torch
 import yaml
 
 from milkweed.cli import main
-from milkweed.models import load_pretrained
+from milkweed.convert import load_pretrained
 
 SMALL = [
     *("--model.d_model", "8", "--model.depth", "1", "--model.layer.d_state", "4"),

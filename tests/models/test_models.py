@@ -188,11 +188,11 @@ class TestBadFiles:
                 mw.load_pretrained(tmp_path)
 
     def test_not_a_model(self, tmp_path):
-        with pytest.raises(TypeError, match="milkweed model"):
-            mw.save_pretrained(torch.nn.Linear(2, 2), tmp_path)
+        with pytest.raises(TypeError, match=r"must be a torch.nn.Module; got dict"):
+            mw.save_pretrained({"weight": torch.zeros(2)}, tmp_path)
 
     def test_failed_write_leaves_the_old_file(self, tmp_path, monkeypatch):
-        from milkweed.models import pretrained
+        from milkweed.convert import pretrained
 
         file = mw.save_pretrained(MlpMixer(1, 2, 8), tmp_path)
         before = file.read_bytes()

@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> int:
     from lightning.pytorch import Trainer
 
     from milkweed.cli.build import build, resolve
-    from milkweed.models import load_pretrained
+    from milkweed.convert import load_pretrained
     from milkweed.train.noise import quiet
     from milkweed.train.run_folder import RunFolder
 

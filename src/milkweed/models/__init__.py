@@ -2,19 +2,18 @@
 
 from milkweed.models.base import Model, build_model
 from milkweed.models.generate import generate, stream
+from milkweed.models.linear_memory import LinearMemory
 from milkweed.models.mlp_mixer import MlpMixer
-from milkweed.models.pretrained import load_pretrained, save_pretrained
 from milkweed.models.sashimi import Sashimi
 from milkweed.models.sequence_model import SequenceModel
 
 __all__ = [
+    "LinearMemory",
     "MlpMixer",
     "Model",
     "Sashimi",
     "SequenceModel",
     "build_model",
     "generate",
-    "load_pretrained",
-    "save_pretrained",
     "stream",
 ]

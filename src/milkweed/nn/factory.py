@@ -17,6 +17,7 @@ from milkweed.nn.structured_linear import (
     LowRankLinear,
     MonarchLinear,
     PixelflyLinear,
+    StructuredLinear,
 )
 
 SEQUENCE_LAYERS: dict[str, Callable[..., nn.Module]] = {"s4": S4, "s4d": S4D}
@@ -55,6 +56,24 @@ def build_linear(spec: Mapping[str, Any], in_features: int, out_features: int) -
         The layer.
     """
     return _build("linear", LINEAR_LAYERS, spec, in_features, out_features)
+
+
+def linear_spec(layer: StructuredLinear) -> dict[str, Any]:
+    """Write a structured layer down as `build_linear` reads it.
+
+    Args:
+        layer: The layer.
+
+    Returns:
+        ``{"name": ..., "bias": ..., **options}``, plain values.
+
+    Raises:
+        TypeError: It is of a class that has no name.
+    """
+    for name, kind in LINEAR_LAYERS.items():
+        if type(layer) is kind:
+            return {"name": name, "bias": layer.bias is not None, **layer.options}
+    raise TypeError(f"layer must be one of {', '.join(LINEAR_LAYERS)}; got {type(layer).__name__}")
 
 
 def check_spec(kind: str, spec: Any) -> dict[str, Any]:

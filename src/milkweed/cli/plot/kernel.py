@@ -96,7 +96,7 @@ def load_model(path: Path) -> "Model":
     Raises:
         UsageError: If there is none, or it cannot be read.
     """
-    from milkweed.models import load_pretrained
+    from milkweed.convert import load_pretrained
 
     if not path.exists():
         near = difflib.get_close_matches(path.name, neighbours(path), n=1, cutoff=0.5)

@@ -3,6 +3,7 @@
 from milkweed.nn.structured_linear.base import StructuredLinear
 from milkweed.nn.structured_linear.block_diagonal import BlockDiagonalLinear
 from milkweed.nn.structured_linear.butterfly import ButterflyLinear
+from milkweed.nn.structured_linear.concat import ConcatLinear
 from milkweed.nn.structured_linear.low_rank import LowRankLinear
 from milkweed.nn.structured_linear.monarch import MonarchLinear
 from milkweed.nn.structured_linear.pixelfly import PixelflyLinear
@@ -10,6 +11,7 @@ from milkweed.nn.structured_linear.pixelfly import PixelflyLinear
 __all__ = [
     "BlockDiagonalLinear",
     "ButterflyLinear",
+    "ConcatLinear",
     "LowRankLinear",
     "MonarchLinear",
     "PixelflyLinear",

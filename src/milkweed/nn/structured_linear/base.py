@@ -122,9 +122,10 @@ class StructuredLinear(nn.Module, ABC):
             bound = 1 / math.sqrt(self.in_features)
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def _options(self) -> str:
-        """The options beside the sizes and the bias, for the layer's line in a printed model."""
-        return ""
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor's options beside sizes and bias that are not at their defaults, as plain values."""
+        return {}
 
     def extra_repr(self) -> str:
         """Describe the layer in one line.
@@ -132,7 +133,7 @@ class StructuredLinear(nn.Module, ABC):
         Returns:
             The options that shape it.
         """
-        options = self._options()
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, "
         return sizes + (options and f"{options}, ") + f"bias={self.bias is not None}"
 

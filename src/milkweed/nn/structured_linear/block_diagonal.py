@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +78,10 @@ class BlockDiagonalLinear(StructuredLinear):
         found = project_block_diagonal(dense_weight(linear), nblocks, input_covariance=input_covariance)
         return cls._from(linear, {"weight": found.matrix.weight}, nblocks=nblocks)
 
-    def _options(self) -> str:
-        return f"nblocks={self.nblocks}" + (", shuffle=True" if self.shuffle else "")
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor's options beside sizes and bias; see the base class."""
+        return {"nblocks": self.nblocks} | ({"shuffle": True} if self.shuffle else {})
 
 
 def check_nblocks(in_features: int, out_features: int, nblocks: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -87,8 +87,10 @@ class ButterflyLinear(StructuredLinear):
         factors = {f"factors.{index}": factor for index, factor in enumerate(found.factors)}
         return cls._from(linear, factors, digits=digits)
 
-    def _options(self) -> str:
-        return f"digits={self.digits}"
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor's options beside sizes and bias; see the base class."""
+        return {"digits": list(self.digits)}
 
 
 def chain_digits(in_features: int, out_features: int, digits: Sequence[int] | None) -> tuple[int, ...]:

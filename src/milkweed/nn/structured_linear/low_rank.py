@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +72,10 @@ class LowRankLinear(StructuredLinear):
         found = project_low_rank(dense_weight(linear), rank, input_covariance=input_covariance).matrix
         return cls._from(linear, {"right": found.right, "left": found.left}, rank=rank)
 
-    def _options(self) -> str:
-        return f"rank={self.rank}"
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor's options beside sizes and bias; see the base class."""
+        return {"rank": self.rank}
 
 
 def check_rank(in_features: int, out_features: int, rank: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -125,9 +125,11 @@ class MonarchLinear(StructuredLinear):
             return {}
         return {name: self.in_features / getattr(self, name).shape[-1] for name in ("right", "left")}
 
-    def _options(self) -> str:
-        rank = "" if self.rank is None else f", rank={self.rank}"
-        return f"nblocks={self.nblocks}{rank}" + ("" if self.init == "kaiming" else f", init={self.init!r}")
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor's options beside sizes and bias; see the base class."""
+        rank = {} if self.rank is None else {"rank": self.rank}
+        return {"nblocks": self.nblocks, **rank} | ({} if self.init == "kaiming" else {"init": self.init})
 
 
 def _kaiming(layer: MonarchLinear) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -113,5 +113,7 @@ class PixelflyLinear(StructuredLinear):
         factors = {"blocks": sparse.blocks, "right": smooth.right, "left": smooth.left}
         return cls._from(linear, factors, nblocks=nblocks, rank=rank, neighbours=neighbours)
 
-    def _options(self) -> str:
-        return f"nblocks={self.nblocks}, rank={self.rank}, neighbours={self.neighbours}"
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor's options beside sizes and bias; see the base class."""
+        return {"nblocks": self.nblocks, "rank": self.rank, "neighbours": self.neighbours}

@@ -1,0 +1,70 @@
+"""One configuration for each layer, the least error within a number of parameters."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def choose_within(options: Mapping[str, Sequence[tuple[int, float, T]]], budget: int) -> dict[str, T]:
+    """Pick an option for each layer, the sum of errors small and the sum of costs within a budget.
+
+    Every layer starts at its cheapest option; then the step that lowers the error most per parameter is taken, over the
+    lower convex hull of each layer's options, until the next step does not fit. The steps and their order do not depend
+    on the budget, so a higher budget never gives a layer a worse option. At budgets where a step ends this is the
+    optimum; between them it is less than one step away from it.
+
+    Args:
+        options: For each layer its options: cost, error and what stands for it.
+        budget: The most that all costs together may be.
+
+    Returns:
+        The option of each layer.
+
+    Raises:
+        ValueError: A layer has no option, or even the cheapest ones exceed the budget.
+    """
+    for name, found in options.items():
+        if not found:
+            raise ValueError(
+                f"none of the candidates fits layer {name!r}; add None to keep it dense, or smaller nblocks"
+            )
+    hulls = {name: _lower_hull(found) for name, found in options.items()}
+    cost = sum(hull[0][0] for hull in hulls.values())
+    if cost > budget:
+        raise ValueError(
+            f"parameters={budget} is less than the {cost} that the cheapest candidates need; raise it to {cost}, or "
+            "add candidates with more blocks or lower rank"
+        )
+    position = dict.fromkeys(hulls, 0)
+    steps = [(_slope(hull, 0), name) for name, hull in hulls.items() if len(hull) > 1]
+    heapq.heapify(steps)
+    while steps:
+        _, name = heapq.heappop(steps)
+        hull, at = hulls[name], position[name]
+        cost += hull[at + 1][0] - hull[at][0]
+        if cost > budget:
+            break
+        position[name] = at + 1
+        if at + 2 < len(hull):
+            heapq.heappush(steps, (_slope(hull, at + 1), name))
+    return {name: hull[position[name]][2] for name, hull in hulls.items()}
+
+
+def _slope(hull: Sequence[tuple[int, float, T]], at: int) -> float:
+    """Change of the error per parameter from one option to the next; the steepest fall comes first."""
+    return (hull[at + 1][1] - hull[at][1]) / (hull[at + 1][0] - hull[at][0])
+
+
+def _lower_hull(options: Sequence[tuple[int, float, T]]) -> list[tuple[int, float, T]]:
+    hull: list[tuple[int, float, T]] = []
+    for option in sorted(options, key=lambda each: (each[0], each[1])):
+        if hull and option[1] >= hull[-1][1]:
+            continue  # dearer and no better
+        while len(hull) > 1 and _slope([hull[-2], option], 0) <= _slope(hull, len(hull) - 2):
+            hull.pop()
+        hull.append(option)
+    return hull

@@ -1,0 +1,196 @@
+"""What the layers of a model read: second moments of their inputs over calibration batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MEMORY_LIMIT = 2 * 2**30
+
+
+@dataclasses.dataclass
+class InputMoments:
+    """Sums over the inputs x of one layer.
+
+    Args:
+        outer: (n, n), the sum of x xᵀ, in float64.
+        count: How many inputs.
+    """
+
+    outer: Tensor
+    count: int = 0
+
+    @property
+    def covariance(self) -> Tensor:
+        """E[x xᵀ], not centred."""
+        return self.outer / self.count
+
+
+def input_moments(
+    model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any], *, memory_limit: int = MEMORY_LIMIT
+) -> dict[str, InputMoments]:
+    """Run batches through a model and sum up what its layers read.
+
+    Args:
+        model: Run in evaluation mode without gradients; afterwards in its former mode.
+        layers: The layers by name, each with ``in_features`` or a transposed weight.
+        batches: What the model is called with: a mapping of keyword arguments, a tuple of arguments, or one tensor.
+            Positions where a mapping's ``attention_mask`` is 0 do not count.
+        memory_limit: Bytes for the sums. If all layers need more, the batches are run several times, each time for as
+            many layers as fit; then they must be a list.
+
+    Returns:
+        The moments by name.
+
+    Raises:
+        TypeError: The batches cannot be run through again where they must be, or are tensors themselves.
+        ValueError: There is no batch, a layer was never reached, or it read NaN or infinity.
+    """
+    if isinstance(batches, Tensor | Mapping | str):
+        raise TypeError(f"calibration must be an iterable of batches, e.g. a list; got a {type(batches).__name__}")
+    groups = list(_groups(layers, memory_limit))
+    if len(groups) > 1 and not isinstance(batches, Sequence):
+        raise TypeError(
+            f"calibration must be a list: the sums of {len(layers)} layers exceed memory_limit={memory_limit} bytes "
+            f"and take {len(groups)} passes; use list(batches), or a higher limit"
+        )
+    found: dict[str, InputMoments] = {}
+    for group in groups:
+        found |= _one_pass(model, {name: layers[name] for name in group}, batches)
+    return found
+
+
+def run_batch(model: nn.Module, batch: Any) -> Any:
+    """Call a model with a batch, moved to where its parameters are.
+
+    Args:
+        model: The model.
+        batch: A mapping of keyword arguments, a tuple or list of arguments, or one tensor.
+
+    Returns:
+        The model's output.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    def move(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    if isinstance(batch, Mapping):
+        return model(**{key: move(value) for key, value in batch.items()})
+    if isinstance(batch, tuple | list):
+        return model(*[move(value) for value in batch])
+    return model(move(batch))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode without gradients, and every module back into its own mode afterwards.
+
+    Args:
+        model: The model.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def attention_mask(batch: Any) -> Tensor | None:
+    """Find which positions of a batch count.
+
+    Args:
+        batch: As for `run_batch`.
+
+    Returns:
+        A boolean mask (B, L), or None if all do.
+    """
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def valid_rows(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Flatten a layer's inputs to rows, without those of padding.
+
+    Args:
+        x: (..., n).
+        mask: (B, L) or None; used where it has x's leading shape.
+
+    Returns:
+        (rows, n).
+    """
+    if mask is not None and x.shape[:-1] == mask.shape:
+        return x[mask.to(x.device)]
+    return x.reshape(-1, x.shape[-1])
+
+
+def _groups(layers: Mapping[str, nn.Module], memory_limit: int) -> Iterator[list[str]]:
+    group: list[str] = []
+    used = 0
+    for name, layer in layers.items():
+        size = 8 * _in_features(layer) ** 2
+        if group and used + size > memory_limit:
+            yield group
+            group, used = [], 0
+        group.append(name)
+        used += size
+    if group:
+        yield group
+
+
+def _in_features(layer: nn.Module) -> int:
+    return int(getattr(layer, "in_features", 0) or getattr(layer, "nx", 0))  # Conv1D names it nx
+
+
+def _one_pass(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any]) -> dict[str, InputMoments]:
+    found: dict[str, InputMoments] = {}
+    mask: Tensor | None = None
+    latest: tuple[Tensor, Tensor, int] | None = None  # query, key and value read one tensor: its product is shared
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            nonlocal latest
+            x = inputs[0]
+            if latest is None or latest[0] is not x:
+                rows = valid_rows(x, mask)
+                rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+                latest = (x, (rows.T @ rows).double(), len(rows))
+            if name not in found:
+                found[name] = InputMoments(torch.zeros_like(latest[1]))
+            found[name].outer += latest[1]
+            found[name].count += latest[2]
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    try:
+        with evaluating(model):
+            for batch in batches:
+                mask, latest = attention_mask(batch), None
+                run_batch(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    _check(layers, found)
+    return found
+
+
+def _check(layers: Mapping[str, nn.Module], found: Mapping[str, InputMoments]) -> None:
+    if not found:
+        raise ValueError(
+            "calibration reached none of the layers to convert; it must yield at least one batch that the model "
+            f"accepts, and the model must call {next(iter(layers))}"
+        )
+    for name in layers:
+        if name not in found or found[name].count == 0:
+            raise ValueError(f"calibration never reached layer {name!r}; skip it with the rule {{{name!r}: None}}")
+        if not found[name].outer.isfinite().all():
+            raise ValueError(f"calibration gave layer {name!r} NaN or infinite inputs; clean the batches")

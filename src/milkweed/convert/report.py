@@ -1,0 +1,175 @@
+"""What a conversion does to each layer, as numbers, as a table and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from milkweed._files import atomic_write
+from milkweed._version import __version__
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """One linear layer, before and after.
+
+    Args:
+        names: All paths under which the model reaches it.
+        in_features: Size of each input.
+        out_features: Size of each output.
+        layer: What it becomes, as `milkweed.nn.factory.build_linear` reads it; None if it stays.
+        parts: Matrices that stand side by side in it: 3 for a packed query, key and value.
+        parameters_before: Parameters of the dense layer.
+        parameters_after: Parameters of what it becomes.
+        flops_before: Operations for one input.
+        flops_after: The same afterwards.
+        relative_error: ‖W − M‖ / ‖W‖; None if it stays, or has no numbers.
+        output_error: Relative error of its outputs on the calibration batches; None without any.
+        speedup: Time of the dense layer over that of its successor, as measured here; None if not measured.
+        reason: Why it stays, or None.
+    """
+
+    names: tuple[str, ...]
+    in_features: int
+    out_features: int
+    layer: dict[str, Any] | None
+    parts: int
+    parameters_before: int
+    parameters_after: int
+    flops_before: int
+    flops_after: int
+    relative_error: float | None = None
+    output_error: float | None = None
+    speedup: float | None = None
+    reason: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The first path."""
+        return self.names[0]
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Zeros added to inputs and to the outputs of each part, for sizes that nblocks does not divide."""
+        blocks = (self.layer or {}).get("nblocks", 1)
+        return -self.in_features % blocks, -(self.out_features // self.parts) % blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion does to a model.
+
+    Args:
+        layers: A line for each linear layer, converted or not.
+        model_parameters: Parameters of the whole model before.
+    """
+
+    layers: tuple[LayerReport, ...]
+    model_parameters: int
+
+    @property
+    def converted(self) -> tuple[LayerReport, ...]:
+        """The lines of layers that are converted."""
+        return tuple(line for line in self.layers if line.layer is not None)
+
+    @property
+    def model_parameters_after(self) -> int:
+        """Parameters of the whole model afterwards."""
+        return self.model_parameters + sum(line.parameters_after - line.parameters_before for line in self.converted)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know before going on."""
+        slow = [line for line in self.converted if line.speedup is not None and line.speedup < 1]
+        if not slow:
+            return ()
+        worst = min(slow, key=lambda line: line.speedup or 1.0)
+        return (
+            f"{len(slow)} of {len(self.converted)} layers will be slower than dense on this machine, {worst.name} "
+            f"({worst.out_features} x {worst.in_features}) at {worst.speedup:.2f}x; keep them dense for speed",
+        )
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Write the lines as text, with `HEADINGS` above them.
+
+        Returns:
+            One row for each layer.
+        """
+        return [_row(line) for line in self.layers]
+
+    def summary(self) -> str:
+        """Say in one line what the conversion does.
+
+        Returns:
+            Layers and parameters before and after.
+        """
+        flops = [sum(getattr(line, f"flops_{when}") for line in self.layers) for when in ("before", "after")]
+        return (
+            f"{len(self.converted)} of {len(self.layers)} linear layers converted; parameters "
+            f"{self.model_parameters:,} -> {self.model_parameters_after:,}; FLOPs of linear layers per token "
+            f"{flops[0]:,} -> {flops[1]:,}"
+        )
+
+    def __str__(self) -> str:
+        table = [HEADINGS, *self.rows()]
+        widths = [max(len(row[i]) for row in table) for i in range(len(HEADINGS))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+        ]
+        return "\n".join([*lines, self.summary(), *(f"warning: {warning}" for warning in self.warnings)])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as JSON, atomically.
+
+        Args:
+            path: The file.
+        """
+        values = {
+            "milkweed": __version__,
+            "parameters_before": self.model_parameters,
+            "parameters_after": self.model_parameters_after,
+            "warnings": self.warnings,
+            "layers": [dataclasses.asdict(line) for line in self.layers],
+        }
+        with atomic_write(path) as temporary:
+            Path(temporary).write_text(json.dumps(values, indent=1) + "\n")
+
+
+HEADINGS = ("layer", "shape", "becomes", "padding", "parameters", "FLOPs", "weight error", "output error", "speed")
+
+
+def describe(spec: dict[str, Any], parts: int = 1) -> str:
+    """Write a layer's configuration for people.
+
+    Args:
+        spec: ``{"name": "monarch", "nblocks": 4}``.
+        parts: Matrices side by side.
+
+    Returns:
+        ``monarch, nblocks 4``.
+    """
+    options = ", ".join(f"{key} {value}" for key, value in spec.items() if key != "name")
+    return (f"{parts} x " if parts > 1 else "") + f"{spec['name']}, {options}"
+
+
+def _row(line: LayerReport) -> tuple[str, ...]:
+    def number(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    shape = f"{line.out_features} x {line.in_features}"
+    if line.layer is None:
+        return (line.name, shape, f"stays: {line.reason}", "", f"{line.parameters_before:,}", "", "", "", "")
+    return (
+        line.name,
+        shape,
+        describe(line.layer, line.parts),
+        "" if line.padding == (0, 0) else f"{line.padding[0]} in, {line.padding[1]} out",
+        f"{line.parameters_before:,} -> {line.parameters_after:,}",
+        f"{line.flops_after / line.flops_before:.0%}",
+        number(line.relative_error, ".3f"),
+        number(line.output_error, ".3f"),
+        "" if line.speedup is None else f"{line.speedup:.2f}x",
+    )

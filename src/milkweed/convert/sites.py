@@ -1,0 +1,157 @@
+"""The linear layers of a model: where they are, and which of them can be replaced without harm."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import defaultdict
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+# Layers that pack query, key and value; each third becomes a matrix of its own.
+_PACKED = {"c_attn", "qkv", "Wqkv", "qkv_proj", "query_key_value", "in_proj"}
+# Modules whose fast paths read `weight` of their children instead of calling them.
+_READ_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearSite:
+    """A linear layer and all paths under which a model reaches it.
+
+    Args:
+        names: Paths, the first one being the layer's name.
+        module: A ``torch.nn.Linear`` or transformers' ``Conv1D``.
+        obstacle: Why it cannot be replaced, or None.
+    """
+
+    names: tuple[str, ...]
+    module: nn.Module
+    obstacle: str | None
+
+    @property
+    def name(self) -> str:
+        """The first path."""
+        return self.names[0]
+
+    @property
+    def in_features(self) -> int:
+        """Size of each input."""
+        return int(self.weight.shape[0 if is_conv1d(self.module) else 1])
+
+    @property
+    def out_features(self) -> int:
+        """Size of each output."""
+        return int(self.weight.shape[1 if is_conv1d(self.module) else 0])
+
+    @property
+    def parts(self) -> int:
+        """3 for a packed query, key and value, else 1."""
+        packed = self.name.rpartition(".")[2] in _PACKED and self.out_features % 3 == 0
+        return 3 if packed else 1
+
+    def linears(self) -> list[nn.Linear]:
+        """View the layer as dense layers, one for each part; they share its memory.
+
+        Returns:
+            The layers, in the order of their outputs.
+        """
+        bias = self._bias
+        weight = self.weight.T if is_conv1d(self.module) else self.weight
+        pieces = zip(
+            weight.detach().chunk(self.parts),
+            [None] * self.parts if bias is None else bias.detach().chunk(self.parts),
+            strict=True,
+        )
+        return [self._view(*piece) for piece in pieces]
+
+    def _view(self, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+        with torch.device("meta"):
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        linear.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+        if bias is not None:
+            linear.bias = nn.Parameter(bias, requires_grad=self._bias is not None and self._bias.requires_grad)
+        return linear.train(self.module.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own weight, (out, in) or, of a ``Conv1D``, (in, out)."""
+        return cast(Tensor, self.module.weight)
+
+    @property
+    def _bias(self) -> Tensor | None:
+        return cast("Tensor | None", self.module.bias)
+
+
+def find_sites(model: nn.Module) -> list[LinearSite]:
+    """List every linear layer of a model once, in the model's order.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The layers, those that cannot be replaced with the reason.
+    """
+    paths: defaultdict[nn.Module, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name and (isinstance(module, nn.Linear) or is_conv1d(module)):
+            paths[module].append(name)
+    owners = _owners(model)
+    return [LinearSite(tuple(names), m, _obstacle(model, names, m, owners)) for m, names in paths.items()]
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Recognise transformers' ``Conv1D``, a linear layer with a transposed weight, without importing transformers.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Whether it is one.
+    """
+    library = sys.modules.get("transformers.pytorch_utils")
+    return library is not None and type(module) is library.Conv1D
+
+
+def replace(model: nn.Module, names: tuple[str, ...], module: nn.Module) -> None:
+    """Put a module in the place of another.
+
+    Args:
+        model: The model.
+        names: All paths of the old one.
+        module: The new one.
+    """
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, module)
+
+
+def _owners(model: nn.Module) -> dict[int, set[str]]:
+    """Which modules hold each parameter, by the parameter's id; a module that occurs twice counts once."""
+    found: defaultdict[int, set[str]] = defaultdict(set)
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                found[id(parameter)].add(name)
+    return found
+
+
+def _obstacle(model: nn.Module, names: list[str], module: nn.Module, owners: dict[int, set[str]]) -> str | None:
+    if not (type(module) is nn.Linear or is_conv1d(module)):
+        return f"it is a {type(module).__name__}, which may compute more than a linear layer"
+    weight = module.weight
+    if type(weight) is not nn.Parameter or weight.layout != torch.strided or not weight.is_floating_point():
+        kind = weight.layout if weight.layout != torch.strided else f"{type(weight).__name__}, {weight.dtype}"
+        return f"its weight is quantised or sparse ({kind}), not an ordinary tensor of floating-point numbers"
+    for name in names:
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(parent, _READ_WEIGHTS):
+            return f"torch.nn.{type(parent).__name__} reads the weight itself"
+    for parameter in module._parameters.values():
+        others = owners[id(parameter)] - set(names)
+        if others:
+            return f"its weight is tied to {min(others)}"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it has forward hooks, which would be lost"
+    return None

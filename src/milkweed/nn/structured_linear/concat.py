@@ -1,0 +1,65 @@
+"""Several structured layers on one input, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from milkweed.nn.structured_linear.base import StructuredLinear
+
+
+class ConcatLinear(nn.Module):
+    """Linear layers on the same input, their outputs concatenated: a packed query, key and value as three matrices.
+
+    One Monarch matrix for the packed weight would mix the outputs of the three and have other parameters.
+
+    Args:
+        parts: The layers, in the order of their outputs.
+
+    Raises:
+        ValueError: There is none, or they read inputs of different sizes.
+    """
+
+    def __init__(self, parts: Sequence[StructuredLinear]) -> None:
+        super().__init__()
+        if len({part.in_features for part in parts}) != 1:
+            raise ValueError(
+                f"parts must be layers of one input size; got sizes {[part.in_features for part in parts]}"
+            )
+        self.parts = nn.ModuleList(parts)
+        self.in_features, self.out_features = parts[0].in_features, sum(part.out_features for part in parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply all layers to the last dimension.
+
+        Args:
+            x: (..., in_features).
+
+        Returns:
+            (..., out_features).
+        """
+        return torch.cat([part(x) for part in self.parts], dim=-1)
+
+    @torch.no_grad()
+    def to_linear(self) -> nn.Linear:
+        """Multiply the factors out.
+
+        Returns:
+            The dense layer with the same outputs, on the same device, in the same dtype and training mode.
+        """
+        dense = [part.to_linear() for part in self.parts if isinstance(part, StructuredLinear)]
+        weight = torch.cat([each.weight for each in dense])
+        linear = nn.utils.skip_init(
+            nn.Linear,
+            self.in_features,
+            self.out_features,
+            bias=dense[0].bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        linear.weight.copy_(weight)
+        if linear.bias is not None:
+            linear.bias.copy_(torch.cat([each.bias for each in dense]))
+        return linear.train(self.training)

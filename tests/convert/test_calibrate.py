@@ -1,0 +1,197 @@
+"""What layers read, and projections for it."""
+
+import copy
+
+import pytest
+import torch
+from tests.convert.families import batches, build, output
+from torch import nn
+
+import milkweed as mw
+from milkweed.convert.budget import choose_within
+from milkweed.convert.calibrate import input_moments
+
+
+def network(bias=True):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(12, 24, bias), nn.GELU(), nn.Linear(24, 24, bias), nn.GELU(), nn.Linear(24, 12, bias)
+    )
+
+
+def data(count=30):
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(12, 12, generator=generator) * torch.linspace(2, 0.05, 12)[:, None]
+    return [torch.randn(8, 5, 12, generator=generator) @ mixing + 0.5 for _ in range(count)]
+
+
+def test_moments_are_those_of_all_inputs():
+    model, batch = network().double(), [x.double() for x in data()]
+    found = input_moments(model, {"0": model[0], "2": model[2]}, iter(batch))
+    x = torch.cat(batch).flatten(0, 1)
+    hidden = torch.nn.functional.gelu(model[0](x)).detach()
+    for name, rows in (("0", x), ("2", hidden)):
+        assert found[name].count == len(rows)
+        torch.testing.assert_close(found[name].covariance, rows.T @ rows / len(rows))
+
+
+def test_padding_does_not_count():
+    model, padded = build("bert"), batches("bert", 3, padded=True)
+    layer = {"q": model.encoder.layer[0].attention.self.query}
+    found = input_moments(model, layer, padded)["q"]
+    assert found.count == 3 * (2 * 10 + 2 * 6)
+    for batch in padded:
+        batch["input_ids"][2:, 6:] = 7
+    torch.testing.assert_close(input_moments(model, layer, padded)["q"].outer, found.outer)
+
+
+def test_memory_is_bounded_by_passes():
+    model, batch = network(), data(3)
+    layers = {name: model[int(name)] for name in "024"}
+    whole = input_moments(model, layers, batch)
+    split = input_moments(model, layers, batch, memory_limit=8 * 24**2)
+    for name in layers:
+        assert torch.equal(whole[name].outer, split[name].outer)
+    with pytest.raises(TypeError, match="must be a list"):
+        input_moments(model, layers, iter(batch), memory_limit=1)
+
+
+def test_the_mode_of_every_module_is_kept_and_no_hook_is_left():
+    model = network()
+    model[1].eval()
+    modes = [m.training for m in model.modules()]
+    for sequential in (False, True):
+        mw.plan_conversion(model, mw.MonarchConfig(2), data(), sequential=sequential, tokens=None)
+    assert [m.training for m in model.modules()] == modes
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def outputs_error(model, dense):
+    x = torch.cat(data())
+    with torch.no_grad():
+        expected = dense(x)
+        return float((model(x) - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_each_step_of_calibration_helps(bias):
+    dense, found = network(bias), {}
+    for label, options in (
+        ("plain", {}),
+        ("aware", {"calibration": data()}),
+        ("sequential", {"calibration": data(), "sequential": True}),
+    ):
+        model = copy.deepcopy(dense)
+        mw.convert_(model, mw.plan_conversion(model, {"re:.*": mw.MonarchConfig(2, rank=2)}, tokens=None, **options))
+        found[label] = outputs_error(model, dense)
+    assert found["sequential"] < found["aware"] < found["plain"]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_reported_output_errors_are_those_of_the_layers(bias):
+    dense = network(bias).double()
+    batch = [x.double() for x in data()]
+    model = copy.deepcopy(dense)
+    report = mw.convert_(model, mw.plan_conversion(model, mw.MonarchConfig(3), batch, sequential=True, tokens=None))
+    x = z = torch.cat(batch)
+    with torch.no_grad():
+        for name in range(0, 5, 2):
+            x_bias = 0 if dense[name].bias is None else dense[name].bias
+            expected, found = dense[name](x), model[name](z)
+            error = float((found - expected).norm() / (expected - x_bias).norm())
+            (line,) = [line for line in report.layers if line.name == str(name)]
+            assert line.output_error == pytest.approx(error, rel=1e-4)
+            x, z = (torch.nn.functional.gelu(t) for t in (expected, found))
+
+
+def test_a_packed_layer_after_converted_ones():
+    model, inputs = build("gpt2"), batches("gpt2")
+    dense = copy.deepcopy(model)
+    plan = mw.plan_conversion(model, mw.MonarchConfig(1, rank=32), inputs, sequential=True, tokens=None)
+    mw.convert_(model, plan)
+    # With one block of full rank nothing is lost, whatever is regressed on.
+    torch.testing.assert_close(output(model, inputs[0]), output(dense, inputs[0]), rtol=1e-3, atol=1e-4)
+
+
+class TestBudget:
+    def options(self):
+        return {
+            "a": [(10, 0.5, "a8"), (20, 0.2, "a4"), (40, 0.0, "a")],
+            "b": [(10, 0.1, "b8"), (15, 0.2, "worse"), (20, 0.05, "b4"), (40, 0.0, "b")],
+        }
+
+    def test_the_steepest_step_comes_first(self):
+        chosen = {budget: choose_within(self.options(), budget) for budget in (20, 30, 40, 50, 80)}
+        assert chosen[20] == {"a": "a8", "b": "b8"}
+        assert chosen[30] == {"a": "a4", "b": "b8"}
+        assert chosen[50] == {"a": "a", "b": "b8"}
+        assert chosen[80] == {"a": "a", "b": "b"}
+
+    def test_errors_fall_as_the_budget_rises(self):
+        errors = {key: {label: error for _, error, label in found} for key, found in self.options().items()}
+        sums = []
+        for budget in range(20, 81):
+            chosen = choose_within(self.options(), budget)
+            sums.append(sum(errors[name][label] for name, label in chosen.items()))
+        assert sums == sorted(sums, reverse=True)
+
+    def test_too_little(self):
+        with pytest.raises(ValueError, match="parameters=19 is less than the 20 that the cheapest"):
+            choose_within(self.options(), 19)
+        with pytest.raises(ValueError, match="none of the candidates fits layer 'a'"):
+            choose_within({"a": []}, 3)
+
+    def test_a_model_within_a_budget_is_better_than_a_uniform_one(self):
+        dense = network()
+        with torch.no_grad():  # one layer loses nothing: its share is better spent on the others
+            dense[2].weight.copy_(torch.outer(torch.randn(24), torch.randn(24)))
+        candidates = [None, *(mw.MonarchConfig(2, rank=rank) for rank in (1, 2, 3, 4))]
+        uniform, free = copy.deepcopy(dense), copy.deepcopy(dense)
+        rules = {"re:.*": mw.MonarchConfig(2, rank=2)}
+        report = mw.convert_(uniform, mw.plan_conversion(uniform, rules, data(), tokens=None))
+        budget = sum(line.parameters_after for line in report.converted)
+        plan = mw.plan_conversion(free, rules, data(), parameters=budget, candidates=candidates, tokens=None)
+        found = mw.convert_(free, plan)
+        assert sum(line.parameters_after for line in found.layers) <= budget
+        assert sum(line.output_error**2 for line in found.converted) < sum(
+            line.output_error**2 for line in report.converted
+        )
+
+    def test_a_budget_needs_calibration_and_candidates(self):
+        with pytest.raises(ValueError, match="needs calibration"):
+            mw.plan_conversion(network(), parameters=0.5, candidates=[mw.MonarchConfig(2)])
+        with pytest.raises(ValueError, match="needs candidates"):
+            mw.plan_conversion(network(), calibration=data(), parameters=0.5)
+
+
+class TestBadCalibration:
+    @pytest.mark.parametrize("sequential", [False, True])
+    def test_a_layer_is_never_reached(self, sequential):
+        class Partial(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.used, self.unused = nn.Linear(12, 12), nn.Linear(12, 12)
+
+            def forward(self, x):
+                return self.used(x)
+
+        with pytest.raises(ValueError, match="never reached layer 'unused'; skip it with the rule"):
+            mw.plan_conversion(Partial(), mw.MonarchConfig(2), data(), sequential=sequential)
+
+    @pytest.mark.parametrize("sequential", [False, True])
+    def test_not_a_number(self, sequential):
+        batch = data()
+        batch[3][0, 0, 0] = torch.nan
+        model = network()
+        with pytest.raises(ValueError, match="layer '0' NaN or infinite inputs"):
+            mw.plan_conversion(model, mw.MonarchConfig(2), batch, sequential=sequential)
+        assert isinstance(model[0], nn.Linear)
+
+    @pytest.mark.parametrize("sequential", [False, True])
+    def test_nothing(self, sequential):
+        with pytest.raises(ValueError, match="calibration"):
+            mw.plan_conversion(network(), mw.MonarchConfig(2), [], sequential=sequential)
+        with pytest.raises(TypeError, match="iterable of batches"):
+            mw.plan_conversion(network(), mw.MonarchConfig(2), torch.randn(3, 12), sequential=sequential)
+        with pytest.raises(ValueError, match="needs calibration"):
+            mw.plan_conversion(network(), mw.MonarchConfig(2), sequential=True)
