@@ -95,6 +95,16 @@ def test_a_milkweed_model_keeps_its_conversion(tmp_path):
     torch.testing.assert_close(mw.load_pretrained(tmp_path)(x), model(x))
 
 
+def test_a_model_made_dense_loads_as_such(tmp_path):
+    model = mw.models.MlpMixer(1, 3, 16, d_model=32, depth=2, linear={"name": "monarch", "nblocks": 2}).eval()
+    mw.densify_(model)
+    mw.save_pretrained(model, tmp_path)
+    loaded = mw.load_pretrained(tmp_path)
+    assert not any(isinstance(m, MonarchLinear) for m in loaded.modules())
+    x = torch.randn(2, 16, 1)
+    torch.testing.assert_close(loaded(x), model(x))
+
+
 def test_device_dtype_mode_and_gradients_are_kept():
     model = network().to(torch.bfloat16)
     model[2].eval()

@@ -28,6 +28,15 @@ def test_learning_curves_without_validation(tmp_path):
     save_learning_curves([{"epoch": 0, "train_loss": 1.0, "train_accuracy": 0.1}], tmp_path / "curves.png", "run")
 
 
+def test_learning_curves_of_another_metric(tmp_path):
+    metrics = {"train_loss": 1.0, "val_loss": 1.0, "train_rmse": 1.0, "val_rmse": 1.0}
+    rows = [{"epoch": epoch, **metrics} for epoch in (0, 1)]
+    with_metric, without = tmp_path / "rmse.png", tmp_path / "accuracy.png"
+    save_learning_curves(rows, with_metric, "run", metric="rmse")
+    save_learning_curves(rows, without, "run")
+    assert with_metric.read_bytes() != without.read_bytes()
+
+
 def test_learning_curves_need_rows(tmp_path):
     with pytest.raises(ValueError, match="rows is empty"):
         save_learning_curves([], tmp_path / "curves.png", "run")

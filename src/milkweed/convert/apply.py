@@ -9,6 +9,7 @@ from torch import nn
 
 from milkweed.convert.configs import LayerConfig
 from milkweed.convert.plan import ConversionPlan, plan_conversion
+from milkweed.convert.record import structured_layers
 from milkweed.convert.report import ConversionReport
 from milkweed.convert.rules import Rules
 from milkweed.convert.sites import find_sites, is_conv1d, replace
@@ -60,11 +61,7 @@ def densify_(model: nn.Module) -> list[str]:
     """
     if isinstance(model, StructuredLinear | ConcatLinear):
         raise ValueError("model is itself a structured layer; use model.to_linear()")
-    found: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        inside = any(name.startswith(f"{path}.") for paths in found.values() for path in paths)
-        if isinstance(module, StructuredLinear | ConcatLinear) and not inside:
-            found.setdefault(module, []).append(name)
+    found = structured_layers(model)
     if not found:
         raise ValueError("model has no structured linear layer; it is dense already")
     skeleton = skeleton_of(model)

@@ -13,25 +13,44 @@ from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
 
 
 def conversion_record(model: nn.Module, skeleton: nn.Module | None) -> list[dict[str, Any]]:
-    """List the structured layers that a model's architecture does not have by itself.
+    """List the layers that differ from those of a model's architecture: converted ones, and ones made dense again.
 
     Args:
         model: The model.
         skeleton: Its architecture, or None if unknown: all structured layers are then listed.
 
     Returns:
-        ``[{"names": [...], "in_features": ..., "out_features": ..., "layers": [spec, ...]}]``.
+        ``[{"names": [...], "in_features": ..., "out_features": [...], "layers": [spec, ...]}]``.
     """
-    found: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        inside = any(name.startswith(f"{path}.") for paths in found.values() for path in paths)
-        if isinstance(module, StructuredLinear | ConcatLinear) and not inside:
-            found.setdefault(module, []).append(name)
-    return [
+    record = [
         _entry(names, module)
-        for module, names in found.items()
+        for module, names in structured_layers(model).items()
         if skeleton is None or not _same(skeleton, names[0], module)
     ]
+    if skeleton is not None:
+        for names in structured_layers(skeleton).values():
+            module = model.get_submodule(names[0])
+            if type(module) is nn.Linear:
+                record.append(_entry(names, module))
+    return record
+
+
+def structured_layers(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Find the structured linear layers of a model, the parts of packed ones not by themselves.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        All paths of each layer.
+    """
+    found: dict[nn.Module, list[str]] = {}
+    packed: list[str] = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, StructuredLinear | ConcatLinear) and not name.startswith(tuple(packed)):
+            found.setdefault(module, []).append(name)
+            packed.append(f"{name}.")
+    return found
 
 
 def rebuild(model: nn.Module, record: list[dict[str, Any]]) -> None:
@@ -55,16 +74,15 @@ def rebuild(model: nn.Module, record: list[dict[str, Any]]) -> None:
                 for spec, out in zip(entry["layers"], entry["out_features"], strict=True)
             ]
         structured = [part for part in parts if isinstance(part, StructuredLinear)]
-        replace(model, names, structured[0] if len(structured) == 1 else ConcatLinear(structured))
-
-
-def _parts(module: nn.Module) -> list[StructuredLinear]:
-    parts = module.parts if isinstance(module, ConcatLinear) else [module]
-    return [part for part in parts if isinstance(part, StructuredLinear)]
+        replace(model, names, parts[0] if len(parts) == 1 else ConcatLinear(structured))
 
 
 def _entry(names: list[str], module: nn.Module) -> dict[str, Any]:
-    parts = _parts(module)
+    parts = [
+        part
+        for part in (module.parts if isinstance(module, ConcatLinear) else [module])
+        if isinstance(part, StructuredLinear | nn.Linear)
+    ]
     return {
         "names": names,
         "in_features": parts[0].in_features,

@@ -58,8 +58,8 @@ def build_linear(spec: Mapping[str, Any], in_features: int, out_features: int) -
     return _build("linear", LINEAR_LAYERS, spec, in_features, out_features)
 
 
-def linear_spec(layer: StructuredLinear) -> dict[str, Any]:
-    """Write a structured layer down as `build_linear` reads it.
+def linear_spec(layer: nn.Linear | StructuredLinear) -> dict[str, Any]:
+    """Write a linear layer down as `build_linear` reads it.
 
     Args:
         layer: The layer.
@@ -72,7 +72,8 @@ def linear_spec(layer: StructuredLinear) -> dict[str, Any]:
     """
     for name, kind in LINEAR_LAYERS.items():
         if type(layer) is kind:
-            return {"name": name, "bias": layer.bias is not None, **layer.options}
+            options = layer.options if isinstance(layer, StructuredLinear) else {}
+            return {"name": name, "bias": layer.bias is not None, **options}
     raise TypeError(f"layer must be one of {', '.join(LINEAR_LAYERS)}; got {type(layer).__name__}")
 
 
