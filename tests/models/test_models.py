@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch.utils.checkpoint import checkpoint
 
 import milkweed as mw
-from milkweed.models import MlpMixer, SequenceModel, build_model
+from milkweed.models import LinearMemory, MlpMixer, SequenceModel, build_model
 
 # Every option away from its default, so that one that is not kept would show.
 CASES = {
@@ -26,6 +26,16 @@ CASES = {
             "dropout": 0.1,
             "pooling": "last",
             "encoder": "linear",
+        },
+    ),
+    "memory": (
+        LinearMemory,
+        {
+            "d_input": 2,
+            "d_output": 3,
+            "d_model": 4,
+            "layer": {"activation": "none", "output": "none", "name": "s4", "d_state": 6, "frozen": ["C", "D"]},
+            "readout": "state",
         },
     ),
     "mixer": (
@@ -72,17 +82,19 @@ class TestContract:
         y = model(torch.randn(4, 16, 2), lengths=torch.tensor([16, 16, 3, 1]))
         assert y.shape == (4, 3)
         y.square().sum().backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        trained = [p for p in model.parameters() if p.requires_grad]
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
 
     def test_gradient_checkpointing(self, case):
         cls, options = CASES[case]
-        model = cls(**{**options, "dropout": 0.0}).eval()
+        model = cls(**options | ({"dropout": 0.0} if "dropout" in options else {})).eval()
         x = torch.randn(4, 16, 2)
         checkpoint(model, x, use_reentrant=False).sum().backward()
-        saved = [p.grad.clone() for p in model.parameters()]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        saved = [p.grad.clone() for p in trained]
         model.zero_grad()
         model(x).sum().backward()
-        for a, p in zip(saved, model.parameters(), strict=True):
+        for a, p in zip(saved, trained, strict=True):
             torch.testing.assert_close(a, p.grad)
 
     def test_meta_device(self, case):
@@ -123,6 +135,32 @@ def test_pooling_ignores_padding(pooling):
     torch.testing.assert_close(y[1, :5] if pooling == "none" else y[1], alone[0])
 
 
+@pytest.mark.parametrize("readout", ["outputs", "state"])
+@pytest.mark.parametrize("name", ["s4", "s4d"])
+def test_memory_is_linear_and_ignores_padding(name, readout):
+    model = LinearMemory(1, 3, 4, {"name": name, "d_state": 6}, readout).double()
+    x, other = torch.randn(2, 2, 12, 1, dtype=torch.float64)
+    rest = model(torch.zeros_like(x))
+    torch.testing.assert_close(model(x + 2 * other) - rest, model(x) + 2 * model(other) - 3 * rest)
+    padded = x.clone()
+    padded[1, 5:] = float("nan")
+    y, alone = model(padded, lengths=torch.tensor([12, 5])), model(x[1:, :5])
+    torch.testing.assert_close(y[1, :5] if readout == "outputs" else y[1], alone[0])
+
+
+def test_memory_reads_the_state_the_layer_is_left_with():
+    model = LinearMemory(1, 6, 1, {"name": "s4", "d_state": 6}, "state")
+    with torch.no_grad():
+        model.head.weight.copy_(torch.eye(6))
+        model.head.bias.zero_()
+    x = torch.randn(2, 12, 1)
+    stepper = model.layer.stepper()
+    state = stepper.initial_state(2)
+    for step in range(12):
+        _, state = stepper(x[:, step], state)
+    torch.testing.assert_close(model(x), state.flatten(1))
+
+
 def test_mixer_has_one_length():
     model = MlpMixer(1, 3, length=16)
     with pytest.raises(ValueError, match="built for length=16"):
@@ -148,6 +186,10 @@ def test_monarch_mixer_is_smaller():
         (lambda: SequenceModel(1, 2, pooling="max"), "pooling='max' is unknown"),
         (lambda: SequenceModel(1, 2, norm="group"), "norm='group' is unknown"),
         (lambda: SequenceModel(1, 2, depth=0), "depth must be at least 1"),
+        (lambda: LinearMemory(1, 0), "d_output must be at least 1"),
+        (lambda: LinearMemory(1, 2, layer="s4"), "layer must be a mapping with a name"),
+        (lambda: LinearMemory(1, 2, readout="sate"), "did you mean 'state'"),
+        (lambda: LinearMemory(1, 2, 1, {"name": "s4", "bidirectional": True}, "state"), "only looks back"),
         (lambda: MlpMixer(1, 2, 8, linear={"name": "monarch", "blocks": 2}), "did you mean 'nblocks'"),
         (lambda: MlpMixer(1, 2, 0), "length must be at least 1"),
         (lambda: build_model({"name": "SequenceModle"}), "did you mean 'SequenceModel'"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from milkweed.benchmarks.environment import busy_warning, describe_environment
+from milkweed.benchmarks.growth import Growth, GrowthMeasurement, all_growths, growth_table, measure_growth
 from milkweed.benchmarks.registry import Case, UnknownCaseError, all_cases, select
 from milkweed.benchmarks.report import case_table, document, result_table, write_document
 from milkweed.benchmarks.run import Measurement, measure
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError:
         return _refuse('showing results needs rich; install it with: pip install "milkweed[train]"')
     try:
-        cases = select(options.only, all_cases())
+        cases = select(options.only, [*all_cases(), *all_growths()])
     except UnknownCaseError as error:
         return _refuse(str(error))
     if options.list:
@@ -122,31 +123,40 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run(cases: list[Case], options: argparse.Namespace) -> int:
+def _run(cases: list[Case | Growth], options: argparse.Namespace) -> int:
     repeats = options.repeats or (_QUICK_REPEATS if options.quick else _DEFAULT_REPEATS)
     settings: dict[str, object] = {"repeats": repeats, "quick": options.quick, "only": options.only}
     # Before measuring, so that the load is that of others.
     environment, warning = describe_environment(), busy_warning()
     done: list[Measurement] = []
+    growths: list[GrowthMeasurement] = []
     try:
-        _measure_all(cases, repeats, not options.quick, done)
+        _measure_all(cases, repeats, not options.quick, done, growths)
     except KeyboardInterrupt:
-        _show(result_table(done))
-        sys.stderr.write(f"milkweed bench: interrupted after {len(done)} of {len(cases)} cases; no file was written\n")
+        _show_all(done, growths)
+        sys.stderr.write(
+            f"milkweed bench: interrupted after {len(done) + len(growths)} of {len(cases)} cases; no file was written\n"
+        )
         return _INTERRUPTED
-    _show(result_table(done))
+    _show_all(done, growths)
     if warning is not None:
         sys.stderr.write(f"milkweed bench: {warning}\n")
-    failed = [result for result in done if result.failure]
+    failed = [result for result in [*done, *growths] if result.failure]
     for result in failed:
         sys.stderr.write(f"milkweed bench: {result.case.name}: {result.failure}\n")
     if options.out is not None:
-        write_document(options.out, document(done, environment, settings))
+        write_document(options.out, document(done, growths, environment, settings))
         sys.stderr.write(f"written to {options.out}\n")
     return _FAILED if failed else 0
 
 
-def _measure_all(cases: list[Case], repeats: int, memory: bool, done: list[Measurement]) -> None:
+def _measure_all(
+    cases: list[Case | Growth],
+    repeats: int,
+    memory: bool,
+    done: list[Measurement],
+    growths: list[GrowthMeasurement],
+) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -159,8 +169,18 @@ def _measure_all(cases: list[Case], repeats: int, memory: bool, done: list[Measu
             def show(step: str, name: str = case.name) -> None:
                 progress.update(task, description=f"{name}: {step}", refresh=True)
 
-            done.append(measure(case, repeats=repeats, memory=memory, on_step=show))
+            if isinstance(case, Growth):
+                growths.append(measure_growth(case, repeats=repeats, memory=memory, on_step=show))
+            else:
+                done.append(measure(case, repeats=repeats, memory=memory, on_step=show))
             progress.update(task, advance=1, refresh=True)
+
+
+def _show_all(done: list[Measurement], growths: list[GrowthMeasurement]) -> None:
+    if done:
+        _show(result_table(done))
+    if growths:
+        _show(growth_table(growths))
 
 
 def _show(table: object) -> None:

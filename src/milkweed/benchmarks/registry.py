@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -76,6 +77,16 @@ class UnknownCaseError(LookupError):
     """No case has a name like the one asked for."""
 
 
+class Named(Protocol):
+    """What can be picked by name."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+
+
+C = TypeVar("C", bound=Named)
+
 _registered: dict[str, Case] = {}
 
 
@@ -111,7 +122,7 @@ def all_cases() -> list[Case]:
     return list(_registered.values())
 
 
-def select(patterns: Iterable[str], cases: Iterable[Case]) -> list[Case]:
+def select(patterns: Iterable[str], cases: Iterable[C]) -> list[C]:
     """Pick cases by name.
 
     Args:

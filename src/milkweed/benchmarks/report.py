@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milkweed._files import atomic_write
-from milkweed.benchmarks.registry import Case, Figure
+from milkweed.benchmarks.growth import Growth, GrowthMeasurement, growth_record
+from milkweed.benchmarks.registry import Case, Figure, Size
 from milkweed.benchmarks.run import Measurement, SideMeasurement
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 
 
-def case_table(cases: Iterable[Case]) -> Table:
+def case_table(cases: Iterable[Case | Growth]) -> Table:
     """List cases without running them.
 
     Args:
@@ -36,8 +37,10 @@ def case_table(cases: Iterable[Case]) -> Table:
     for heading in ("case", "what", "against", "size", "figure", "bar"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "case")
     for case in cases:
-        size = " ".join(f"{name}={value}" for name, value in case.size.items())
-        table.add_row(case.name, case.description, case.against, size, case.figure.value, _bar(case))
+        if isinstance(case, Growth):
+            table.add_row(case.name, case.description, "itself at other lengths", _size(case.size), "growth", "")
+            continue
+        table.add_row(case.name, case.description, case.against, _size(case.size), case.figure.value, _bar(case))
     return table
 
 
@@ -77,12 +80,16 @@ def result_table(measurements: Iterable[Measurement]) -> Table:
 
 
 def document(
-    measurements: Iterable[Measurement], environment: dict[str, object], settings: dict[str, object]
+    measurements: Iterable[Measurement],
+    growths: Iterable[GrowthMeasurement],
+    environment: dict[str, object],
+    settings: dict[str, object],
 ) -> dict[str, object]:
     """Put everything that was measured into plain JSON values.
 
     Args:
         measurements: The measurements.
+        growths: Those over several lengths.
         environment: From [`describe_environment`][milkweed.benchmarks.environment.describe_environment].
         settings: How the measurements were made.
 
@@ -94,6 +101,7 @@ def document(
         "environment": environment,
         "settings": settings,
         "cases": [_record(result) for result in measurements],
+        "growth": [growth_record(result) for result in growths],
     }
 
 
@@ -148,6 +156,10 @@ def _side_record(side: SideMeasurement) -> dict[str, object]:
         "peak_extra_bytes": side.peak_extra_bytes,
         "errors": {name: _json_number(error) for name, error in side.errors.items()},
     }
+
+
+def _size(size: Size) -> str:
+    return " ".join(f"{name}={value}" for name, value in size.items())
 
 
 def _json_number(number: float) -> float | str:

@@ -188,18 +188,27 @@ def _check(pair: Pair, result: Measurement, tell: Callable[[str], None]) -> None
 
 def _time(pair: Pair, result: Measurement, repeats: int, sample_seconds: float, tell: Callable[[str], None]) -> None:
     sides = ((result.ours, pair.ours), (result.baseline, pair.baseline))
-    with _without_garbage_collection():
+    with without_garbage_collection():
         tell("warm-up")
         for side, call in sides:
-            once = _seconds(call, 1)
+            once = seconds(call, 1)
             side.calls_per_sample = max(1, round(sample_seconds / once)) if once < sample_seconds else 1
         for index in range(repeats):
             tell(f"sample {index + 1} of {repeats}")
             for side, call in sides:
-                side.seconds.append(_seconds(call, side.calls_per_sample))
+                side.seconds.append(seconds(call, side.calls_per_sample))
 
 
-def _seconds(call: Callable[[], Outputs], calls: int) -> float:
+def seconds(call: Callable[[], object], calls: int) -> float:
+    """Time calls.
+
+    Args:
+        call: What to call.
+        calls: How often.
+
+    Returns:
+        Mean time of one call.
+    """
     start = time.perf_counter()
     for _ in range(calls):
         call()
@@ -207,7 +216,8 @@ def _seconds(call: Callable[[], Outputs], calls: int) -> float:
 
 
 @contextmanager
-def _without_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
+    """Keep the collector away from what is timed."""
     # A collection that falls into one side's sample would be charged to that side.
     enabled = gc.isenabled()
     gc.collect()

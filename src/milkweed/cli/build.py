@@ -1,5 +1,6 @@
 """From a recipe's values to checked values, and from those to objects."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ CLASSES = {
     "model": {name: getattr(models, name) for name in models.__all__},
     "task": {name: getattr(tasks, name) for name in tasks.__all__},
 }
-BASES = {"data": data.SequenceClassificationData, "model": models.Model, "task": LightningModule}
+BASES = {"data": data.SequenceData, "model": models.Model, "task": LightningModule}
 
 # Set by this library, or of no use in a training that is recorded.
 MANAGED = {
@@ -112,7 +113,8 @@ def check_class_name(section: str, name: Any) -> None:
     Raises:
         UsageError: If it is neither one of this library's classes nor an import path.
     """
-    usable = [key for key, kind in CLASSES[section].items() if isinstance(kind, type) and kind is not BASES[section]]
+    known = {key: kind for key, kind in CLASSES[section].items() if isinstance(kind, type)}
+    usable = [key for key, kind in known.items() if kind is not BASES[section] and not inspect.isabstract(kind)]
     if not isinstance(name, str) or ("." not in name and name not in usable):
         hint = unknown(f"{section}.class_path", name, usable)
         raise UsageError(f"{hint}; an import path such as package.module.Class will do too")

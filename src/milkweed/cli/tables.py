@@ -14,17 +14,18 @@ def print_results(console: Console, runs: list[tuple[RunFolder, dict[str, Any]]]
 
     Args:
         console: Where to print.
-        runs: Folders with the content of their results.json.
+        runs: Folders with the content of their results.json, all judged by the same metric.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("recipe", no_wrap=True)
-    for title in ("test\naccuracy", "parameters", "time", "seconds\nper epoch"):
+    metric = runs[0][1]["metric"]
+    for title in (f"test\n{metric}", "parameters", "time", "seconds\nper epoch"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("results in", style="bold", overflow="fold")
     for folder, results in runs:
         table.add_row(
             folder.read_environment().get("recipe", ""),
-            f"{results['test']['accuracy']:.2%}",
+            f"{results['test'][metric]:{'.2%' if metric == 'accuracy' else '.4f'}}",
             f"{results['parameters']:,}",
             duration(results["seconds"]),
             f"{results['seconds_per_epoch']:.2f}",

@@ -1,7 +1,8 @@
 """Data modules, one file per family; all yield `{"inputs", "targets", "lengths"}`."""
 
-from milkweed.data.base import SequenceClassificationData
+from milkweed.data.base import SequenceClassificationData, SequenceData
 from milkweed.data.digits import Digits
 from milkweed.data.mnist import Mnist
+from milkweed.data.white_noise import Delay, Reconstruct
 
-__all__ = ["Digits", "Mnist", "SequenceClassificationData"]
+__all__ = ["Delay", "Digits", "Mnist", "Reconstruct", "SequenceClassificationData", "SequenceData"]

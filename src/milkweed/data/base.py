@@ -1,6 +1,6 @@
-"""What every classification data module has in common: checks on loading, and batches that can be repeated."""
+"""What every data module has in common: checks on loading, and batches that can be repeated."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -12,10 +12,10 @@ from milkweed.data.batches import ArrayDataset, EvaluationBatches, TrainingBatch
 SPLITS = ("train", "val", "test")
 
 
-class SequenceClassificationData(LightningDataModule):
-    """Sequences with one class each, as batches `{"inputs": (B, L, D), "targets": (B,), "lengths": (B,)}`.
+class SequenceData(LightningDataModule, ABC):
+    """Sequences and what is to be learned of them, as batches `{"inputs": (B, L, D), "targets", "lengths": (B,)}`.
 
-    A family implements `load` and names its `length`, `d_input` and `class_names`.
+    A family implements `load` and names its `length`, `d_input` and `d_output`.
 
     Args:
         batch_size: Samples per optimiser step over all processes together.
@@ -26,9 +26,8 @@ class SequenceClassificationData(LightningDataModule):
         ValueError: If `batch_size` or `limit` is below 1.
     """
 
-    length: ClassVar[int]
-    d_input: ClassVar[int]
-    class_names: ClassVar[tuple[str, ...]]
+    length: int
+    d_input: int
 
     def __init__(self, batch_size: int, seed: int, limit: int | None) -> None:
         super().__init__()
@@ -40,9 +39,9 @@ class SequenceClassificationData(LightningDataModule):
         self._batches: TrainingBatches | None = None
 
     @property
+    @abstractmethod
     def d_output(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
+        """Numbers that a model gives, per sequence or per step."""
 
     @abstractmethod
     def load(self) -> dict[str, ArrayDataset]:
@@ -62,8 +61,11 @@ class SequenceClassificationData(LightningDataModule):
             return
         splits = {name: split.head(self.limit) if self.limit else split for name, split in self.load().items()}
         for name in SPLITS:
-            check_split(type(self).__name__, name, splits[name], self.d_output)
+            self._check(name, splits[name])
         self._splits = splits
+
+    def _check(self, name: str, split: ArrayDataset) -> None:
+        check_split(type(self).__name__, name, split)
 
     def split(self, name: str) -> ArrayDataset:
         """One loaded split.
@@ -152,14 +154,36 @@ class SequenceClassificationData(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
-def check_split(owner: str, name: str, split: ArrayDataset, classes: int) -> None:
+class SequenceClassificationData(SequenceData):
+    """Sequences with one class each: `targets` are (B,).
+
+    A family implements `load` and names its `length`, `d_input` and `class_names`.
+
+    Args:
+        batch_size: Samples per optimiser step over all processes together.
+        seed: Decides the order of the training samples, nothing else.
+        limit: At most this many samples per split, for trials.
+    """
+
+    class_names: ClassVar[tuple[str, ...]]
+
+    @property
+    def d_output(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def _check(self, name: str, split: ArrayDataset) -> None:
+        check_split(type(self).__name__, name, split, self.d_output)
+
+
+def check_split(owner: str, name: str, split: ArrayDataset, classes: int | None = None) -> None:
     """Refuse data that would only fail, or silently spoil a training, later.
 
     Args:
         owner: Name of the data module, for messages.
         name: Name of the split.
         split: The data.
-        classes: Number of classes.
+        classes: Number of classes; None for targets that are real numbers.
 
     Raises:
         ValueError: If the split is empty, holds NaN or infinity, or a target or length out of range.
@@ -167,14 +191,15 @@ def check_split(owner: str, name: str, split: ArrayDataset, classes: int) -> Non
     where = f"{owner}: {name} split"
     if not len(split):
         raise ValueError(f"{where} is empty; check the files under the data folder")
-    finite = torch.isfinite(split.inputs).flatten(1).all(1)
-    if not finite.all():
-        bad = (~finite).nonzero().flatten().tolist()
-        raise ValueError(
-            f"{where}: {len(bad)} of {len(split)} samples hold NaN or infinity, first at sample {bad[0]}; "
-            "clean or drop them"
-        )
-    _check_range(where, "targets", split.targets, 0, classes - 1)
+    for values in (split.inputs, split.targets):
+        bad = (~torch.isfinite(values)).reshape(len(split), -1).any(1).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(
+                f"{where}: {len(bad)} of {len(split)} samples hold NaN or infinity, first at sample {bad[0]}; "
+                "clean or drop them"
+            )
+    if classes is not None:
+        _check_range(where, "targets", split.targets, 0, classes - 1)
     _check_range(where, "lengths", split.lengths, 1, split.inputs.shape[1])
 
 

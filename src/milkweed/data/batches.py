@@ -13,7 +13,7 @@ class ArrayDataset(Dataset):
 
     Args:
         inputs: Features, (N, L, D) float32.
-        targets: Classes, (N,) int64.
+        targets: Classes, (N,) int64; or numbers per sequence or step, (N, ...) float32.
         lengths: Valid steps of every sample, (N,) int64; all L if None.
     """
 

@@ -1,4 +1,4 @@
-"""Learning curves: loss and accuracy over the epochs."""
+"""Learning curves: loss and metric over the epochs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +11,17 @@ if TYPE_CHECKING:
 Rows = list[dict[str, float]]
 
 
-def save_learning_curves(rows: Rows, path: Path, title: str, best_epoch: int | None = None) -> None:
-    """Draw loss and accuracy of training and validation over the epochs.
+def save_learning_curves(
+    rows: Rows, path: Path, title: str, best_epoch: int | None = None, metric: str = "accuracy"
+) -> None:
+    """Draw loss and metric of training and validation over the epochs.
 
     Args:
         rows: Rows of metrics.csv.
         path: The PNG file to write or replace.
         title: Stands above the figure.
         best_epoch: Marked by a line; None for no mark.
+        metric: Name of the metric, without its stage.
 
     Raises:
         ValueError: If there are no rows.
@@ -27,17 +30,17 @@ def save_learning_curves(rows: Rows, path: Path, title: str, best_epoch: int | N
         raise ValueError("rows is empty: there is no finished epoch to draw")
     figure = new_figure(9, 3.6)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    loss, accuracy = figure.subplots(1, 2)
-    for axes, metric in ((loss, "loss"), (accuracy, "accuracy")):
-        _draw(axes, rows, metric)
+    loss, judged = figure.subplots(1, 2)
+    for axes, name in ((loss, "loss"), (judged, metric)):
+        _draw(axes, rows, name)
         if best_epoch is not None:
             axes.axvline(best_epoch + 1, color=MUTED, linewidth=0.8, linestyle=":")
     loss.set_yscale("log")
     loss.legend(frameon=False, fontsize=9)
     if best_epoch is not None:
-        accuracy.annotate(
+        judged.annotate(
             f"best: epoch {best_epoch + 1}",
-            (best_epoch + 1, 0.04),
+            (best_epoch + 1, 0.04 if _rises(rows, f"train_{metric}") else 0.93),
             xycoords=("data", "axes fraction"),
             xytext=(-4, 0),
             textcoords="offset points",
@@ -46,6 +49,11 @@ def save_learning_curves(rows: Rows, path: Path, title: str, best_epoch: int | N
             color=MUTED,
         )
     save_figure(figure, path)
+
+
+def _rises(rows: Rows, name: str) -> bool:
+    """Whether a curve leaves the lower right corner free, rather than the upper one."""
+    return rows[-1].get(name, 0) >= rows[0].get(name, 0)
 
 
 def _draw(axes: "Axes", rows: Rows, metric: str) -> None:

@@ -1,5 +1,6 @@
 """What is learned: losses and metrics as LightningModules."""
 
 from milkweed.tasks.classification import Classification
+from milkweed.tasks.regression import Regression
 
-__all__ = ["Classification"]
+__all__ = ["Classification", "Regression"]

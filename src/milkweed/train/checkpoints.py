@@ -22,14 +22,23 @@ class KeepCheckpoints(Checkpoint):
 
     Args:
         folder: Where the files go: `step-NNNNNNNNN.ckpt` and `best.ckpt`.
-        monitor: Metric whose largest value is the best, the latest of equal ones; without validation the newest
+        monitor: Metric that decides which is the best, the latest of equal ones; without validation the newest
             checkpoint counts as the best.
         every_n_train_steps: Save also after every so many optimiser steps; None: after epochs only.
         keep: How many of the newest to keep; more than one, so that a damaged file costs one interval only.
+        larger_is_better: Whether its largest value is the best, or its smallest.
     """
 
-    def __init__(self, folder: Path, monitor: str, every_n_train_steps: int | None = None, keep: int = 2) -> None:
-        self.folder, self.monitor = folder, monitor
+    def __init__(
+        self,
+        folder: Path,
+        monitor: str,
+        every_n_train_steps: int | None = None,
+        keep: int = 2,
+        *,
+        larger_is_better: bool = True,
+    ) -> None:
+        self.folder, self.monitor, self.larger_is_better = folder, monitor, larger_is_better
         self.every_n_train_steps, self.keep = every_n_train_steps, keep
         self.best_score: float | None = None
         self.best_epoch: int | None = None
@@ -101,12 +110,15 @@ class KeepCheckpoints(Checkpoint):
         """
         score = trainer.callback_metrics.get(self.monitor)
         value = None if score is None else float(score)
-        improved = self.best_score is None or (value is not None and value >= self.best_score)
+        improved = self.best_score is None or (value is not None and self._no_worse(value, self.best_score))
         if improved:
             self.best_score, self.best_epoch, self.best_step = value, trainer.current_epoch, trainer.global_step
         path = self._save(trainer, batches_done=0)
         if improved and trainer.is_global_zero:
             link(path, self.folder / BEST)
+
+    def _no_worse(self, value: float, best: float) -> bool:
+        return value >= best if self.larger_is_better else value <= best
 
     def _save(self, trainer: Trainer, batches_done: int) -> Path:
         self._saved_step, self._batches_done = trainer.global_step, batches_done

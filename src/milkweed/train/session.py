@@ -11,8 +11,8 @@ import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 
-from milkweed.data.base import SequenceClassificationData
-from milkweed.models import save_pretrained
+from milkweed.convert import save_pretrained
+from milkweed.data.base import SequenceData
 from milkweed.plots import save_confusion_matrix, save_learning_curves
 from milkweed.train.callbacks import MetricsTable, SeedSteps, read_rows
 from milkweed.train.checkpoint_io import AtomicCheckpointIO
@@ -33,14 +33,14 @@ class Session:
 
     Attributes:
         data: The data module.
-        task: The LightningModule; its `model` is what the run is about.
+        task: The LightningModule; its `model` is what the run is about, its `metric` what it is judged by.
         trainer_options: Keyword arguments of Lightning's Trainer, and `checkpoint_every_n_steps`.
         seed: The run's seed.
         folder: Where everything is written.
         console: Where the training is watched.
     """
 
-    data: SequenceClassificationData
+    data: SequenceData
     task: LightningModule
     trainer_options: dict[str, Any]
     seed: int
@@ -58,7 +58,12 @@ class Session:
         callbacks = [
             SeedSteps(self.seed),
             MetricsTable(self.folder.metrics),
-            KeepCheckpoints(self.folder.checkpoints, self.task.monitor, every_n_steps),
+            KeepCheckpoints(
+                self.folder.checkpoints,
+                f"val_{self.task.metric}",
+                every_n_steps,
+                larger_is_better=self.task.larger_is_better,
+            ),
             *(options.pop("callbacks", None) or []),
         ]
         show = options.pop("enable_progress_bar", None) is not False
@@ -103,7 +108,8 @@ class Session:
             trainer.test(self.task, datamodule=self.data, verbose=False)
         results = self._results(trainer, best_epoch)
         # Collects the counts of all processes, so every process has to call it.
-        confusion = self.task.confusion.compute().cpu().numpy()
+        counts = getattr(self.task, "confusion", None)
+        confusion = None if counts is None else counts.compute().cpu().numpy()
         if trainer.is_global_zero:
             save_pretrained(self.task.model, self.folder.path)
             self._draw(confusion, best_epoch)
@@ -121,6 +127,7 @@ class Session:
                 if name.startswith("test_")
             },
             "best": {"epoch": best_epoch} | {name: value for name, value in best.items() if name.startswith("val_")},
+            "metric": self.task.metric,
             "model": type(self.task.model).__name__,
             "parameters": sum(p.numel() for p in self.task.model.parameters() if p.requires_grad),
             "seed": self.seed,
@@ -131,11 +138,13 @@ class Session:
             "seconds_per_epoch": round(seconds / max(1, len(rows)), 3),
         }
 
-    def _draw(self, confusion: np.ndarray, best_epoch: int) -> None:
-        names, title = self.data.class_names, self.folder.name
+    def _draw(self, confusion: np.ndarray | None, best_epoch: int) -> None:
+        title, rows = self.folder.name, read_rows(self.folder.metrics)
         try:
-            save_learning_curves(read_rows(self.folder.metrics), self.folder.learning_curves, title, best_epoch)
-            save_confusion_matrix(confusion, names, self.folder.confusion_matrix, f"{title}: test split")
+            save_learning_curves(rows, self.folder.learning_curves, title, best_epoch, self.task.metric)
+            if confusion is not None:
+                names, path = self.data.class_names, self.folder.confusion_matrix
+                save_confusion_matrix(confusion, names, path, f"{title}: test split")
         except ModuleNotFoundError as error:
             self.console.print(f"[yellow]No figures: {error}[/]")
 
