@@ -110,12 +110,19 @@ def conversions(quick):
         found += [
             (label, layers, monarch(nblocks), "plain", None),
             (label, layers, monarch(nblocks), "calibrated", {}),
+            (label, layers, monarch(nblocks, refine=3), "calibrated, refined", {}),
             (label, layers, monarch(nblocks), "sequential", layer_by_layer),
             (label, layers, monarch(nblocks, refine=3), "sequential, refined", layer_by_layer),
         ]
     candidates = [None, *(monarch(nblocks, refine=3) for nblocks in (2, 3, 4, 6, 8))]
-    budget = {"candidates": candidates, "sequential": True}
-    return [*found, ("the parameters of nblocks 4", EVERY_LAYER, monarch(4), "budget, sequential, refined", budget)]
+    budget = (
+        "nblocks by budget, all layers",
+        EVERY_LAYER,
+        monarch(4),
+        "calibrated, refined",
+        {"candidates": candidates},
+    )
+    return [*found[:-2], budget, *found[-2:]]
 
 
 def convert(dense, layers, config, how, batches, budget):

@@ -117,6 +117,26 @@ def attention_mask(batch: Any) -> Tensor | None:
     return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
+def model_outputs(model: nn.Module, batches: Iterable[Any]) -> Tensor:
+    """Run a model in evaluation mode and keep its first output, padding aside.
+
+    Args:
+        model: The model.
+        batches: As for `run_batch`.
+
+    Returns:
+        (rows, n), in float32 at least.
+    """
+    found = []
+    with evaluating(model):
+        for batch in batches:
+            outputs = run_batch(model, batch)
+            first = outputs if isinstance(outputs, Tensor) else outputs[0]
+            found.append(valid_rows(first, attention_mask(batch)))
+    rows = torch.cat(found)
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
 def valid_rows(x: Tensor, mask: Tensor | None) -> Tensor:
     """Flatten a layer's inputs to rows, without those of padding.
 

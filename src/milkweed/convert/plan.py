@@ -10,16 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from milkweed.convert.budget import choose_within
-from milkweed.convert.calibrate import input_moments
+from milkweed.convert.calibrate import input_moments, model_outputs
 from milkweed.convert.configs import LayerConfig
 from milkweed.convert.report import ConversionReport, LayerReport
 from milkweed.convert.rules import Rules, default_rules, match_rules
 from milkweed.convert.sequential import project_sequentially
-from milkweed.convert.sites import LinearSite, find_sites
+from milkweed.convert.sites import LinearSite, find_sites, replace
 from milkweed.convert.speed import measured_speedups
 from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
 
 Progress = Callable[[str, int, int], None]
+
+# Under a budget the model is run once for every layer and candidate: on few batches.
+_BATCHES_TO_COMPARE = 4
 
 
 @dataclasses.dataclass
@@ -65,8 +68,8 @@ def plan_conversion(
         sequential: Project layer by layer on inputs from the layers converted so far. Best where there is no training
             afterwards; takes a forward pass over all batches for each group of layers, and a copy of the model.
         parameters: Budget: at most this many parameters in the layers that rules select, or this share of what they
-            have now if at most 1. Each layer gets one of ``candidates`` by measured error, never worse for a higher
-            budget; needs calibration.
+            have now if at most 1. Each layer gets one of ``candidates`` by the error that it alone causes in the
+            model's outputs, never a dearer one's for a lower budget; needs calibration.
         candidates: Configurations to choose from under a budget; None keeps a layer dense.
         tokens: Inputs at a time for which each kind of layer is timed against the dense one, to warn of slow swaps;
             None does not measure. Layers on the meta device are not timed.
@@ -87,17 +90,17 @@ def plan_conversion(
     matched = match_rules(rules, list(sites.values()))
     choices, reasons = _selected(sites, matched)
     tell = progress or (lambda *_: None)
-    batches = _as_list(calibration) if sequential else None
+    batches = _as_list(calibration) if sequential or parameters is not None else None
     if sequential and not batches:
         raise ValueError("sequential=True needs calibration: batches that the model can be called with")
-    seen: Iterable[Any] | None = batches or calibration
+    seen: Iterable[Any] | None = calibration if batches is None else batches
     covariances: dict[str, Tensor] = {}
     if seen is not None and (not sequential or parameters is not None):
         covariances = _covariances(model, sites, choices, seen)
     if parameters is not None:
-        choices, kept = _within_budget(sites, choices, covariances, parameters, candidates, tell)
+        choices, kept = _within_budget(model, sites, choices, covariances, batches, parameters, candidates, tell)
         reasons |= kept
-    layers, errors = _project(model, sites, choices, covariances, batches, tell)
+    layers, errors = _project(model, sites, choices, covariances, batches if sequential else None, tell)
     speedups = measured_speedups(sites, layers, tokens) if tokens else {}
     report = ConversionReport(
         tuple(
@@ -240,24 +243,35 @@ def weight_and_output_error(
 
 
 def _within_budget(
+    model: nn.Module,
     sites: Mapping[str, LinearSite],
     choices: Mapping[str, LayerConfig],
     covariances: Mapping[str, Tensor],
+    batches: Sequence[Any] | None,
     parameters: float,
     candidates: Sequence[LayerConfig | None],
     tell: Progress,
 ) -> tuple[dict[str, LayerConfig], dict[str, str]]:
     """The candidate of each layer under the budget, and the reasons of those that stay dense."""
-    if not covariances:
-        raise ValueError("parameters, a budget, needs calibration: candidates are compared by their output errors")
+    if not batches:
+        raise ValueError("parameters, a budget, needs calibration: candidates are compared by what they cost the model")
     if not any(candidates):
         raise ValueError(
             "parameters, a budget, needs candidates to choose from, e.g. "
             "candidates=[None, MonarchConfig(2), MonarchConfig(4), MonarchConfig(8)]"
         )
+    looked_at = batches[:: -(-len(batches) // _BATCHES_TO_COMPARE)]
+    dense = model_outputs(model, looked_at)
     options: dict[str, list[tuple[int, float, LayerConfig | None]]] = {}
     for done, name in enumerate(choices, 1):
-        options[name] = list(_options(sites[name], covariances[name], candidates))
+        options[name] = []
+        for config in candidates:
+            layer = None if config is None else _candidate(sites[name], config, covariances[name])
+            if layer is not None:
+                changed = _outputs_with(model, sites[name], layer, looked_at)
+                options[name].append((_count(layer), float((changed - dense).square().mean()), config))
+            elif config is None:
+                options[name].append((_count(sites[name].module), 0.0, None))
         tell("comparing candidates", done, len(choices))
     before = sum(_count(sites[name].module) for name in choices)
     chosen = choose_within(options, round(parameters * before) if parameters <= 1 else int(parameters))
@@ -265,20 +279,21 @@ def _within_budget(
     return {name: config for name, config in chosen.items() if config is not None}, kept
 
 
-def _options(
-    site: LinearSite, covariance: Tensor, candidates: Sequence[LayerConfig | None]
-) -> Iterable[tuple[int, float, LayerConfig | None]]:
-    """Parameters and squared output error of a layer's candidates; those that do not fit its sizes are left out."""
-    for config in candidates:
-        if config is None:
-            yield _count(site.module), 0.0, None
-            continue
-        try:
-            layer = project_site(site, config, covariance)
-        except ValueError:
-            continue
-        error = weight_and_output_error(site, layer, covariance)[1]
-        yield _count(layer), (error or 0.0) ** 2, config
+def _candidate(site: LinearSite, config: LayerConfig, covariance: Tensor) -> nn.Module | None:
+    """The converted layer, or None if the configuration does not fit its sizes."""
+    try:
+        return project_site(site, config, covariance)
+    except ValueError:
+        return None
+
+
+def _outputs_with(model: nn.Module, site: LinearSite, layer: nn.Module, batches: Sequence[Any]) -> Tensor:
+    """What the model gives with one layer converted; the dense layer is put back."""
+    replace(model, site.names, layer)
+    try:
+        return model_outputs(model, batches)
+    finally:
+        replace(model, site.names, site.module)
 
 
 def _count(module: nn.Module) -> int:
