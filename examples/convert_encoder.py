@@ -115,13 +115,8 @@ def conversions(quick):
             (label, layers, monarch(nblocks, refine=3), "sequential, refined", layer_by_layer),
         ]
     candidates = [None, *(monarch(nblocks, refine=3) for nblocks in (2, 3, 4, 6, 8))]
-    budget = (
-        "nblocks by budget, all layers",
-        EVERY_LAYER,
-        monarch(4),
-        "calibrated, refined",
-        {"candidates": candidates},
-    )
+    choose = {"candidates": candidates}
+    budget = ("nblocks by budget, all layers", EVERY_LAYER, monarch(4), "calibrated, refined", choose)
     return [*found[:-2], budget, *found[-2:]]
 
 
