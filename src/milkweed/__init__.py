@@ -2,7 +2,20 @@
 
 from milkweed import convert, models, nn, ops, ssm, structures
 from milkweed._version import __version__
-from milkweed.convert import MonarchConfig, convert_, densify_, load_pretrained, plan_conversion, save_pretrained
+from milkweed.convert import (
+    AdapterConfig,
+    MonarchConfig,
+    add_adapters_,
+    convert_,
+    densify_,
+    load_adapters_,
+    load_pretrained,
+    merge_adapters_,
+    plan_conversion,
+    remove_adapters_,
+    save_adapters,
+    save_pretrained,
+)
 from milkweed.structures import (
     Monarch,
     factorize_monarch_product,
@@ -13,14 +26,18 @@ from milkweed.structures import (
 )
 
 __all__ = [
+    "AdapterConfig",
     "Monarch",
     "MonarchConfig",
     "__version__",
+    "add_adapters_",
     "convert",
     "convert_",
     "densify_",
     "factorize_monarch_product",
+    "load_adapters_",
     "load_pretrained",
+    "merge_adapters_",
     "models",
     "monarch_dct",
     "monarch_dft",
@@ -29,6 +46,8 @@ __all__ = [
     "ops",
     "plan_conversion",
     "project_monarch",
+    "remove_adapters_",
+    "save_adapters",
     "save_pretrained",
     "ssm",
     "structures",

@@ -85,6 +85,21 @@ def test_tied_bidirectional_and_heads_are_read_off():
     torch.testing.assert_close(layer(u), torch.nn.functional.glu(mixed, -1), rtol=1e-4, atol=1e-4)
 
 
+def test_the_softmax_kernel():
+    _, state = golden("s4_diag_lin")
+    kernel = {name.removeprefix("layer.kernel."): value.double() for name, value in state.items()}
+    A = torch.complex(-torch.exp(kernel["A_real"]), -kernel["A_imag"])
+    dt_a = torch.exp(kernel["inv_dt"]) * A
+    length = 300
+    # Version 4, disc='dss', where no real part is positive.
+    x = (torch.exp(dt_a * length) - 1) * A
+    C = torch.view_as_complex(kernel["B"]) * torch.view_as_complex(kernel["C"])
+    C = C * (torch.exp(dt_a) - 1) * x.conj() / (x.abs().square() + 1e-7)
+    expected = torch.einsum("chn,hnl->chl", C, torch.exp(dt_a[..., None] * torch.arange(length))).real
+    found = load_s4(state, discretization="dss").system().kernel(length)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from tests.contracts import sequence_layer as contract
 from torch.autograd import gradcheck
 
+from milkweed import ssm
 from milkweed.nn import S4
 
-BASES = ["legs", "legt", "fout", "hippo"]
+BASES = [*(name for name, basis in ssm.BASES.items() if basis.correction is not None), "hippo"]
 GRID = [(i, d, b) for i in BASES for d in ("bilinear", "zoh") for b in (False, True)]
 LENGTHS = [1, 2, 63, 101]
 
@@ -75,7 +76,7 @@ class TestContract:
         if bidirectional:
             with pytest.raises(ValueError, match="a bidirectional S4 has no stepper"):
                 layer.stepper()
-            with pytest.raises(ValueError, match="a bidirectional S4 has no state"):
+            with pytest.raises(ValueError, match="a bidirectional S4 has no stepper and no state"):
                 layer(torch.randn(1, 4, 6).double(), return_state=True)
         else:
             contract.check_steps_equal_forward(layer, torch.randn(2, 41, 6, dtype=torch.float64))
@@ -85,6 +86,15 @@ class TestContract:
 
     def test_padding(self, layer):
         contract.check_padding(layer, torch.randn(3, 20, 6, dtype=torch.float64), [20, 7, 1])
+
+    def test_finite(self, init, discretization, bidirectional):
+        contract.check_finite(build(init, discretization, bidirectional), 1000)
+
+    def test_float32_gradients(self, init, discretization, bidirectional):
+        # Measured: 4e-4 and 4e-3 in the worst parameter, log dt, whose gradient is a sum over frequencies times lags
+        # that nearly cancels. The matrix exponential of a norm of 100 in float32 costs the factor between the two.
+        layer = S4(4, 64, init, discretization=discretization, bidirectional=bidirectional)
+        contract.check_float32_gradients(layer, 4096, 1e-3 if discretization == "bilinear" else 1e-2)
 
     def test_autocast(self, init, discretization, bidirectional):
         contract.check_autocast(build(init, discretization, bidirectional))
@@ -149,24 +159,26 @@ def test_frozen_parameters():
     assert layer.B.grad is not None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
-    size=st.floats(-2, 3),
-    log_dt=st.floats(-12, 3),
+    log_dt=st.floats(-20, 5),
+    size_of_imag=st.floats(-3, 5),
+    size_of_P=st.floats(-3, 3),
+    decay=st.sampled_from(["exp", "relu", "sigmoid", "softplus"]),
     discretization=st.sampled_from(["bilinear", "zoh"]),
 )
-def test_stable_for_every_parameter_value(seed, size, log_dt, discretization):
-    layer = S4(2, 6, "legt", discretization=discretization, dtype=torch.float64)
+def test_stable_for_every_parameter_value(seed, log_dt, size_of_imag, size_of_P, decay, discretization):
+    layer = S4(2, 6, "legt", discretization=discretization, decay=decay, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in (layer.A_real, layer.A_imag, layer.P):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 10**size)
-        layer.A_real.clamp_(-30, 8)
+        layer.A_real.uniform_(-15, 15, generator=generator)
+        layer.A_imag.normal_(std=10**size_of_imag, generator=generator)
+        layer.P.normal_(std=10**size_of_P, generator=generator)
         layer.log_dt.fill_(log_dt)
         norm = torch.linalg.matrix_norm(layer.system().a, 2)
     # Not only the eigenvalues: no vector ever grows.
-    assert (norm <= 1 + 1e-9).all()
+    assert (norm <= 1 + 1e-6).all()
 
 
 @pytest.mark.parametrize(

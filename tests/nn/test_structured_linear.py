@@ -15,6 +15,7 @@ from milkweed.nn import (
     PixelflyLinear,
     parameter_groups,
 )
+from milkweed.nn.structured_linear import ConcatLinear
 from milkweed.structures import Chain
 
 CASES = {
@@ -189,6 +190,14 @@ def test_from_linear_with_known_inputs_keeps_outputs():
         assert error(layer.from_linear(linear, **options, input_covariance=covariance)) < error(
             layer.from_linear(linear, **options)
         )
+
+
+def test_frozen_layers_stay_frozen_when_multiplied_out():
+    layer = MonarchLinear(16, 16).requires_grad_(False)
+    layer.bias.requires_grad_()
+    for dense in (layer.to_linear(), ConcatLinear([layer, layer]).to_linear()):
+        assert not dense.weight.requires_grad
+        assert dense.bias.requires_grad
 
 
 def test_from_linear_needs_a_linear():

@@ -1,6 +1,14 @@
 """Conversion of whole models between dense and structured layers, and of checkpoints between formats."""
 
 from milkweed.convert import checkpoints
+from milkweed.convert.adapter_files import load_adapters_, save_adapters
+from milkweed.convert.adapters import (
+    AdapterConfig,
+    MergedAdapters,
+    add_adapters_,
+    merge_adapters_,
+    remove_adapters_,
+)
 from milkweed.convert.apply import convert_, densify_
 from milkweed.convert.configs import BlockDiagonalConfig, LayerConfig, LowRankConfig, MonarchConfig, PixelflyConfig
 from milkweed.convert.plan import ConversionPlan, plan_conversion
@@ -9,19 +17,26 @@ from milkweed.convert.report import ConversionReport, LayerReport
 from milkweed.convert.rules import default_rules
 
 __all__ = [
+    "AdapterConfig",
     "BlockDiagonalConfig",
     "ConversionPlan",
     "ConversionReport",
     "LayerConfig",
     "LayerReport",
     "LowRankConfig",
+    "MergedAdapters",
     "MonarchConfig",
     "PixelflyConfig",
+    "add_adapters_",
     "checkpoints",
     "convert_",
     "default_rules",
     "densify_",
+    "load_adapters_",
     "load_pretrained",
+    "merge_adapters_",
     "plan_conversion",
+    "remove_adapters_",
+    "save_adapters",
     "save_pretrained",
 ]

@@ -12,7 +12,7 @@ from milkweed.convert.plan import ConversionPlan, plan_conversion
 from milkweed.convert.record import structured_layers
 from milkweed.convert.report import ConversionReport
 from milkweed.convert.rules import Rules
-from milkweed.convert.sites import find_sites, is_conv1d, replace
+from milkweed.convert.sites import find_sites, is_conv1d, name_without_adapter, replace
 from milkweed.convert.skeleton import skeleton_of
 from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
 
@@ -48,7 +48,8 @@ def convert_(model: nn.Module, plan: ConversionPlan | Rules | LayerConfig | None
 def densify_(model: nn.Module) -> list[str]:
     """Multiply the factors of all structured linear layers out, in place: the same outputs from dense layers.
 
-    Where transformers knows the model, packed layers become ``Conv1D`` again if its architecture has them.
+    Where transformers knows the model, packed layers become ``Conv1D`` again if its architecture has them. Under an
+    adapter the base becomes dense, and the adapter stays as it is.
 
     Args:
         model: Any module.
@@ -69,7 +70,7 @@ def densify_(model: nn.Module) -> list[str]:
     for module, names in found.items():
         assert isinstance(module, StructuredLinear | ConcatLinear)
         linear = module.to_linear()
-        transposed = skeleton is not None and is_conv1d(skeleton.get_submodule(names[0]))
+        transposed = skeleton is not None and is_conv1d(skeleton.get_submodule(name_without_adapter(model, names[0])))
         dense.append((tuple(names), _as_conv1d(linear) if transposed else linear))
     for paths, replacement in dense:
         replace(model, paths, replacement)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from milkweed.convert.sites import is_conv1d, replace
 from milkweed.nn.factory import build_linear, linear_spec
-from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
+from milkweed.nn.structured_linear import AdaptedLinear, ConcatLinear, StructuredLinear
 
 
 def conversion_record(model: nn.Module, skeleton: nn.Module | None) -> list[dict[str, Any]]:
@@ -21,9 +22,16 @@ def conversion_record(model: nn.Module, skeleton: nn.Module | None) -> list[dict
 
     Returns:
         ``[{"names": [...], "in_features": ..., "out_features": [...], "layers": [spec, ...]}]``.
+
+    Raises:
+        ValueError: The model has adapters, which are saved by themselves.
     """
+    if any(isinstance(module, AdaptedLinear) for module in model.modules()):
+        raise ValueError(
+            "the model has adapters: save them alone with save_adapters(model, path), or merge_adapters_(model) first"
+        )
     record = [
-        _entry(names, module)
+        layer_entry(names, module)
         for module, names in structured_layers(model).items()
         if skeleton is None or not _same(skeleton, names[0], module)
     ]
@@ -31,12 +39,12 @@ def conversion_record(model: nn.Module, skeleton: nn.Module | None) -> list[dict
         for names in structured_layers(skeleton).values():
             module = model.get_submodule(names[0])
             if type(module) is nn.Linear:
-                record.append(_entry(names, module))
+                record.append(layer_entry(names, module))
     return record
 
 
 def structured_layers(model: nn.Module) -> dict[nn.Module, list[str]]:
-    """Find the structured linear layers of a model, the parts of packed ones not by themselves.
+    """Find the structured linear layers of a model, the parts of packed ones not by themselves, updates not at all.
 
     Args:
         model: Any module.
@@ -45,11 +53,13 @@ def structured_layers(model: nn.Module) -> dict[nn.Module, list[str]]:
         All paths of each layer.
     """
     found: dict[nn.Module, list[str]] = {}
-    packed: list[str] = []
+    inside: list[str] = []
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, StructuredLinear | ConcatLinear) and not name.startswith(tuple(packed)):
+        if isinstance(module, AdaptedLinear):
+            inside.append(f"{name}.update" if name else "update")
+        elif isinstance(module, StructuredLinear | ConcatLinear) and not name.startswith(tuple(inside)):
             found.setdefault(module, []).append(name)
-            packed.append(f"{name}.")
+            inside.append(f"{name}.")
     return found
 
 
@@ -68,23 +78,44 @@ def rebuild(model: nn.Module, record: list[dict[str, Any]]) -> None:
         old = model.get_submodule(names[0])
         if not isinstance(old, nn.Linear | StructuredLinear | ConcatLinear) and not is_conv1d(old):
             raise ValueError(f"{names[0]} is a {type(old).__name__}, no linear layer")
-        with torch.device("meta"):
-            parts = [
-                build_linear(spec, int(entry["in_features"]), int(out))
-                for spec, out in zip(entry["layers"], entry["out_features"], strict=True)
-            ]
-        structured = [part for part in parts if isinstance(part, StructuredLinear)]
-        replace(model, names, parts[0] if len(parts) == 1 else ConcatLinear(structured))
+        replace(model, names, build_entry(entry))
 
 
-def _entry(names: list[str], module: nn.Module) -> dict[str, Any]:
+def build_entry(entry: dict[str, Any]) -> nn.Module:
+    """Make a layer without numbers, on the meta device.
+
+    Args:
+        entry: From `layer_entry`.
+
+    Returns:
+        The layer, several parts side by side.
+    """
+    with torch.device("meta"):
+        parts = [
+            build_linear(spec, int(entry["in_features"]), int(out))
+            for spec, out in zip(entry["layers"], entry["out_features"], strict=True)
+        ]
+    structured = [part for part in parts if isinstance(part, StructuredLinear)]
+    return parts[0] if len(parts) == 1 else ConcatLinear(structured)
+
+
+def layer_entry(names: Sequence[str], module: nn.Module) -> dict[str, Any]:
+    """Write one linear layer down as plain values.
+
+    Args:
+        names: All paths of it.
+        module: A dense, structured or packed layer.
+
+    Returns:
+        An entry of `conversion_record`.
+    """
     parts = [
         part
         for part in (module.parts if isinstance(module, ConcatLinear) else [module])
         if isinstance(part, StructuredLinear | nn.Linear)
     ]
     return {
-        "names": names,
+        "names": list(names),
         "in_features": parts[0].in_features,
         "out_features": [part.out_features for part in parts],
         "layers": [linear_spec(part) for part in parts],
@@ -96,4 +127,4 @@ def _same(skeleton: nn.Module, name: str, module: nn.Module) -> bool:
         original = skeleton.get_submodule(name)
     except AttributeError:
         return False
-    return type(original) is type(module) and _entry([name], original) == _entry([name], module)
+    return type(original) is type(module) and layer_entry([name], original) == layer_entry([name], module)

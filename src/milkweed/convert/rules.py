@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from torch import nn
 
@@ -14,6 +15,7 @@ from milkweed.convert.sites import LinearSite
 Choice = LayerConfig | None
 Rule = str | Callable[[str, nn.Module], bool]
 Rules = Mapping[Rule, Choice] | Sequence[tuple[Rule, Choice]]
+C = TypeVar("C")
 
 # Heads and embeddings stay dense, as in the Monarch paper: they decide the outputs and are a small share of the work.
 HEADS = r"re:(.*\.)?(lm_head|classifier|score|head|heads|pooler|cls|qa_outputs|decoder_head|embed\w*)(\..*)?"
@@ -46,25 +48,50 @@ def match_rules(rules: Rules, sites: Sequence[LinearSite]) -> dict[str, tuple[Ch
         TypeError: Rules are no mapping, or something that is neither a configuration nor None stands for one.
         ValueError: A pattern is malformed, or a name or pattern matches no linear layer.
     """
-    pairs = _checked(rules)
+    return match_configs(rules, sites, LayerConfig, "MonarchConfig(nblocks=4)")
+
+
+def match_configs(
+    rules: Mapping[Rule, C | None] | Sequence[tuple[Rule, C | None]],
+    sites: Sequence[LinearSite],
+    kind: type,
+    example: str,
+) -> dict[str, tuple[C | None, Rule] | None]:
+    """Find the first rule that matches each layer, for configurations of any kind.
+
+    Args:
+        rules: As for `match_rules`.
+        sites: The linear layers of a model.
+        kind: The class of the configurations.
+        example: One of them, for messages.
+
+    Returns:
+        As `match_rules`.
+
+    Raises:
+        ValueError: A name or pattern matches no linear layer.
+    """
+    pairs = _checked(rules, kind, example)
     used: set[int] = set()
-    found: dict[str, tuple[Choice, Rule] | None] = {}
+    found: dict[str, tuple[C | None, Rule] | None] = {}
     for site in sites:
-        matching = [i for i, (rule, _) in enumerate(pairs) if any(_matches(rule, n, site.module) for n in site.names)]
+        matching = [i for i, (rule, _) in enumerate(pairs) if any(matches(rule, n, site.module) for n in site.names)]
         used.update(matching)
         found[site.name] = (pairs[matching[0]][1], pairs[matching[0]][0]) if matching else None
     # Rules that skip may cover parts that a model happens not to have.
     for i, (rule, choice) in enumerate(pairs):
         if i not in used and choice is not None:
-            raise ValueError(_nothing_matched(rule, [name for site in sites for name in site.names]))
+            raise ValueError(nothing_matched(rule, [name for site in sites for name in site.names], "linear layers"))
     return found
 
 
-def _checked(rules: Rules) -> list[tuple[Rule, Choice]]:
+def _checked(
+    rules: Mapping[Rule, C | None] | Sequence[tuple[Rule, C | None]], kind: type, example: str
+) -> list[tuple[Rule, C | None]]:
     if not isinstance(rules, Mapping) and (isinstance(rules, str) or not isinstance(rules, Sequence)):
         raise TypeError(
             f"rules must map names, 're:' patterns or functions to configurations, e.g. "
-            f"{{'re:.*mlp.*': MonarchConfig(nblocks=4)}}; got {type(rules).__name__}"
+            f"{{'re:.*mlp.*': {example}}}; got {type(rules).__name__}"
         )
     pairs = list(rules.items() if isinstance(rules, Mapping) else rules)
     if not pairs:
@@ -72,10 +99,10 @@ def _checked(rules: Rules) -> list[tuple[Rule, Choice]]:
     for rule, choice in pairs:
         if not (isinstance(rule, str) or callable(rule)):
             raise TypeError(f"a rule must be a name, a 're:' pattern or a function; got {rule!r}")
-        if not (choice is None or isinstance(choice, LayerConfig)):
+        if not (choice is None or isinstance(choice, kind)):
             raise TypeError(
-                f"rule {rule!r} must stand for a configuration such as MonarchConfig(nblocks=4), or None to keep "
-                f"layers dense; got {choice!r}"
+                f"rule {rule!r} must stand for a configuration such as {example}, or None to keep layers as they are; "
+                f"got {choice!r}"
             )
         if isinstance(rule, str) and rule.startswith("re:"):
             try:
@@ -85,19 +112,39 @@ def _checked(rules: Rules) -> list[tuple[Rule, Choice]]:
     return pairs
 
 
-def _matches(rule: Rule, name: str, module: nn.Module) -> bool:
+def matches(rule: Rule, name: str, module: nn.Module) -> bool:
+    """Ask one rule about one name.
+
+    Args:
+        rule: A name, a pattern or a function.
+        name: The name.
+        module: What it names.
+
+    Returns:
+        Whether the rule matches.
+    """
     if not isinstance(rule, str):
         return bool(rule(name, module))
     return re.fullmatch(rule[3:], name) is not None if rule.startswith("re:") else rule == name
 
 
-def _nothing_matched(rule: Rule, names: Iterable[str]) -> str:
+def nothing_matched(rule: Rule, names: Iterable[str], kind: str) -> str:
+    """Say that a rule matches nothing, and what was probably meant.
+
+    Args:
+        rule: The rule.
+        names: All names that there are.
+        kind: What they name, in the plural.
+
+    Returns:
+        The message.
+    """
     names = sorted(names)
     if not names:
-        return "the model has no linear layers"
+        return f"the model has no {kind}"
     if not isinstance(rule, str):
-        return f"rule {getattr(rule, '__name__', rule)!r} matches none of the {len(names)} linear layers"
+        return f"rule {getattr(rule, '__name__', rule)!r} matches none of the {len(names)} {kind}"
     near = difflib.get_close_matches(rule.removeprefix("re:").replace(".*", ""), names, n=3, cutoff=0.3) or names[:3]
-    return f"rule {rule!r} matches none of the {len(names)} linear layers; near names: {', '.join(near)}" + (
+    return f"rule {rule!r} matches none of the {len(names)} {kind}; near names: {', '.join(near)}" + (
         "" if rule.startswith("re:") else ". A pattern begins with 're:' and must match the whole name"
     )

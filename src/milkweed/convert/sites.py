@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+
+from milkweed.nn.structured_linear import AdaptedLinear
 
 # Layers that pack query, key and value; each third becomes a matrix of its own.
 _PACKED = {"c_attn", "qkv", "Wqkv", "qkv_proj", "query_key_value", "in_proj"}
@@ -22,7 +25,7 @@ class LinearSite:
 
     Args:
         names: Paths, the first one being the layer's name.
-        module: A ``torch.nn.Linear`` or transformers' ``Conv1D``.
+        module: A ``torch.nn.Linear`` or transformers' ``Conv1D``; for adapters also a structured layer.
         obstacle: Why it cannot be replaced, or None.
     """
 
@@ -38,12 +41,13 @@ class LinearSite:
     @property
     def in_features(self) -> int:
         """Size of each input."""
-        return int(self.weight.shape[0 if is_conv1d(self.module) else 1])
+        # A quantised weight may have other sizes than the layer.
+        return int(self.weight.shape[0] if is_conv1d(self.module) else self.module.in_features)  # type: ignore[arg-type]
 
     @property
     def out_features(self) -> int:
         """Size of each output."""
-        return int(self.weight.shape[1 if is_conv1d(self.module) else 0])
+        return int(self.weight.shape[1] if is_conv1d(self.module) else self.module.out_features)  # type: ignore[arg-type]
 
     @property
     def parts(self) -> int:
@@ -97,7 +101,7 @@ def find_sites(model: nn.Module) -> list[LinearSite]:
     for name, module in model.named_modules(remove_duplicate=False):
         if name and (isinstance(module, nn.Linear) or is_conv1d(module)):
             paths[module].append(name)
-    owners = _owners(model)
+    owners = parameter_owners(model)
     return [LinearSite(tuple(names), m, _obstacle(model, names, m, owners)) for m, names in paths.items()]
 
 
@@ -127,8 +131,29 @@ def replace(model: nn.Module, names: tuple[str, ...], module: nn.Module) -> None
         setattr(model.get_submodule(parent), child, module)
 
 
-def _owners(model: nn.Module) -> dict[int, set[str]]:
-    """Which modules hold each parameter, by the parameter's id; a module that occurs twice counts once."""
+def name_without_adapter(model: nn.Module, name: str) -> str:
+    """Name a layer as it was called before an adapter was put around it.
+
+    Args:
+        model: The model.
+        name: The layer's name in it.
+
+    Returns:
+        The name of the adapted layer if this is its base, else the name itself.
+    """
+    parent, _, child = name.rpartition(".")
+    return parent if child == "base" and isinstance(model.get_submodule(parent), AdaptedLinear) else name
+
+
+def parameter_owners(model: nn.Module) -> dict[int, set[str]]:
+    """Find which modules hold each parameter.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Module names by the parameter's id; a module that occurs twice counts once.
+    """
     found: defaultdict[int, set[str]] = defaultdict(set)
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
@@ -137,21 +162,51 @@ def _owners(model: nn.Module) -> dict[int, set[str]]:
     return found
 
 
-def _obstacle(model: nn.Module, names: list[str], module: nn.Module, owners: dict[int, set[str]]) -> str | None:
+def weight_obstacle(names: Sequence[str], module: nn.Module, owners: Mapping[int, set[str]]) -> str | None:
+    """Say why a layer's weight cannot be exchanged for another.
+
+    Args:
+        names: All paths of the layer.
+        module: The layer.
+        owners: From `parameter_owners`.
+
+    Returns:
+        The reason, or None.
+    """
     if not (type(module) is nn.Linear or is_conv1d(module)):
         return f"it is a {type(module).__name__}, which may compute more than a linear layer"
     weight = module.weight
     if type(weight) is not nn.Parameter or weight.layout != torch.strided or not weight.is_floating_point():
         kind = weight.layout if weight.layout != torch.strided else f"{type(weight).__name__}, {weight.dtype}"
         return f"its weight is quantised or sparse ({kind}), not an ordinary tensor of floating-point numbers"
+    for parameter in module._parameters.values():
+        others = owners[id(parameter)] - set(names) if parameter is not None else set()
+        if others:
+            return f"its weight is tied to {min(others)}"
+    return None
+
+
+def reader_of_weight(model: nn.Module, names: Sequence[str]) -> str | None:
+    """Find a parent that reads a layer's weight instead of calling the layer.
+
+    Args:
+        model: The model.
+        names: All paths of the layer.
+
+    Returns:
+        What it does, as a reason not to replace the layer, or None.
+    """
     for name in names:
         parent = model.get_submodule(name.rpartition(".")[0])
         if isinstance(parent, _READ_WEIGHTS):
             return f"torch.nn.{type(parent).__name__} reads the weight itself"
-    for parameter in module._parameters.values():
-        others = owners[id(parameter)] - set(names)
-        if others:
-            return f"its weight is tied to {min(others)}"
-    if module._forward_hooks or module._forward_pre_hooks:
-        return "it has forward hooks, which would be lost"
     return None
+
+
+def _obstacle(model: nn.Module, names: list[str], module: nn.Module, owners: Mapping[int, set[str]]) -> str | None:
+    if isinstance(model.get_submodule(names[0].rpartition(".")[0]), AdaptedLinear):
+        return "it has an adapter; merge it first, or convert before adding adapters"
+    found = weight_obstacle(names, module, owners) or reader_of_weight(model, names)
+    if found is None and (module._forward_hooks or module._forward_pre_hooks):
+        return "it has forward hooks, which would be lost"
+    return found

@@ -11,6 +11,7 @@ from milkweed.nn.s4nd import S4ND
 from milkweed.nn.state_space import StateSpaceLayer
 from milkweed.nn.stepping import Stepper
 from milkweed.nn.structured_linear import (
+    AdaptedLinear,
     BlockDiagonalLinear,
     ButterflyLinear,
     LowRankLinear,
@@ -23,6 +24,7 @@ __all__ = [
     "S4",
     "S4D",
     "S4ND",
+    "AdaptedLinear",
     "BlockDiagonalLinear",
     "ButterflyLinear",
     "LearnableTransform",

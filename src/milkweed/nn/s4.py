@@ -10,15 +10,18 @@ from torch import Tensor
 from milkweed import ssm
 from milkweed._suggest import unknown
 from milkweed.nn.decay import DECAYS, decay_rate, inverse_decay_rate
+from milkweed.nn.options import check_kind
 from milkweed.nn.s4d import check_groups
 from milkweed.nn.state_space import StateSpaceLayer
-from milkweed.nn.systems import DenseSystem
+from milkweed.nn.systems import CauchySystem, DenseSystem
 from milkweed.ops._common import without_autocast
 from milkweed.ssm.discretize import DISCRETIZATIONS
 
 COMBINATIONS = {"hippo": ssm.COMBINATIONS["hippo"]}
 # The normal part of some bases does not decay, but a parameter that is a logarithm needs a rate above zero to start at.
 _LEAST_RATE = 1e-4
+# The decays that may reach Re Λ = 0.
+_UNDAMPED = ("none", "relu")
 
 
 class S4(StateSpaceLayer):
@@ -48,15 +51,18 @@ class S4(StateSpaceLayer):
         dropout: Probability, after the activation.
         tie_dropout: Drop a channel for a whole sequence instead of single steps.
         frozen: Parameters that are not trained: of ``"A"``, ``"B"``, ``"C"``, ``"D"``, ``"P"`` and ``"dt"``.
+        backend: None, or ``"cauchy"`` to compute kernels by the classic route, [`milkweed.ssm.cauchy_kernel`][]. It is
+            slower, needs ``discretization="bilinear"``, and compiles and exports for one length at a time.
         device: Where parameters live.
         dtype: Their dtype; kernels are computed in float32 at least.
 
     Raises:
         ValueError: An option is unknown or out of range.
+        TypeError: An option is of another type.
 
     Source:
         S4 (arXiv 2111.00396) and How to Train Your HiPPO (arXiv 2206.12037), with P = Q (SaShiMi, arXiv 2202.09729).
-        The kernel is computed by blocked powers instead of its generating function.
+        The kernel is computed by blocked powers instead of its generating function, unless ``backend="cauchy"``.
     """
 
     ssm_parameters = ("log_dt", "A_real", "A_imag", "B", "P")
@@ -81,6 +87,7 @@ class S4(StateSpaceLayer):
         dropout: float = 0.0,
         tie_dropout: bool = False,
         frozen: Sequence[str] = (),
+        backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -99,12 +106,18 @@ class S4(StateSpaceLayer):
             device=device,
             dtype=dtype,
         )
+        check_kind(int, d_state=d_state)
+        check_kind(int, optional=True, rank=rank)
+        check_kind(str, init=init, discretization=discretization, decay=decay)
         for name, given, known in (("discretization", discretization, DISCRETIZATIONS), ("decay", decay, DECAYS)):
             if given not in known:
                 raise ValueError(unknown(name, given, known))
         if d_state < 2 or d_state % 2:
             raise ValueError(f"d_state must be even, at least 2 (conjugate pairs); got d_state={d_state}")
+        check_kind(str, optional=True, backend=backend)
+        _check_backend(backend, discretization, decay)
         self.d_state, self.init, self.discretization, self.decay = d_state, init, discretization, decay
+        self.backend = backend
         self.n_ssm = check_groups(d_model, n_ssm)
         modes, groups = d_state // 2, self.n_ssm
         self.rank = len(self._basis(rank)[0].P)
@@ -160,7 +173,11 @@ class S4(StateSpaceLayer):
             a, b = ssm.discretize(A.repeat(copies, 1, 1), B.repeat(copies, 1), dt, self.discretization)
         # 2 Re(C z)
         c = torch.cat([2 * self.C[..., 0], -2 * self.C[..., 1]], -1).to(dtype)
-        return DenseSystem(a, b, c)
+        if self.backend is None:
+            return DenseSystem(a, b, c)
+        Lambda = torch.complex(-decay_rate(self.A_real.to(dtype), self.decay), self.A_imag.to(dtype))
+        P, B = (torch.complex(*part.to(dtype).unbind(-1)) for part in (self.P, self.B))
+        return CauchySystem(a, b, c, Lambda.repeat(copies, 1), P.repeat(1, copies, 1), B.repeat(copies, 1), dt)
 
     def _state_matrix(self, dtype: torch.dtype) -> Tensor:
         """A = rot(Λ) - 2 Σ_r w_r w_rᵀ, (n_ssm, N, N), with w_r = [Re p_r, Im p_r]."""
@@ -179,4 +196,19 @@ class S4(StateSpaceLayer):
         return (
             f"{self.d_model}, d_state={self.d_state}, init={self.init!r}, rank={self.rank}, "
             f"discretization={self.discretization!r}, bidirectional={self.bidirectional}"
+            + (f", backend={self.backend!r}" if self.backend else "")
+        )
+
+
+def _check_backend(backend: str | None, discretization: str, decay: str) -> None:
+    if backend not in (None, "cauchy"):
+        raise ValueError(unknown("backend", backend, ("cauchy",)))
+    if backend == "cauchy" and discretization != "bilinear":
+        raise ValueError(
+            "backend='cauchy' needs discretization='bilinear', which turns the generating function into Cauchy sums; "
+            f"got discretization={discretization!r}"
+        )
+    if backend == "cauchy" and decay in _UNDAMPED:
+        raise ValueError(
+            f"backend='cauchy' needs Re Λ < 0, as its sums have poles at 0; got decay={decay!r}; use decay='exp'"
         )

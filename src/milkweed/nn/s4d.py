@@ -11,11 +11,14 @@ from torch import Tensor
 from milkweed import ssm
 from milkweed._suggest import unknown
 from milkweed.nn.decay import DECAYS, decay_rate, inverse_decay_rate
+from milkweed.nn.options import check_kind
 from milkweed.nn.state_space import StateSpaceLayer
-from milkweed.nn.systems import DiagonalSystem
+from milkweed.nn.systems import DiagonalSystem, SoftmaxSystem
 from milkweed.ops import pairs
 from milkweed.ssm.discretize import DISCRETIZATIONS
 
+# How continuous time becomes a kernel; "dss" leaves no discrete system.
+KERNELS = (*DISCRETIZATIONS, "dss")
 B_INITS = ("alternating", "legs", "ones", "random")
 
 
@@ -31,13 +34,16 @@ class S4D(StateSpaceLayer):
         d_state: N, real state size per channel; even unless ``init="real"``.
         init: ``"legs"``, ``"inv"``, ``"inv2"``, ``"lin"``, ``"quad"``, ``"fout"``, ``"rand"`` or ``"real"``, or the
             combinations ``"hippo"`` and ``"diag"`` of two, see [`milkweed.ssm.diagonal`][].
-        discretization: ``"zoh"`` or ``"bilinear"``.
+        discretization: ``"zoh"``, ``"bilinear"``, or ``"dss"`` for the DSS_softmax kernel, where every mode is divided
+            by its sum over the sequence, see [`milkweed.ssm.softmax_kernel`][]. It depends on the length, so that there
+            are no states, no stepper and no padding, and with ``decay="none"`` modes may grow. The other kernel of that
+            paper, DSS_exp, is ``"zoh"`` as it is.
         init_options: Further arguments of [`milkweed.ssm.diagonal`][], e.g. ``{"scale_imag": 2.0}``.
         n_ssm: Groups of channels (h modulo n_ssm) that share A and B; every channel has its own by default.
         b_init: None for B = 1, which loses no generality as it multiplies C, or a trained B that starts at ``"ones"``,
             ``"alternating"`` signs, ``"random"`` or, for ``init="legs"``, the ``"legs"`` vector.
         decay: How the parameter ``A_real`` becomes -Re A: ``"exp"``, ``"softplus"``, ``"sigmoid"``, ``"relu"``, or
-            ``"none"``, which lets training make the system unstable.
+            ``"none"``, which lets training make the system unstable, except for ``"dss"``.
         dt_tie: One step per channel; otherwise one per mode.
         channels: Readouts per channel (heads), mixed by the output layer.
         bidirectional: Convolve with a second kernel over the future.
@@ -54,9 +60,11 @@ class S4D(StateSpaceLayer):
 
     Raises:
         ValueError: An option is unknown or out of range.
+        TypeError: An option is of another type.
 
     Source:
-        S4D (arXiv 2206.11893); its section 4.2 for B, and for the parameterisations of Re A.
+        S4D (arXiv 2206.11893); its section 4.2 for B, and for the parameterisations of Re A. DSS (arXiv 2203.14343) has
+        a W of variance 1 in each part and takes the real part; its W is 2 C here, of variance 2.
     """
 
     ssm_parameters = ("log_dt", "A_real", "A_imag", "B")
@@ -101,8 +109,16 @@ class S4D(StateSpaceLayer):
             device=device,
             dtype=dtype,
         )
+        check_kind(int, d_state=d_state)
+        check_kind(str, init=init, discretization=discretization, decay=decay)
+        check_kind(str, optional=True, b_init=b_init)
+        check_kind(bool, dt_tie=dt_tie)
+        if not isinstance(init_options, Mapping | None):
+            raise TypeError(
+                f"init_options must be a mapping, e.g. {{'scale_imag': 2.0}}, or None; got {init_options!r}"
+            )
         for name, given, known in (
-            ("discretization", discretization, DISCRETIZATIONS),
+            ("discretization", discretization, KERNELS),
             ("decay", decay, DECAYS),
             ("b_init", b_init, (*B_INITS, None)),
         ):
@@ -157,29 +173,42 @@ class S4D(StateSpaceLayer):
         if self.b_init == "alternating":
             B[..., 1::2, 0] = -1
 
-    def system(self, rate: float = 1.0) -> DiagonalSystem:
+    def system(self, rate: float = 1.0) -> DiagonalSystem | SoftmaxSystem:
         """The discrete system that the parameters stand for, in float32 at least; gradients flow through it.
 
         Args:
             rate: Step length relative to training.
 
         Returns:
-            One diagonal system per channel.
+            One diagonal system per channel; for ``"dss"`` only its kernels.
         """
         dtype = torch.promote_types(self.log_dt.dtype, torch.float32)
         log_dt = self.log_dt if self.log_dt.ndim == 2 else self.log_dt[:, None]
         dt = torch.exp(log_dt.to(dtype)) * rate
         copies = self.d_model // self.n_ssm
-        re = -decay_rate(self.A_real.to(dtype), self.decay).repeat(copies, 1) * dt
-        im = torch.zeros_like(re) if self.A_imag is None else self.A_imag.to(dtype).repeat(copies, 1) * dt
-        exponent, scale = ssm.discretize_diagonal(torch.stack([re, im], -1), self.discretization)
-        b, c = scale * dt[..., None], self.C.to(dtype)
-        if self.B is not None:
-            b = pairs.multiply(b, _as_pair(self.B.to(dtype)).repeat(copies, 1, 1))
-        if self.A_imag is None:
-            # Kernels take twice the real part, for a conjugate couple; a real mode is only one.
-            c = _as_pair(c / 2**0.5)
-        return DiagonalSystem(exponent, b, c)
+        re = -decay_rate(self.A_real.to(dtype), self.decay)
+        im = torch.zeros_like(re) if self.A_imag is None else self.A_imag.to(dtype)
+        A = torch.stack([re, im], -1).repeat(copies, 1, 1)
+        dt_a = A * dt[..., None]
+        # Kernels take twice the real part, for a conjugate couple; a real mode is only one.
+        c = self.C.to(dtype) if self.A_imag is not None else _as_pair(self.C.to(dtype) / 2**0.5)
+        B = None if self.B is None else _as_pair(self.B.to(dtype)).repeat(copies, 1, 1)
+        if self.discretization == "dss":
+            return SoftmaxSystem(A, dt_a, c if B is None else pairs.multiply(c, B), growing=self.decay == "none")
+        exponent, scale = ssm.discretize_diagonal(dt_a, self.discretization)
+        b = scale * dt[..., None]
+        return DiagonalSystem(exponent, b if B is None else pairs.multiply(b, B), c)
+
+    def _check(self, u: Tensor, lengths: Tensor | None) -> None:
+        super()._check(u, lengths)
+        if self.discretization != "dss" or lengths is None:
+            return
+        # What cannot be looked at may be padding.
+        if torch.compiler.is_compiling() or lengths.is_meta or (lengths != u.shape[-2]).any():
+            raise ValueError(
+                "discretization='dss' takes no padding, as its kernel depends on the sequence's length; "
+                f"got lengths for sequences of L={u.shape[-2]}; batch equal lengths and leave lengths out"
+            )
 
     def extra_repr(self) -> str:
         """Describe the layer in one line.
@@ -206,6 +235,7 @@ def check_groups(d_model: int, n_ssm: int | None) -> int:
     Raises:
         ValueError: It does not divide the channels.
     """
+    check_kind(int, optional=True, n_ssm=n_ssm)
     groups = d_model if n_ssm is None else n_ssm
     if groups < 1 or d_model % groups:
         raise ValueError(f"n_ssm must divide d_model={d_model}; got n_ssm={n_ssm}")

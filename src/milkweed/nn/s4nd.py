@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from milkweed import ops
 from milkweed._suggest import unknown
+from milkweed.nn.options import check_kind, check_names
 from milkweed.nn.s4 import S4
 from milkweed.nn.s4d import S4D, check_groups
 from milkweed.nn.state_space import MixingLayer
-from milkweed.nn.systems import DenseSystem, DiagonalSystem
+from milkweed.nn.systems import DenseSystem, DiagonalSystem, SoftmaxSystem
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ class S4ND(MixingLayer):
 
     Raises:
         ValueError: An option is unknown or out of range.
+        TypeError: An option is of another type.
 
     Source:
         S4ND (arXiv 2210.06583), section 3. The public code masks by the frequency at ``rate=1`` only, which lets modes
@@ -90,11 +92,17 @@ class S4ND(MixingLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_kind(int, dims=dims, kernel_rank=kernel_rank)
+        check_kind(str, kind=kind)
+        check_kind(float, optional=True, bandlimit=bandlimit)
+        check_names(frozen=frozen)
         for name, value in (("dims", dims), ("kernel_rank", kernel_rank)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         if kind not in _KINDS:
             raise ValueError(unknown("kind", kind, _KINDS))
+        if not isinstance(axis_options, Mapping | None):
+            raise TypeError(f"axis_options must be a mapping, e.g. {{'n_ssm': 1}}, or None; got {axis_options!r}")
         options = dict(axis_options or {})
         for option in options:
             if option not in _AXIS_OPTIONS[kind]:
@@ -232,7 +240,7 @@ class S4ND(MixingLayer):
 
 def _per_axis(name: str, value: T | Sequence[T], dims: int) -> tuple[T, ...]:
     """One value for all axes, or one for each."""
-    if not isinstance(value, Iterable):
+    if not isinstance(value, Iterable) or isinstance(value, str):
         return (value,) * dims
     values = tuple(cast("Sequence[T]", value))
     if len(values) != dims:
@@ -250,8 +258,8 @@ def _without_skip(layer: S4 | S4D) -> S4 | S4D:
 
 
 def _limit_band(
-    layer: S4 | S4D, system: DenseSystem | DiagonalSystem, alpha: float, rate: float
-) -> DenseSystem | DiagonalSystem:
+    layer: S4 | S4D, system: DenseSystem | DiagonalSystem | SoftmaxSystem, alpha: float, rate: float
+) -> DenseSystem | DiagonalSystem | SoftmaxSystem:
     """Read nothing from modes with more than alpha/2 cycles per step of length ``rate``."""
     if layer.A_imag is None:
         return system

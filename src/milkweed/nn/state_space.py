@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from milkweed import ops, ssm
 from milkweed._suggest import unknown
 from milkweed.nn.lengths import check_lengths, valid_steps
+from milkweed.nn.options import check_kind, check_names
 from milkweed.nn.stepping import Stepper
-from milkweed.nn.systems import LinearSystem
+from milkweed.nn.systems import KernelSystem, LinearSystem
 from milkweed.ops._common import autocast_dtype
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -46,6 +47,7 @@ class MixingLayer(nn.Module):
 
     Raises:
         ValueError: An option is unknown or out of range.
+        TypeError: An option is of another type.
     """
 
     def __init__(
@@ -62,8 +64,12 @@ class MixingLayer(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
+        check_kind(int, d_model=d_model, channels=channels)
+        check_kind(str, activation=activation, output=output)
+        check_kind(bool, gate=gate, tie_dropout=tie_dropout)
+        check_kind(float, dropout=dropout)
         for name, value in (("d_model", d_model), ("channels", channels)):
-            if not isinstance(value, int) or value < 1:
+            if value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
         for name, given, known in (("activation", activation, ACTIVATIONS), ("output", output, OUTPUTS)):
             if given not in known:
@@ -123,6 +129,7 @@ class StateSpaceLayer(MixingLayer, ABC):
 
     Raises:
         ValueError: An option is unknown or out of range.
+        TypeError: An option is of another type.
     """
 
     # Parameters that want their own learning rate and no weight decay.
@@ -148,6 +155,9 @@ class StateSpaceLayer(MixingLayer, ABC):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
+        check_kind(bool, bidirectional=bidirectional)
+        check_kind(float, dt_min=dt_min, dt_max=dt_max)
+        check_names(frozen=frozen)
         ssm.log_timescale(0, dt_min, dt_max)  # refuses a bad range before anything is allocated
         super().__init__(
             d_model,
@@ -163,7 +173,7 @@ class StateSpaceLayer(MixingLayer, ABC):
         self.bidirectional, self.dt_min, self.dt_max, self.frozen = bidirectional, dt_min, dt_max, tuple(frozen)
 
     @abstractmethod
-    def system(self, rate: float = 1.0) -> LinearSystem:
+    def system(self, rate: float = 1.0) -> KernelSystem:
         """The discrete system that the parameters stand for, in float32 at least; gradients flow through it.
 
         Args:
@@ -216,23 +226,26 @@ class StateSpaceLayer(MixingLayer, ABC):
             (..., L, d_model), and with ``return_state`` the state.
 
         Raises:
-            ValueError: A shape does not fit, or a bidirectional layer is given or asked for a state.
+            ValueError: A shape does not fit, or a layer that has no state is given or asked for one.
             TypeError: The dtype is not the parameters', and autocast is off.
         """
-        self._check(u, lengths, needs_past=state is not None or return_state)
+        self._check(u, lengths)
         check_rate(rate)
-        system = self.system(rate)
         lead, length = u.shape[:-2], u.shape[-2]
-        if state is not None:
-            _check_state(state, (*lead, *system.state_shape), u)
         x = u.reshape(math.prod(lead), length, self.d_model)
-        precise = torch.promote_types(self.log_dt.dtype, torch.float32)
-        start = None if state is None else state.reshape(x.shape[0], *system.state_shape).to(precise)
         count = None if lengths is None else lengths.reshape(-1).to(u.device, torch.int64)
         if count is not None:
             # Filled, not multiplied: padding may hold NaN.
             x = x.masked_fill(~valid_steps(count, length)[..., None], 0)
         signal = x.transpose(1, 2)
+        if state is None and not return_state:
+            y = self._convolve(signal, self.system(rate))
+            return self._mix(y.transpose(1, 2), x).reshape(u.shape)
+        system = self.recurrence(rate)
+        if state is not None:
+            _check_state(state, (*lead, *system.state_shape), u)
+        precise = torch.promote_types(self.log_dt.dtype, torch.float32)
+        start = None if state is None else state.reshape(x.shape[0], *system.state_shape).to(precise)
         y = self._convolve(signal, system)
         if start is not None:
             y = y + system.response(start, length).flatten(1, 2).to(y.dtype)
@@ -253,12 +266,34 @@ class StateSpaceLayer(MixingLayer, ABC):
             that ``forward`` returned, which reads a prompt at once.
 
         Raises:
-            ValueError: The layer is bidirectional: its output depends on the future.
+            ValueError: The layer has no state to step with, e.g. as it is bidirectional.
         """
-        if self.bidirectional:
-            name = type(self).__name__
-            raise ValueError(f"a bidirectional {name} has no stepper: its output depends on the future; use forward")
         return StateSpaceStepper(self, rate)
+
+    def recurrence(self, rate: float = 1.0) -> LinearSystem:
+        """The system of a layer whose past can be carried in a state.
+
+        Args:
+            rate: As in ``forward``.
+
+        Returns:
+            ``system(rate)``.
+
+        Raises:
+            ValueError: The layer is bidirectional, or its kernel depends on the sequence's length.
+        """
+        system, name = self.system(rate), type(self).__name__
+        if self.bidirectional:
+            raise ValueError(
+                f"a bidirectional {name} has no stepper and no state to carry: its output depends on the future; "
+                "call it on whole sequences"
+            )
+        if not isinstance(system, LinearSystem):
+            raise ValueError(
+                f"this {name} has no stepper and no state to carry: its kernel depends on the sequence's length; "
+                "call it on whole sequences"
+            )
+        return system
 
     def _freeze(self, names: Sequence[str]) -> None:
         """Stop training the parameters that ``frozen`` names; ``names`` are those there are to choose from."""
@@ -268,7 +303,7 @@ class StateSpaceLayer(MixingLayer, ABC):
             for parameter in (p for n, p in self.named_parameters(recurse=False) if n in _FAMILY.get(name, (name,))):
                 parameter.requires_grad_(False)
 
-    def _check(self, u: Tensor, lengths: Tensor | None, *, needs_past: bool) -> None:
+    def _check(self, u: Tensor, lengths: Tensor | None) -> None:
         if u.ndim < 2 or u.shape[-1] != self.d_model:
             raise ValueError(f"u must be (..., L, d_model) with d_model={self.d_model}; got shape {tuple(u.shape)}")
         if u.shape[-2] == 0:
@@ -277,14 +312,10 @@ class StateSpaceLayer(MixingLayer, ABC):
             raise TypeError(
                 f"u must be {self.log_dt.dtype} as the layer's parameters are; got {u.dtype}; cast u, or use autocast"
             )
-        if self.bidirectional and needs_past:
-            raise ValueError(
-                f"a bidirectional {type(self).__name__} has no state to carry: its output depends on the future"
-            )
         if lengths is not None:
             check_lengths(lengths, u)
 
-    def _convolve(self, signal: Tensor, system: LinearSystem) -> Tensor:
+    def _convolve(self, signal: Tensor, system: KernelSystem) -> Tensor:
         """Signal (B, H, L) to (B, channels H, L)."""
         kernel = system.kernel(signal.shape[-1]).flatten(0, 1)
         rows = self.channels * self.d_model
@@ -339,7 +370,7 @@ class StateSpaceStepper(Stepper):
     """A state space layer as a recurrence: the same work and memory per step at any position.
 
     Args:
-        layer: A unidirectional layer; its parameters are discretised once, here.
+        layer: A layer whose past fits into a state; its parameters are discretised once, here.
         rate: As in the layer's ``forward``.
     """
 
@@ -348,7 +379,7 @@ class StateSpaceStepper(Stepper):
         check_rate(rate)
         # A copy: training the layer further must not change a stepper that is half new and half old.
         self._layer, self._rate = copy.deepcopy(layer).eval(), rate
-        self._system = self._layer.system(rate)
+        self._system = self._layer.recurrence(rate)
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Give the state before the first step.

@@ -10,21 +10,25 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from milkweed import ops
+from milkweed import ops, ssm
 from milkweed.ops import pairs
 
 
-class LinearSystem(ABC):
-    """x_t = Ā x_{t-1} + B̄ u_t and y_t = C x_t for each of H channels, with R readouts C."""
+class KernelSystem(ABC):
+    """A causal filter of each of H channels with R readouts, known by its kernels alone."""
+
+    @abstractmethod
+    def kernel(self, length: int) -> Tensor:
+        """What an impulse gives at l = 0 .. L - 1: (R, H, L)."""
+
+
+class LinearSystem(KernelSystem):
+    """x_t = Ā x_{t-1} + B̄ u_t and y_t = C x_t for each of H channels, with R readouts C; its kernel is C Ā^l B̄."""
 
     @property
     @abstractmethod
     def state_shape(self) -> tuple[int, ...]:
         """The state of one sequence: (H, ...)."""
-
-    @abstractmethod
-    def kernel(self, length: int) -> Tensor:
-        """C Ā^l B̄ for l = 0 .. L - 1: (R, H, L)."""
 
     @abstractmethod
     def response(self, state: Tensor, length: int) -> Tensor:
@@ -94,6 +98,27 @@ class DiagonalSystem(LinearSystem):
 
 
 @dataclass(frozen=True)
+class SoftmaxSystem(KernelSystem):
+    """The DSS_softmax kernel: it is normalised over the length, so no recurrence can know it from the start.
+
+    Args:
+        A: (H, N', 2).
+        exponent: (H, N', 2), A times the step.
+        c: (R, H, N', 2); outputs are twice the real part, for conjugate pairs of which one is stored.
+        growing: Whether some Re A may be above 0.
+    """
+
+    A: Tensor
+    exponent: Tensor
+    c: Tensor
+    growing: bool
+
+    @override
+    def kernel(self, length: int) -> Tensor:
+        return ssm.softmax_kernel(self.c, self.A, self.exponent, length, growing=self.growing)
+
+
+@dataclass(frozen=True)
 class DenseSystem(LinearSystem):
     """Any real Ā.
 
@@ -133,3 +158,26 @@ class DenseSystem(LinearSystem):
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         state = torch.einsum("hmn,bhn->bhm", self.a, state) + self.b * u[..., None]
         return torch.einsum("rhn,bhn->brh", self.c, state), state
+
+
+@dataclass(frozen=True)
+class CauchySystem(DenseSystem):
+    """A bilinearly discretised diagonal minus low-rank system, whose kernels are computed by Cauchy sums.
+
+    Args:
+        Lambda: (H, N/2) complex, with negative real part.
+        P: (rank, H, N/2) complex.
+        B: (H, N/2) complex.
+        dt: (H,).
+    """
+
+    Lambda: Tensor
+    P: Tensor
+    B: Tensor
+    dt: Tensor
+
+    @override
+    def kernel(self, length: int) -> Tensor:
+        # c reads the real state [Re z, Im z]: it is [2 Re C, -2 Im C].
+        re, im = (self.c / 2).chunk(2, -1)
+        return ssm.cauchy_kernel(self.Lambda, self.P, self.B, torch.complex(re, -im), self.dt, length)

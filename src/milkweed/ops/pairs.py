@@ -30,7 +30,10 @@ def reciprocal(a: Tensor) -> Tensor:
     Returns:
         (..., 2).
     """
-    return torch.stack([a[..., 0], -a[..., 1]], -1) / a.square().sum(-1, keepdim=True)
+    # Scaled first: the square of 1e20 is infinite in float32. The scale cancels, and so does its gradient.
+    scale = a.detach().abs().amax(-1, keepdim=True)
+    scaled = a / scale
+    return torch.stack([scaled[..., 0], -scaled[..., 1]], -1) / scaled.square().sum(-1, keepdim=True) / scale
 
 
 def exp(a: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from milkweed.ssm.discretize import DISCRETIZATIONS, discretize, discretize_diag
 from milkweed.ssm.hippo import BASES, HippoBasis, hippo
 from milkweed.ssm.nplr import NPLR, nplr, real_dplr
 from milkweed.ssm.reconstruct import Reconstruction
+from milkweed.ssm.softmax import softmax_kernel
 from milkweed.ssm.timescale import log_timescale
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "measure",
     "nplr",
     "real_dplr",
+    "softmax_kernel",
 ]

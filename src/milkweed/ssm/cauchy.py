@@ -22,12 +22,12 @@ def cauchy_kernel(Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, l
         Lambda: (H, M) complex, one of each conjugate pair, with negative real part: its inverse is taken at ω = 1.
         P: (rank, H, M) complex.
         B: (H, M) complex.
-        C: (H, M) complex.
+        C: (..., H, M) complex, readouts that share the sums.
         dt: (H,).
         length: L >= 1.
 
     Returns:
-        (H, L), real.
+        (..., H, L), real.
 
     Source:
         S4 (arXiv 2111.00396), section 3.2 and appendix C; the limit at -1 is missing there.
@@ -35,8 +35,8 @@ def cauchy_kernel(Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, l
     pairs = [torch.cat([x, x.conj()], -1) for x in (Lambda, P, B)]
     A = torch.diag_embed(pairs[0]) - torch.einsum("rhn,rhm->hnm", pairs[1], pairs[1].conj())
     a, _ = discretize(A, pairs[2], dt, "bilinear")
-    full_c = torch.cat([C, C.conj()], -1)
-    c = full_c - torch.einsum("hn,hnm->hm", full_c, torch.linalg.matrix_power(a, length))
+    full_c = torch.cat([C, C.conj()], -1).reshape(-1, *pairs[0].shape)
+    c = full_c - torch.einsum("ahn,hnm->ahm", full_c, torch.linalg.matrix_power(a, length))
     index = torch.arange(length // 2 + 1, dtype=dt.dtype, device=dt.device)
     omega = torch.polar(torch.ones_like(index), -2 * math.pi / length * index)
     last = length % 2 == 0  # then the last one is -1
@@ -47,14 +47,12 @@ def cauchy_kernel(Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, l
     def between(left: Tensor, right: Tensor) -> Tensor:
         return torch.einsum("ahn,bhn,hnk->hkab", left, right, resolvent)
 
-    rank = P.shape[0]
-    p = pairs[1]
-    rows, columns = torch.cat([c[None], p.conj()]), torch.cat([pairs[2][None], p])
-    r = between(rows, columns)
-    inner = torch.eye(rank, dtype=r.dtype, device=r.device) + r[..., 1:, 1:]
-    low = r[..., :1, 1:] @ torch.linalg.solve(inner, r[..., 1:, :1])
-    spectrum = 2 / (1 + omega) * (r[..., 0, 0] - low[..., 0, 0])
+    p, readouts = pairs[1], len(c)
+    r = between(torch.cat([c, p.conj()]), torch.cat([pairs[2][None], p]))
+    inner = torch.eye(len(p), dtype=r.dtype, device=r.device) + r[..., readouts:, 1:]
+    low = r[..., :readouts, 1:] @ torch.linalg.solve(inner, r[..., readouts:, :1])
+    spectrum = 2 / (1 + omega) * (r[..., :readouts, 0] - low[..., 0]).movedim(-1, 0)
     if last:
         limit = dt / 2 * (c * pairs[2]).sum(-1)
-        spectrum = torch.cat([spectrum, limit[:, None]], -1)
-    return torch.fft.irfft(spectrum, length)
+        spectrum = torch.cat([spectrum, limit[..., None]], -1)
+    return torch.fft.irfft(spectrum, length).reshape(*C.shape[:-1], length)

@@ -131,11 +131,13 @@ def _expm1_over(z: Tensor) -> Tensor:
 
 def _log_bilinear(z: Tensor) -> Tensor:
     """log((1 + z/2)/(1 - z/2)). At z = -2 the quotient is 0; its logarithm is held at a finite, very negative value."""
-    re, im = z[..., 0], z[..., 1]
-    above = (1 + re / 2).square() + (im / 2).square()
-    below = (1 - re / 2).square() + (im / 2).square()
+    # 1 ± z/2 over the larger of 1 and |z/2|, so that nothing overflows when squared; quotients do not feel it.
+    scale = (z.detach().abs().amax(-1) / 2).clamp_min(1)
+    one, (re, im) = 1 / scale, (z / 2 / scale[..., None]).unbind(-1)
+    above = (one + re).square() + im.square()
+    below = (one - re).square() + im.square()
     # |1 + z/2|² - |1 - z/2|² = 2 Re z: the first form is exact for small z, the second one near z = -2.
-    ratio = torch.where(above > below / 4, 2 * re / below, torch.zeros_like(re))
+    ratio = torch.where(above > below / 4, 4 * one * re / below, torch.zeros_like(re))
     far = torch.where(above > below / 4, torch.ones_like(re), above.clamp_min(1e-30))
     size = torch.where(above > below / 4, torch.log1p(ratio) / 2, (torch.log(far) - torch.log(below)) / 2)
-    return torch.stack([size, torch.atan2(im, 1 - (re.square() + im.square()) / 4)], -1)
+    return torch.stack([size, torch.atan2(2 * one * im, one.square() - re.square() - im.square())], -1)

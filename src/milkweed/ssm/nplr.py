@@ -17,7 +17,7 @@ class NPLR(NamedTuple):
     Attributes:
         Lambda: (M,) complex128, frequencies ascending from 0.
         P: (rank, M) complex128.
-        B: (M,) complex128; V's phases are those that make it real and positive.
+        B: (M,) complex128; V's phases are those that make it real and positive, unless it is clipped.
         V: (N, M) complex128: x = 2 Re(V z), and C x = 2 Re((C V) z).
     """
 
@@ -27,7 +27,7 @@ class NPLR(NamedTuple):
     V: Tensor
 
 
-def nplr(name: str, d_state: int, rank: int | None = None) -> NPLR:
+def nplr(name: str, d_state: int, rank: int | None = None, *, b_clip: float | None = None) -> NPLR:
     """Give a HiPPO basis as diagonal minus low rank.
 
     z' = Λ z - Σ_r p_r · 2 Re(p_r* z) + B u has the states x = 2 Re(V z) of [`milkweed.ssm.hippo`][], with p_r the rows
@@ -38,16 +38,19 @@ def nplr(name: str, d_state: int, rank: int | None = None) -> NPLR:
         name: ``legs``, ``legsd``, ``legt``, ``fout``, ``fourier_decay``, ``foud``, ``lagt`` or ``glagt``.
         d_state: N.
         rank: Rows of P; zero rows are added to the basis' own. None for just those.
+        b_clip: Clip the imaginary part of B to [-b_clip, b_clip], in eigenvectors whose first entry is real. Only to
+            reproduce how public S4 code (version 4) starts, with 2.0: more than half of B is lost.
 
     Returns:
         Λ, P, B and V.
 
     Raises:
-        ValueError: The basis is unknown or not normal plus low rank, or ``rank`` is below the basis' own.
+        ValueError: The basis is unknown or not normal plus low rank, ``rank`` is below the basis' own,
+            or ``b_clip`` is not positive.
 
     Source:
         S4 (arXiv 2111.00396), theorem 1 and appendix C; tied as in SaShiMi (arXiv 2202.09729), section 4. The
-        eigenvectors are those of a Hermitian matrix, hence orthonormal to rounding.
+        eigenvectors are those of a Hermitian matrix, hence orthonormal to rounding. ``b_clip`` is in no paper.
     """
     entry = BASES.get(name)
     if entry is None or entry.correction is None:
@@ -56,6 +59,8 @@ def nplr(name: str, d_state: int, rank: int | None = None) -> NPLR:
             raise ValueError(unknown("name", name, normal))
         fix = "; use 'legt', the same system in other coordinates" if name == "lmu" else ""
         raise ValueError(f"name={name!r} is not normal plus low rank{fix}. These are: {', '.join(sorted(normal))}")
+    if b_clip is not None and not b_clip > 0:
+        raise ValueError(f"b_clip must be above 0, or None for the basis as it is; got {b_clip}")
     functions = d_state - 1 if entry.fourier and d_state % 2 == 0 and d_state > 0 else d_state
     A, B = hippo(name, functions)
     P = entry.correction(functions)
@@ -64,7 +69,12 @@ def nplr(name: str, d_state: int, rank: int | None = None) -> NPLR:
     frequencies, V = _eigenpairs(A + P.T @ P, B)
     P = torch.cat([P, P.new_zeros((rank or len(P)) - len(P), functions)])
     Lambda = torch.complex(torch.full_like(frequencies, entry.damping), frequencies)
-    return NPLR(Lambda, P.to(V) @ V.conj(), V.conj().T @ B.to(V), V)
+    if b_clip is not None:
+        V = V * torch.exp(-1j * torch.angle(V[0]))  # LAPACK's phases, which that code has
+    b = V.conj().T @ B.to(V)
+    if b_clip is not None:
+        b = torch.complex(b.real, b.imag.clamp(-b_clip, b_clip))
+    return NPLR(Lambda, P.to(V) @ V.conj(), b, V)
 
 
 def _eigenpairs(normal: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:

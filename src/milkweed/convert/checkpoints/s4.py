@@ -82,7 +82,8 @@ def load_s4(state: Mapping[str, Tensor], **options: Any) -> StateSpaceLayer:
 
     Source:
         state-spaces/s4 at e757cef, and its conversion from version 3. The original stores A with the opposite sign of
-        its imaginary part.
+        its imaginary part. It regularises the ``"dss"`` kernel elsewhere, see [`milkweed.ssm.softmax_kernel`][], which
+        shows where |A| (1 - e^(dt L Re A)) is not far above 3e-4.
     """
     tensors = _by_version_4(state)
     low_rank = "P" in tensors
@@ -115,6 +116,8 @@ def load_s4(state: Mapping[str, Tensor], **options: Any) -> StateSpaceLayer:
         "output.bias": tensors["output_linear.0.bias"],
     }
     if not low_rank:
+        if options.get("discretization") == "dss":
+            renamed["C"] = C / 2  # of this kernel alone the original takes the real part, not twice that
         return _filled(S4D(d_model, **found, init="lin", b_init="ones", dt_tie=tied, **options), renamed)
     layer = S4(d_model, **found, rank=tensors["P"].shape[0], **options)
     _filled(layer, renamed | {"P": tensors["P"]})

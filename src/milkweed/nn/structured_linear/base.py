@@ -79,7 +79,8 @@ class StructuredLinear(nn.Module, ABC):
         """Multiply the factors out, in float32 at least.
 
         Returns:
-            The dense layer with the same outputs, on the same device, in the same dtype and training mode.
+            The dense layer with the same outputs, on the same device, in the same dtype and training mode, frozen where
+            this one is.
         """
         matrix = self.matrix()
         linear = nn.utils.skip_init(
@@ -93,8 +94,10 @@ class StructuredLinear(nn.Module, ABC):
         with torch.autocast(matrix.device.type, enabled=False):
             wide = matrix.to(dtype=torch.promote_types(matrix.dtype, torch.float32))
             linear.weight.copy_(wide.to_dense())
+        factors = [parameter for name, parameter in self.named_parameters() if name != "bias"]
+        linear.weight.requires_grad_(any(factor.requires_grad for factor in factors))
         if self.bias is not None:
-            linear.bias.copy_(self.bias)
+            linear.bias.copy_(self.bias).requires_grad_(self.bias.requires_grad)
         return linear.train(self.training)
 
     @classmethod

@@ -59,7 +59,8 @@ class ConcatLinear(nn.Module):
             device=weight.device,
             dtype=weight.dtype,
         )
-        linear.weight.copy_(weight)
+        linear.weight.copy_(weight).requires_grad_(any(each.weight.requires_grad for each in dense))
         if linear.bias is not None:
             linear.bias.copy_(torch.cat([each.bias for each in dense]))
+            linear.bias.requires_grad_(any(each.bias.requires_grad for each in dense))
         return linear.train(self.training)

@@ -28,6 +28,7 @@ class MonarchLinear(StructuredLinear):
     - ``"orthogonal"``: every block has orthonormal rows or columns; lengths are kept where both factors are square.
     - ``"project"``: nn.Linear's own initialisation, projected and scaled back to its norm.
     - ``"hadamard"``: the orthonormal Hadamard transform, exactly; sizes must be one power of two.
+    - ``"zero"``: the right factor with nn.Linear's variance, the left one zero: an update that starts at nothing.
 
     Args:
         in_features: Size of each input.
@@ -166,10 +167,16 @@ def _hadamard(layer: MonarchLinear) -> None:
     layer.left.copy_(found.left)
 
 
+def _zero(layer: MonarchLinear) -> None:
+    uniform_with_variance(layer.right, 1 / (3 * layer.right.shape[-1]))
+    nn.init.zeros_(layer.left)
+
+
 _INITIALISATIONS: dict[str, Callable[[MonarchLinear], None]] = {
     "kaiming": _kaiming,
     "mup": _mup,
     "orthogonal": _orthogonal,
     "project": _project,
     "hadamard": _hadamard,
+    "zero": _zero,
 }

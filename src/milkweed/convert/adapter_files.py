@@ -1,0 +1,204 @@
+"""Adapters in a file of their own: kilobytes beside the model that they belong to, and only to that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from milkweed._files import atomic_write
+from milkweed._version import __version__
+from milkweed.convert.adapters import adaptable_sites, adapted_layers, attach, base_parameters
+from milkweed.convert.record import build_entry, layer_entry
+from milkweed.convert.sites import LinearSite
+from milkweed.nn.structured_linear import AdaptedLinear
+from milkweed.nn.structured_linear.adapted import Update
+
+FILE_NAME = "adapters.safetensors"
+_SAMPLE = 16
+
+
+def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> Path:
+    """Write a model's adapters, and whatever else of it is trainable, to ``path/adapters.safetensors``, atomically.
+
+    The file also holds what tells its base model from others: the names of its parameters, the sizes of the adapted
+    layers, and a few numbers of frozen weights.
+
+    Args:
+        model: A model with adapters, not merged.
+        path: A folder, made if needed, or a file name ending in ``.safetensors``.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ValueError: The model has no adapters, or they have no numbers yet (meta device).
+    """
+    layers = adapted_layers(model)
+    tensors = {
+        f"{names[0]}.update.{key}": value
+        for adapted, names in layers.items()
+        for key, value in adapted.update.state_dict().items()
+    }
+    trained = {parameter: name for name, parameter in base_parameters(model).items() if parameter.requires_grad}
+    tensors |= {name: parameter.data for parameter, name in trained.items()}
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise ValueError("the adapters are on the meta device and have no numbers; load some, or to_empty and reset")
+    entries = [layer_entry(names, a.update) | {"scale": a.scale} for a, names in layers.items()]
+    metadata = {"format": "pt", "milkweed": __version__, "adapters": json.dumps(entries)}
+    metadata["base"] = json.dumps(_fingerprint(model, [names[0] for names in layers.values()]))
+    file = _file(path)
+    with atomic_write(file) as temporary:
+        contiguous = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+        save_file(contiguous, temporary, metadata)
+    return file
+
+
+def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
+    """Add the adapters of a file to the model that they were made for, in place, and freeze everything else.
+
+    Whatever was saved with them, such as a head, is filled in and stays trainable. The file is read as data; no code
+    runs from it.
+
+    Args:
+        model: The model as it was before adapters were added; its dtype, device and quantisation may differ. After an
+            error it is as before.
+        path: The folder that holds ``adapters.safetensors``, or the file.
+
+    Returns:
+        The names of the layers that have an adapter now, all paths of each.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is truncated, not written by ``save_adapters`` or made for another model, or the model has
+            adapters already or no numbers.
+    """
+    file = _file(path)
+    tensors, entries, base = _read(file)
+    sites = {name: site for site in adaptable_sites(model) for name in site.names}
+    parameters = base_parameters(model)
+    if any(parameter.is_meta for parameter in parameters.values()):
+        raise ValueError("model is on the meta device; load its own weights first, then adapters on top")
+    difference = _difference(model, sites, parameters, entries, base)
+    if difference is not None:
+        raise ValueError(f"{file} was made for another model, a {base['class']}: {difference}")
+    try:
+        pairs = [(sites[e["names"][0]].names, _adapted(sites[e["names"][0]], e, tensors)) for e in entries]
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the adapters in {file} do not fit their description: {error}") from error
+    for name, tensor in tensors.items():  # those of the adapters have been taken out
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+            raise ValueError(f"{file} holds {name!r} of shape {tuple(tensor.shape)}; the model has {found}")
+    attach(model, pairs, [parameters[name] for name in tensors])
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)
+    return [name for names, _ in pairs for name in names]
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist; give the folder or file that save_adapters wrote")
+    try:
+        with safe_open(file, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise ValueError(f"{file} is corrupt or truncated ({error}); restore it or write it again") from error
+    try:
+        entries, base = json.loads(metadata["adapters"]), json.loads(metadata["base"])
+        described = all(
+            {"names", "in_features", "out_features", "layers", "scale"} <= entry.keys() for entry in entries
+        )
+        if not described or not {"class", "names", "count", "samples"} <= base.keys():
+            raise KeyError("descriptions are incomplete")
+    except (KeyError, AttributeError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} has no adapters in its metadata; it was not written by save_adapters") from error
+    return tensors, entries, base
+
+
+def _adapted(site: LinearSite, entry: dict[str, Any], tensors: dict[str, Tensor]) -> AdaptedLinear:
+    """The layer with its adapter, whose tensors are taken out of those of the file."""
+    prefix = f"{entry['names'][0]}.update."
+    own = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+    update = cast(Update, build_entry(entry))
+    update.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in own.items()}, assign=True)
+    device = next((p.device for p in site.module.parameters()), torch.device("cpu"))
+    return AdaptedLinear(site.module, update.to(device), entry["scale"]).train(site.module.training)
+
+
+def _fingerprint(model: nn.Module, layers: Sequence[str]) -> dict[str, Any]:
+    """What tells a base model from others, whatever its dtype or quantisation."""
+    parameters = base_parameters(model)
+    samples = {}
+    for layer in {layers[0], layers[len(layers) // 2], layers[-1]}:
+        for name, parameter in parameters.items():
+            if name.startswith(f"{layer}.") and _has_numbers(parameter) and not parameter.requires_grad:
+                samples[name] = {"dtype": str(parameter.dtype), "values": _sample(parameter).tolist()}
+                break
+    return {"class": type(model).__name__, "count": len(parameters), "names": _digest(parameters), "samples": samples}
+
+
+def _difference(
+    model: nn.Module,
+    sites: dict[str, LinearSite],
+    parameters: dict[str, nn.Parameter],
+    entries: Sequence[dict[str, Any]],
+    base: dict[str, Any],
+) -> str | None:
+    """In what a model differs from the one that adapters were made for."""
+    for entry in entries:
+        name, sizes = entry["names"][0], (entry["in_features"], sum(entry["out_features"]))
+        if name not in sites:
+            return f"this {type(model).__name__} has no linear layer {name!r}"
+        if isinstance(sites[name].module, AdaptedLinear):
+            raise ValueError(f"layer {name!r} cannot have an adapter: {sites[name].obstacle}")
+        found = sites[name].in_features, sites[name].out_features
+        if found != sizes:
+            return f"layer {name!r} has {sizes[0]} inputs and {sizes[1]} outputs there, here {found[0]} and {found[1]}"
+    if _digest(parameters) != base["names"]:
+        return (
+            f"its {base['count']} parameters have other names than the {len(parameters)} of this "
+            f"{type(model).__name__}; was one of them converted?"
+        )
+    for name, sample in base["samples"].items():
+        parameter = parameters[name]
+        if _has_numbers(parameter) and not _same_numbers(parameter, sample):
+            return f"{name!r} has other numbers there; load the weights that the adapters were trained on"
+    return None
+
+
+def _same_numbers(parameter: nn.Parameter, sample: dict[str, Any]) -> bool:
+    dtypes = parameter.dtype, getattr(torch, sample["dtype"].removeprefix("torch."))
+    rounding = max(torch.finfo(dtype).eps for dtype in dtypes) if dtypes[0] != dtypes[1] else 0.0
+    found, expected = _sample(parameter), torch.tensor(sample["values"], dtype=torch.float64)
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=rounding, atol=1e-7 * (rounding > 0))
+
+
+def _sample(parameter: nn.Parameter) -> Tensor:
+    """A few numbers, evenly spread."""
+    count = min(_SAMPLE, parameter.numel())
+    positions = torch.arange(count) * (parameter.numel() - 1) // max(count - 1, 1)
+    return parameter.detach().reshape(-1)[positions.to(parameter.device)].double().cpu()
+
+
+def _has_numbers(parameter: nn.Parameter) -> bool:
+    return type(parameter) is nn.Parameter and parameter.is_floating_point() and not parameter.is_meta
+
+
+def _digest(parameters: dict[str, nn.Parameter]) -> str:
+    return hashlib.sha256("\n".join(sorted(parameters)).encode()).hexdigest()
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path / FILE_NAME

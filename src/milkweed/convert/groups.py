@@ -1,0 +1,111 @@
+"""Layers of a kind taken together: the same place in every block of a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from milkweed.convert.report import LayerReport
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerGroup:
+    """Layers whose names differ only in numbers.
+
+    Args:
+        name: ``encoder.layer.0-5.output.dense``; the layer's own if it is alone.
+        lines: The layers.
+    """
+
+    name: str
+    lines: tuple[LayerReport, ...]
+
+    def total(self, field: str) -> int:
+        """Add a field up.
+
+        Args:
+            field: For example ``parameters_before``.
+
+        Returns:
+            The sum over all layers.
+        """
+        return sum(getattr(line, field) for line in self.lines)
+
+    def extremes(self, field: str) -> tuple[float, float] | None:
+        """Find the range of a field.
+
+        Args:
+            field: For example ``output_error``.
+
+        Returns:
+            The least and the greatest of the layers' values, or None if there are none.
+        """
+        values = [value for line in self.lines if (value := getattr(line, field)) is not None]
+        return (min(values), max(values)) if values else None
+
+
+def by_kind(lines: Iterable[LayerReport]) -> list[LayerGroup]:
+    """Group layers by what they are: name and sizes.
+
+    Args:
+        lines: The layers.
+
+    Returns:
+        The groups, in the order of their first layers.
+    """
+    return _grouped(lines, lambda line: (line.in_features, line.out_features))
+
+
+def by_outcome(lines: Iterable[LayerReport]) -> list[LayerGroup]:
+    """Group layers by what they are and what they become.
+
+    Args:
+        lines: The layers.
+
+    Returns:
+        The groups, in the order of their first layers.
+    """
+    return _grouped(
+        lines, lambda line: (line.in_features, line.out_features, json.dumps(line.layer), line.parts, line.reason)
+    )
+
+
+def depth(line: LayerReport) -> int:
+    """Find which block of a model a layer is in.
+
+    Args:
+        line: The layer.
+
+    Returns:
+        The first number in its name, 0 if there is none.
+    """
+    numbers = [int(part) for part in line.name.split(".") if part.isdecimal()]
+    return numbers[0] if numbers else 0
+
+
+def _grouped(lines: Iterable[LayerReport], key: Callable[[LayerReport], object]) -> list[LayerGroup]:
+    found: dict[object, list[LayerReport]] = {}
+    for line in lines:
+        pattern = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", line.name)
+        found.setdefault((pattern, key(line)), []).append(line)
+    return [LayerGroup(_common_name([line.name for line in group]), tuple(group)) for group in found.values()]
+
+
+def _common_name(names: Sequence[str]) -> str:
+    columns = zip(*(name.split(".") for name in names), strict=True)
+    return ".".join(
+        column[0] if len(set(column)) == 1 else _ranges(sorted({int(part) for part in column})) for column in columns
+    )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Write 0, 1, 2, 5 as 0-2,5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
