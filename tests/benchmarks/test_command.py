@@ -13,6 +13,7 @@ def offer(monkeypatch):
 
     def set_cases(*cases):
         monkeypatch.setattr(command, "all_cases", lambda: list(cases))
+        monkeypatch.setattr(command, "all_growths", list)
 
     return set_cases
 

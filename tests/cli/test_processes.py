@@ -94,3 +94,31 @@ def test_two_processes_train_the_same_as_one(tmp_path):
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+def test_two_processes_make_layers_dense_as_one_does(tmp_path):
+    def train(name, *more):
+        options = [
+            *("--out", str(tmp_path), "--name", name, "--model.d_model", "16", "--model.depth", "1"),
+            *("--model.dropout", "0", "--data.batch_size", "32", "--data.limit", "96", "--trainer.max_epochs", "2"),
+            *("--trainer.densify.at", "4", "--trainer.densify.state", "carry", *more),
+        ]
+        start = [sys.executable, "-m", "milkweed", "train", "digits-monarch"]
+        done = subprocess.run([*start, *options], capture_output=True, text=True, timeout=170, check=False)
+        assert done.returncode == 0, done.stderr
+
+    train("one")
+    train("two", "--trainer.strategy", "ddp", "--trainer.devices", "2")
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert len(one) == len(two) == 2
+    for expected, found in zip(one, two, strict=True):
+        for name, value in expected.items():
+            assert float(found[name]) == pytest.approx(float(value), rel=1e-4), name
+    expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert "blocks.0.tokens.up.weight" in expected
+    for name in expected:
+        # Sums in another order, which AdamW's first steps magnify, with or without the switch.
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
+    train("two", "--resume", "auto", "--trainer.max_epochs", "3")
+    assert len(rows(tmp_path / "two")) == 3

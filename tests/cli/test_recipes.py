@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from milkweed.cli import main
@@ -12,10 +14,12 @@ TWO_STEPS = [
 # What spares a recipe its files, or its size.
 SMALLER = {
     "smnist": ["--data.synthetic=true"],
+    "shakespeare": ["--data.file", str(Path(__file__)), "--data.length", "32", "--model.d_model", "16"],
     "delay": ["--data.length", "64", "--data.lag", "16", "--model.layer.d_state", "8"],
     "reconstruct": ["--data.length", "64", "--data.memory", "16", "--model.layer.d_state", "8"],
 }
-METRICS = {"delay": "rmse", "reconstruct": "rmse"}
+NEEDED = {"shakespeare": ["--data.file", str(Path(__file__))]}
+METRICS = {"shakespeare": "bits_per_character", "delay": "rmse", "reconstruct": "rmse"}
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -27,7 +31,7 @@ def test_every_recipe_trains_two_steps(name, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_recipe_can_be_inspected(name, capsys):
-    assert main(["inspect", name]) == 0
+    assert main(["inspect", name, *NEEDED.get(name, [])]) == 0
     shown = capsys.readouterr().out
     assert "forward FLOPs" in shown
     assert "not counted" not in shown

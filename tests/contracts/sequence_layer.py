@@ -50,6 +50,29 @@ def check_padding(layer, u, lengths):
         torch.testing.assert_close(y[i, :length], layer(u[i : i + 1, :length])[0], **TIGHT)
 
 
+def check_finite(layer, length):
+    """No output and no gradient is NaN or infinite, even where the padding is. Any dtype."""
+    u = torch.randn(2, length, layer.d_model, dtype=layer.D.dtype)
+    u[1, length // 2 :] = float("nan")
+    y = layer(u.requires_grad_(), lengths=torch.tensor([length, length // 2]))
+    assert y.isfinite().all()
+    y.square().mean().backward()
+    for tensor in (u, *layer.parameters()):
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()
+
+
+def check_float32_gradients(layer, length, tolerance):
+    """The gradient of every parameter of a float32 layer is that of the same layer in float64."""
+    exact = copy.deepcopy(layer).double()
+    u, cotangent = (torch.randn(2, length, layer.d_model) for _ in range(2))
+    layer(u).backward(cotangent)
+    exact(u.double()).backward(cotangent.double())
+    for (name, found), expected in zip(layer.named_parameters(), exact.parameters(), strict=True):
+        error = (found.grad.double() - expected.grad).norm()
+        assert error <= tolerance * expected.grad.norm(), name
+
+
 def check_compiles_and_exports(layer):
     u = torch.randn(2, 33, layer.d_model)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")

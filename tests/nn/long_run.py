@@ -1,6 +1,7 @@
 """Train small S4 and S4D models for a long time in half precision: ``python -m tests.nn.long_run --steps 10000``.
 
-Everything learns at 0.01 under bfloat16 autocast: the systems' parameters too, for which recipes take a tenth of it. A run fails at the first loss, gradient or parameter that is not finite. It prints a JSON line per model.
+Everything learns at 0.01 under bfloat16 autocast, the systems' parameters too, for which recipes take a tenth of it. A
+run fails at the first loss, gradient or parameter that is not finite. It prints a JSON line per model.
 """
 
 from __future__ import annotations

@@ -80,7 +80,9 @@ class TestContract:
             contract.check_steps_equal_forward(layer, torch.randn(2, 41, layer.d_model, dtype=torch.float64))
 
     def test_causality(self, layer, bidirectional):
-        contract.check_causality(layer, torch.randn(1, 12, layer.d_model, dtype=torch.float64), causal=not bidirectional)
+        contract.check_causality(
+            layer, torch.randn(1, 12, layer.d_model, dtype=torch.float64), causal=not bidirectional
+        )
 
     def test_padding(self, layer):
         contract.check_padding(layer, torch.randn(3, 20, layer.d_model, dtype=torch.float64), [20, 7, 1])

@@ -19,12 +19,6 @@ def legs(n):
     return -torch.tril(root[:, None] * root, -1) - torch.diag(k + 1), root
 
 
-def legt(n):
-    k = torch.arange(n, dtype=torch.float64)
-    root, lower = (2 * k + 1).sqrt(), k[:, None] >= k
-    return -root[:, None] * root * torch.where(lower, 1, (-1) ** (k[:, None] - k)) / 2, root / 2
-
-
 def fout(n):
     b = torch.zeros(n, dtype=torch.float64)
     b[0], b[1::2] = 1, 2**0.5
@@ -113,16 +107,6 @@ def test_advance_by_different_steps(backend):
         for j in range(2):
             zeros = torch.zeros(3, int(steps[i, j]))
             torch.testing.assert_close(found[i, j], state(zeros, a, b, x[i, j]))
-
-
-@pytest.mark.parametrize("system", [legs, legt, fout])
-def test_16k_lags(system):
-    for dt in (1e-4, 1e-3, 1e-2, 1e-1):
-        a, b, c = draw(1, system=system, modes=64, dt=dt)
-        half = [t.float() for t in (a, b, c)]
-        exact, exact_of_float = kernel(*(torch.stack(t) for t in zip((a, b, c), half, strict=True)), 16384)
-        assert relative(ops.dense_ssm_kernel(a, b, c, 16384), exact) < 1e-9
-        assert relative(ops.dense_ssm_kernel(*half, 16384), exact_of_float) < 1e-4
 
 
 def test_slow_modes_keep_their_digits():

@@ -38,6 +38,24 @@ def test_discretisation_is_differentiable_everywhere(method):
     assert torch.autograd.gradcheck(lambda z: ssm.discretize_diagonal(z, method), (away,))
 
 
+@pytest.mark.parametrize("method", ["zoh", "bilinear"])
+@pytest.mark.parametrize("size", [1e10, 1e19, 1e25, 1e37])
+def test_steps_whose_square_is_no_float32(method, size):
+    angle = torch.tensor([0.501, 0.75, 0.999, 1.0]).double() * torch.pi
+    z = torch.polar(torch.full_like(angle, size), angle)
+    narrow = torch.view_as_real(z.to(torch.complex64)).requires_grad_()
+    exponent, scale = ssm.discretize_diagonal(narrow, method)
+    (exponent.sum() + (size * scale).sum()).backward()
+    assert narrow.grad.isfinite().all()
+    assert (exponent[..., 0] <= 0).all()
+    # Nothing is left of exp(z), and the bilinear transform has come near its limit, -1.
+    found = torch.view_as_complex(scale.detach()).to(torch.complex128)
+    expected = (-1 if method == "zoh" else -2) / z
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    if method == "bilinear":
+        torch.testing.assert_close(exponent[..., 1].abs().double(), torch.full_like(angle, torch.pi))
+
+
 def test_a_constant_input_settles():
     # Both discretisations keep the fixed point -a^-1 b of x' = a x + b.
     a = torch.tensor([[-0.5, 3.0], [-2.0, 0.0]]).double()

@@ -1,8 +1,11 @@
 """Normal plus low rank: equal to the matrices, unitary, contractive in real coordinates."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from milkweed import ssm
 
@@ -107,15 +110,34 @@ def test_energy_of_b():
         assert 2 * ssm.nplr("legs", d_state).B.abs().square().sum() == pytest.approx(d_state**2, rel=1e-12)
 
 
-def test_clipping_b_changes_the_basis():
-    # As public code does, with eigenvectors whose last entry is real: more than half of B is lost.
-    V = ssm.nplr("legs", 64).V
-    V = V * torch.exp(-1j * torch.angle(V[-1]))
-    B = ssm.hippo("legs", 64)[1]
-    b = V.conj().T @ B.to(V)
-    assert (2 * (V @ b).real - B).norm() < 1e-12 * B.norm()
-    clipped = torch.complex(b.real, b.imag.clamp(-2, 2))
-    assert (2 * (V @ clipped).real - B).norm() > 0.5 * B.norm()
+@pytest.mark.parametrize("name", ["legs", "legt", "fout"])
+@pytest.mark.parametrize("d_state", [7, 64])
+def test_clipping_b(name, d_state):
+    B = dense(name, d_state)[1]
+    Lambda, P, b, V = ssm.nplr(name, d_state, 3, b_clip=2.0)
+    plain = ssm.nplr(name, d_state, 3)
+    # The same eigenvectors but for their phases, with those of public code: the first entry is real.
+    assert V[0].imag.abs().max() < 1e-14
+    assert (V @ V.conj().T - plain.V @ plain.V.conj().T).abs().max() < 1e-13
+    assert torch.equal(Lambda, plain.Lambda)
+    assert (
+        P - ssm.nplr(name, d_state, 3).P * (V.conj() * plain.V).sum(0) / V.abs().square().sum(0)
+    ).abs().max() < 1e-12
+    unclipped = V.conj().T @ B.to(V)
+    assert (b - torch.complex(unclipped.real, unclipped.imag.clamp(-2, 2))).abs().max() < 1e-12 * d_state
+    lost = (2 * (V @ b).real - B).norm() / B.norm()
+    assert lost > 0.5 if (name, d_state) == ("legs", 64) else lost < 1
+
+
+def test_clipping_is_what_a_layer_of_version_4_started_from():
+    # The file's B is the clipped one plus noise of 0.05; signs of eigenvectors are arbitrary, and it holds conjugates.
+    stored = load_file(Path(__file__).parents[1] / "golden" / "s4_dplr_legs.safetensors")
+    theirs = torch.view_as_complex(stored["layer.kernel.B"])[0].to(torch.complex128).flip(-1)
+    ours = ssm.nplr("legs", 16, b_clip=2.0).B.conj()
+    signs = torch.sign((theirs * ours.conj()).real)
+    assert (theirs * signs - ours).abs().max() < 0.3
+    assert (theirs * signs - ours).abs().mean() < 0.1
+    assert ssm.nplr("legs", 16).B.abs().max() > 10
 
 
 def test_output_variance_is_near_the_inputs():
@@ -142,6 +164,7 @@ def test_output_variance_is_near_the_inputs():
         (lambda: ssm.nplr("chebt", 4), "name='chebt' is not normal plus low rank. These are: foud"),
         (lambda: ssm.nplr("legss", 4), "did you mean 'legs'"),
         (lambda: ssm.nplr("legt", 4, rank=1), "name='legt' needs rank >= 2; got rank=1"),
+        (lambda: ssm.nplr("legs", 4, b_clip=0.0), "b_clip must be above 0, or None for the basis as it is; got 0.0"),
         (lambda: ssm.nplr("fout", 0), "d_state must be at least 1; got 0"),
         (lambda: ssm.real_dplr(*[torch.zeros(1, 1)] * 3), "must be complex; got torch.float32"),
         (

@@ -12,6 +12,7 @@ from milkweed.cli.errors import UsageError, caused_by_input, debugging, print_er
 COMMANDS = {
     "train": "train a recipe and leave its results under runs/",
     "evaluate": "test the model of a finished run again",
+    "convert": "make the linear layers of a transformers model structured, without training",
     "recipes": "list the recipes that come with milkweed",
     "inspect": "show layers, parameters, FLOPs and memory of a recipe",
     "demo": "train three small models on handwritten digits and compare them",
@@ -23,6 +24,7 @@ milkweed demo                                a first look, under three minutes
 milkweed recipes                             what can be trained
 milkweed train digits --model.d_model 96     every value of a recipe is an option
 milkweed evaluate runs/digits                test the result again
+milkweed convert MODEL --plan                what Monarch matrices would make of a transformers model
 milkweed plot monarch dct                    a matrix and its Monarch factors, as a PNG
 milkweed COMMAND --help                      more, with an example"""
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

@@ -12,6 +12,7 @@ from milkweed import data, models, tasks
 from milkweed._suggest import unknown
 from milkweed.cli.errors import UsageError
 from milkweed.cli.options import Overrides, apply_overrides
+from milkweed.train.densify import DensifyOptions
 from milkweed.train.seeding import seed_generators
 
 # Short class names stand for these; anything else is an import path.
@@ -73,9 +74,10 @@ def make_parser() -> ArgumentParser:
         parser.add_argument(f"--{section}", type=base, required=True)
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False, skip=MANAGED)
     parser.add_argument("--trainer.checkpoint_every_n_steps", type=int | None, default=None)
+    parser.add_argument("--trainer.densify", type=DensifyOptions | None, default=None)
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
     parser.link_arguments("seed", "data.init_args.seed")
-    for source in ("d_input", "d_output", "length"):
+    for source in ("d_input", "d_output", "length", "vocabulary"):
         parser.link_arguments(f"data.{source}", f"model.init_args.{source}", apply_on="instantiate")
     parser.link_arguments("data.d_output", "task.init_args.num_classes", apply_on="instantiate")
     parser.link_arguments("model", "task.init_args.model", apply_on="instantiate")

@@ -26,6 +26,7 @@ def print_options(console: Console, recipe: Recipe) -> None:
         meanings |= {f"{section}.{name}": text for name, text in documented(config[section]["class_path"]).items()}
     meanings |= {f"trainer.{name}": text for name, text in documented("lightning.pytorch.Trainer").items()}
     meanings["trainer.checkpoint_every_n_steps"] = "save also within epochs, after every so many optimiser steps"
+    meanings["trainer.densify"] = "make structured layers dense on the way, e.g. --trainer.densify.at 0.9"
     table = Table.grid(padding=(0, 2))
     for name, value in natural_options(config).items():
         table.add_row(f"  --{name}", f"[cyan]{'' if value is None else value}[/]", meanings.get(name, ""))

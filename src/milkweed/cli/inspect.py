@@ -49,8 +49,8 @@ def run(arguments: list[str]) -> int:
     with torch.device("meta"):
         parts = build(config)
     data, model = parts.data, parts.task.model
-    shape = (data.batch_size, data.length, data.d_input)
-    report = measure(model, shape)
+    shape = (data.batch_size, data.length) if data.vocabulary else (data.batch_size, data.length, data.d_input)
+    report = measure(model, torch.zeros(shape, dtype=torch.long if data.vocabulary else None, device="meta"))
     console = Console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer")
@@ -63,7 +63,10 @@ def run(arguments: list[str]) -> int:
             table.add_row("  " * layer.level + layer.name, layer.kind, f"{layer.parameters:,}", flops)
     console.print(table)
     rows = Table.grid(padding=(0, 3))
-    rows.add_row("inputs", " × ".join(map(str, shape)) + " (batch, length, features)")
+    rows.add_row(
+        "inputs",
+        " × ".join(map(str, shape)) + (" (batch, length)" if data.vocabulary else " (batch, length, features)"),
+    )
     rows.add_row("parameters", f"{megabytes(report.parameter_bytes)}")
     rows.add_row("gradients", f"{megabytes(report.gradient_bytes)}")
     rows.add_row("AdamW state", f"{megabytes(2 * report.gradient_bytes)}")

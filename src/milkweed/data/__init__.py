@@ -3,6 +3,7 @@
 from milkweed.data.base import SequenceClassificationData, SequenceData
 from milkweed.data.digits import Digits
 from milkweed.data.mnist import Mnist
+from milkweed.data.text import Text
 from milkweed.data.white_noise import Delay, Reconstruct
 
-__all__ = ["Delay", "Digits", "Mnist", "Reconstruct", "SequenceClassificationData", "SequenceData"]
+__all__ = ["Delay", "Digits", "Mnist", "Reconstruct", "SequenceClassificationData", "SequenceData", "Text"]

@@ -28,6 +28,8 @@ class SequenceData(LightningDataModule, ABC):
 
     length: int
     d_input: int
+    vocabulary: str | None = None
+    """Of text, its characters in the order of their numbers: inputs are then (B, L) integers below ``d_input``."""
 
     def __init__(self, batch_size: int, seed: int, limit: int | None) -> None:
         super().__init__()

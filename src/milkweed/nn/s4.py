@@ -109,12 +109,12 @@ class S4(StateSpaceLayer):
         check_kind(int, d_state=d_state)
         check_kind(int, optional=True, rank=rank)
         check_kind(str, init=init, discretization=discretization, decay=decay)
+        check_kind(str, optional=True, backend=backend)
         for name, given, known in (("discretization", discretization, DISCRETIZATIONS), ("decay", decay, DECAYS)):
             if given not in known:
                 raise ValueError(unknown(name, given, known))
         if d_state < 2 or d_state % 2:
             raise ValueError(f"d_state must be even, at least 2 (conjugate pairs); got d_state={d_state}")
-        check_kind(str, optional=True, backend=backend)
         _check_backend(backend, discretization, decay)
         self.d_state, self.init, self.discretization, self.decay = d_state, init, discretization, decay
         self.backend = backend

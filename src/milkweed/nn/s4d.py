@@ -36,8 +36,8 @@ class S4D(StateSpaceLayer):
             combinations ``"hippo"`` and ``"diag"`` of two, see [`milkweed.ssm.diagonal`][].
         discretization: ``"zoh"``, ``"bilinear"``, or ``"dss"`` for the DSS_softmax kernel, where every mode is divided
             by its sum over the sequence, see [`milkweed.ssm.softmax_kernel`][]. It depends on the length, so that there
-            are no states, no stepper and no padding, and with ``decay="none"`` modes may grow. The other kernel of that
-            paper, DSS_exp, is ``"zoh"`` as it is.
+            are no states, no stepper and no padding (``lengths`` other than L), and with ``decay="none"`` modes may
+            grow. The other kernel of that paper, DSS_exp, is ``"zoh"`` as it is.
         init_options: Further arguments of [`milkweed.ssm.diagonal`][], e.g. ``{"scale_imag": 2.0}``.
         n_ssm: Groups of channels (h modulo n_ssm) that share A and B; every channel has its own by default.
         b_init: None for B = 1, which loses no generality as it multiplies C, or a trained B that starts at ``"ones"``,
@@ -207,7 +207,7 @@ class S4D(StateSpaceLayer):
         if torch.compiler.is_compiling() or lengths.is_meta or (lengths != u.shape[-2]).any():
             raise ValueError(
                 "discretization='dss' takes no padding, as its kernel depends on the sequence's length; "
-                f"got lengths for sequences of L={u.shape[-2]}; batch equal lengths and leave lengths out"
+                f"lengths must all be L={u.shape[-2]}, and be left out when compiling; batch sequences of one length"
             )
 
     def extra_repr(self) -> str:

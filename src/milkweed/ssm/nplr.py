@@ -39,7 +39,7 @@ def nplr(name: str, d_state: int, rank: int | None = None, *, b_clip: float | No
         d_state: N.
         rank: Rows of P; zero rows are added to the basis' own. None for just those.
         b_clip: Clip the imaginary part of B to [-b_clip, b_clip], in eigenvectors whose first entry is real. Only to
-            reproduce how public S4 code (version 4) starts, with 2.0: more than half of B is lost.
+            reproduce how public S4 code (version 4) starts, with 2.0: of LegS, more than half of B is lost.
 
     Returns:
         Λ, P, B and V.
@@ -69,10 +69,10 @@ def nplr(name: str, d_state: int, rank: int | None = None, *, b_clip: float | No
     frequencies, V = _eigenpairs(A + P.T @ P, B)
     P = torch.cat([P, P.new_zeros((rank or len(P)) - len(P), functions)])
     Lambda = torch.complex(torch.full_like(frequencies, entry.damping), frequencies)
-    if b_clip is not None:
-        V = V * torch.exp(-1j * torch.angle(V[0]))  # LAPACK's phases, which that code has
     b = V.conj().T @ B.to(V)
     if b_clip is not None:
+        phase = torch.exp(-1j * torch.angle(V[0]))  # to those of LAPACK, which that code has
+        V, b = V * phase, b * phase.conj()
         b = torch.complex(b.real, b.imag.clamp(-b_clip, b_clip))
     return NPLR(Lambda, P.to(V) @ V.conj(), b, V)
 

@@ -1,14 +1,17 @@
 """What every task shares: the optimiser and its schedule, averages over epochs, and explanations of a bad loss."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 from torchmetrics import MeanMetric, Metric
 
+from milkweed.convert import densify_
+from milkweed.models.base import build_model
 from milkweed.nn import parameter_groups
+from milkweed.tasks.densified import Densified
 from milkweed.train.schedules import warmup_constant, warmup_cosine
 
 Batch = dict[str, torch.Tensor]
@@ -53,6 +56,7 @@ class SequenceTask(LightningModule, ABC):
             if value < 0:
                 raise ValueError(f"task.{name}={value} must be at least 0")
         self.model = model
+        self.densified: Densified | None = None
         self.lr, self.weight_decay, self.ssm_lr = lr, weight_decay, ssm_lr
         self.warmup_steps, self.schedule = warmup_steps, schedule
         self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in STAGES})
@@ -86,6 +90,17 @@ class SequenceTask(LightningModule, ABC):
             A torchmetrics metric.
         """
 
+    def further_scores(self, stage: str) -> dict[str, Metric]:
+        """What is shown beside the metric that the task is judged by.
+
+        Args:
+            stage: `train`, `val` or `test`.
+
+        Returns:
+            torchmetrics metrics by name; none unless a task overrides this.
+        """
+        return {}
+
     @abstractmethod
     def measure(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
         """Update the averages by one batch.
@@ -96,6 +111,24 @@ class SequenceTask(LightningModule, ABC):
             batch: What the data module yields.
             loss: The batch's loss, detached.
         """
+
+    def check_inputs(self, stage: str, batch_idx: int, inputs: torch.Tensor) -> None:
+        """Refuse what is no sequence of features.
+
+        Args:
+            stage: `train`, `val` or `test`.
+            batch_idx: Number of the batch.
+            inputs: The batch.
+
+        Raises:
+            ValueError: If they are not (B, L, D).
+        """
+        if inputs.ndim != 3 or 0 in inputs.shape:
+            raise ValueError(
+                f"{stage} batch {batch_idx}: inputs must be (batch, length, features) with none of them 0, "
+                f"got {tuple(inputs.shape)}; "
+                "check the data module's batch_size and its files"
+            )
 
     def forward(self, inputs: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """Run the model.
@@ -109,8 +142,43 @@ class SequenceTask(LightningModule, ABC):
         """
         return self.model(inputs, lengths)
 
+    def densify(self, step: int, warmup_steps: int = 0) -> None:
+        """Make all structured linear layers dense; the optimiser has to be made anew.
+
+        Args:
+            step: Optimiser steps done so far.
+            warmup_steps: Steps over which the learning rate of the dense weights rises anew.
+        """
+        self.densified = Densified(step, warmup_steps, densify_(self.model))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write down whether the model has been made dense.
+
+        Args:
+            checkpoint: What Lightning collected.
+        """
+        if self.densified:
+            checkpoint["densified"] = self.densified.as_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give the model the layers that the checkpoint has, dense or structured, before its numbers are loaded.
+
+        Args:
+            checkpoint: What `on_save_checkpoint` has seen.
+        """
+        stored = checkpoint.get("densified")
+        if stored and not self.densified:
+            densify_(self.model)
+        elif self.densified and not stored:
+            self.model = build_model(self.model.config).to(self.device)
+        self.densified = Densified(**stored) if stored else None
+
     def on_train_start(self) -> None:
         """Let rates and decay be those of the options: a restored optimiser would go on with the checkpoint's."""
+        self.set_rates()
+
+    def set_rates(self) -> None:
+        """Set decay and learning rates to those of the options at the schedule's present step."""
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         for group, wanted in zip(optimizer.param_groups, self._groups(), strict=True):
             group["weight_decay"], group["initial_lr"] = wanted["weight_decay"], wanted["lr"]
@@ -160,16 +228,19 @@ class SequenceTask(LightningModule, ABC):
         Returns:
             What Lightning expects.
         """
-        optimizer = torch.optim.AdamW(self._groups())
+        groups = self._groups()
+        optimizer = torch.optim.AdamW(groups)
         if self.schedule == "cosine":
             factor = warmup_cosine(self._total_steps(), self.warmup_steps)
         else:
             factor = warmup_constant(self.warmup_steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        factors = [self.densified.warmed_up(factor) if group.get("densified") else factor for group in groups]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _groups(self) -> list[dict]:
-        return parameter_groups(self.model, lr=self.lr, weight_decay=self.weight_decay, ssm_lr=self.ssm_lr)
+        groups = parameter_groups(self.model, lr=self.lr, weight_decay=self.weight_decay, ssm_lr=self.ssm_lr)
+        return self.densified.split(groups, self.model) if self.densified else groups
 
     def _total_steps(self) -> int:
         total = self.trainer.estimated_stepping_batches
@@ -182,23 +253,16 @@ class SequenceTask(LightningModule, ABC):
 
     def _step(self, stage: str, batch: Batch, batch_idx: int) -> torch.Tensor:
         inputs = batch["inputs"]
-        self._check_shape(stage, batch_idx, inputs)
+        self.check_inputs(stage, batch_idx, inputs)
         outputs = self(inputs, batch["lengths"])
         loss = self.loss(stage, outputs, batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(self._explain_loss(stage, batch_idx, batch, loss))
         self.measure(stage, outputs.detach(), batch, loss.detach())
         metrics = {f"{stage}_loss": self.losses[f"{stage}_loss"], f"{stage}_{self.metric}": self.score(stage)}
+        metrics |= {f"{stage}_{name}": value for name, value in self.further_scores(stage).items()}
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=stage != "test")
         return loss
-
-    def _check_shape(self, stage: str, batch_idx: int, inputs: torch.Tensor) -> None:
-        if inputs.ndim != 3 or 0 in inputs.shape:
-            raise ValueError(
-                f"{stage} batch {batch_idx}: inputs must be (batch, length, features) with none of them 0, "
-                f"got {tuple(inputs.shape)}; "
-                "check the data module's batch_size and its files"
-            )
 
     def _explain_loss(self, stage: str, batch_idx: int, batch: Batch, loss: torch.Tensor) -> str:
         where = f"{stage} batch {batch_idx}, epoch {self.current_epoch}, step {self.global_step}"

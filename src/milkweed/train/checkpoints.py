@@ -180,6 +180,8 @@ def link(source: Path, target: Path) -> None:
 def check_fits(task: LightningModule, path: Path) -> None:
     """Refuse a checkpoint of another architecture before anything is written.
 
+    A task that has been made dense on the way changes its own layers accordingly.
+
     Args:
         task: The task that is to go on from it.
         path: The checkpoint.
@@ -187,8 +189,9 @@ def check_fits(task: LightningModule, path: Path) -> None:
     Raises:
         CheckpointError: A tensor is missing, left over or of another shape.
     """
-    stored = read_checkpoint(path)["state_dict"]
-    wanted = task.state_dict()
+    checkpoint = read_checkpoint(path)
+    task.on_load_checkpoint(checkpoint)
+    stored, wanted = checkpoint["state_dict"], task.state_dict()
     for name in wanted.keys() | stored.keys():
         have, want = stored.get(name), wanted.get(name)
         if name.startswith("model.") and (have is None or want is None or have.shape != want.shape):
@@ -213,6 +216,7 @@ def load_weights(task: LightningModule, path: Path) -> int:
         CheckpointError: If the weights do not fit the task.
     """
     checkpoint = read_checkpoint(path)
+    task.on_load_checkpoint(checkpoint)
     try:
         task.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:

@@ -71,18 +71,17 @@ class CustomOperators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def measure(model: nn.Module, shape: tuple[int, int, int]) -> Report:
+def measure(model: nn.Module, inputs: torch.Tensor) -> Report:
     """Run one forward pass on the meta device.
 
     Args:
         model: A model on the meta device.
-        shape: (batch, length, features) of its inputs.
+        inputs: (batch, length, features), or (batch, length) tokens, on the meta device.
 
     Returns:
         The costs.
     """
-    inputs = torch.zeros(shape, device="meta")
-    lengths = torch.full(shape[:1], shape[1], device="meta")
+    lengths = torch.full(inputs.shape[:1], inputs.shape[1], device="meta")
     counter = FlopCounterMode(display=False)
     operators = CustomOperators(set(counter.flop_registry))
     with counter, operators, saved_tensors() as saved:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from milkweed.plots import save_confusion_matrix, save_learning_curves
 from milkweed.train.callbacks import MetricsTable, SeedSteps, read_rows
 from milkweed.train.checkpoint_io import AtomicCheckpointIO
 from milkweed.train.checkpoints import BEST, KeepCheckpoints, load_weights
+from milkweed.train.densify import Densify
 from milkweed.train.progress import progress_callback
 from milkweed.train.run_folder import RunFolder, write_json
 
@@ -34,7 +35,7 @@ class Session:
     Attributes:
         data: The data module.
         task: The LightningModule; its `model` is what the run is about, its `metric` what it is judged by.
-        trainer_options: Keyword arguments of Lightning's Trainer, and `checkpoint_every_n_steps`.
+        trainer_options: Keyword arguments of Lightning's Trainer, `checkpoint_every_n_steps` and `densify`.
         seed: The run's seed.
         folder: Where everything is written.
         console: Where the training is watched.
@@ -66,6 +67,9 @@ class Session:
             ),
             *(options.pop("callbacks", None) or []),
         ]
+        densify = options.pop("densify", None)
+        if densify:
+            callbacks.append(Densify(**asdict(densify)))
         show = options.pop("enable_progress_bar", None) is not False
         if show:
             callbacks.append(progress_callback(self.console))

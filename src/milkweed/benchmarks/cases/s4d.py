@@ -29,14 +29,29 @@ def plain_kernel(tensors: Inputs) -> Tensor:
     """Evaluate ``2 Re sum_n c_n exp(dt_a_n l)`` with one exponential per channel, mode and lag.
 
     Args:
-        tensors: ``c`` and ``dt_a`` (H, N/2, 2), real pairs, and ``lags`` (L,).
+        tensors: ``c`` (..., H, N/2, 2) and ``dt_a`` (H, N/2, 2), real pairs, and ``lags`` (L,).
 
     Returns:
-        The kernel (H, L).
+        The kernels (..., H, L).
     """
     c, dt_a = torch.view_as_complex(tensors["c"]), torch.view_as_complex(tensors["dt_a"])
     exponentials = torch.exp(dt_a.unsqueeze(-1) * tensors["lags"])
-    return 2 * torch.einsum("hn,hnl->hl", c, exponentials).real
+    return 2 * torch.einsum("...hn,hnl->...hl", c, exponentials).real
+
+
+def layer_kernels(tensors: Inputs) -> Tensor:
+    """Evaluate the kernels of a layer with zero-order hold and B = 1 in that way.
+
+    Args:
+        tensors: ``lags`` (L,) and the parameters of [`S4D`][milkweed.nn.S4D] under their names there.
+
+    Returns:
+        The kernels (R, H, L) of all readouts.
+    """
+    a = torch.complex(-torch.exp(tensors["A_real"]), tensors["A_imag"])
+    dt_a = torch.exp(tensors["log_dt"]).unsqueeze(-1) * a
+    c = torch.view_as_complex(tensors["C"]) * torch.expm1(dt_a) / a
+    return plain_kernel({"c": torch.view_as_real(c), "dt_a": torch.view_as_real(dt_a), "lags": tensors["lags"]})
 
 
 def build_kernel(size: Size, *, training: bool) -> Pair:
@@ -78,12 +93,7 @@ def plain_layer(tensors: Inputs) -> Tensor:
     Returns:
         The output (B, H, L).
     """
-    a = torch.complex(-torch.exp(tensors["A_real"]), tensors["A_imag"])
-    dt_a = torch.exp(tensors["log_dt"]).unsqueeze(-1) * a
-    # Zero-order hold with B = 1.
-    c = torch.view_as_complex(tensors["C"][0]) * torch.expm1(dt_a) / a
-    pairs = {"c": torch.view_as_real(c), "dt_a": torch.view_as_real(dt_a), "lags": tensors["lags"]}
-    return plain_output(tensors, plain_kernel(pairs))
+    return plain_output(tensors, layer_kernels(tensors)[0])
 
 
 def build_layer(size: Size) -> Pair:

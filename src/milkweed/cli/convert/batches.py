@@ -1,0 +1,79 @@
+"""Tokenised texts in batches that a model can be called with."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from milkweed.cli.convert.progress import Steps
+from milkweed.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from milkweed.cli.convert.source import Source
+
+
+class WatchedBatches(list):
+    """Batches that show how far each pass over them is.
+
+    Args:
+        batches: The batches.
+        steps: Told about every pass.
+    """
+
+    def __init__(self, batches: list[dict[str, Any]], steps: Steps) -> None:
+        super().__init__(batches)
+        self.steps = steps
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.steps.read(super().__iter__(), len(self))
+
+
+def make_batches(
+    source: "Source", model: "nn.Module", texts: list[str], max_length: int, batch_size: int, steps: Steps
+) -> WatchedBatches:
+    """Tokenise texts and pad those of similar length together, the longest first.
+
+    Args:
+        source: Has the tokenizer.
+        model: Has an embedding for each token, and perhaps a longest input.
+        texts: The texts.
+        max_length: Most tokens of each.
+        batch_size: Texts in each batch.
+        steps: Told about passes over the batches, and warned if there are few tokens.
+
+    Returns:
+        The batches.
+
+    Raises:
+        UsageError: The tokenizer is missing, or does not fit the model.
+    """
+    tokenizer = source.tokenizer()
+    if tokenizer.pad_token is None:
+        # Any token does, since the mask hides it.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    positions = getattr(model.config, "max_position_embeddings", None) or max_length
+    longest = min(max_length, tokenizer.model_max_length, positions)
+    rows = [ids for ids in tokenizer(texts, truncation=True, max_length=longest)["input_ids"] if ids]
+    if not rows:
+        raise UsageError(f"the tokenizer of {source.name} finds no token in the texts of --calibrate")
+    embeddings = model.get_input_embeddings().num_embeddings
+    highest = max(max(ids) for ids in rows)
+    if highest >= embeddings:
+        raise UsageError(
+            f"the tokenizer of {source.name} does not fit the model: token {highest}, but {embeddings} embeddings"
+        )
+    _warn_of_few(sum(map(len, rows)), model, steps)
+    rows.sort(key=len, reverse=True)
+    groups = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return WatchedBatches([dict(tokenizer.pad({"input_ids": g}, return_tensors="pt")) for g in groups], steps)
+
+
+def _warn_of_few(tokens: int, model: "nn.Module", steps: Steps) -> None:
+    from milkweed.convert.sites import find_sites
+
+    widest = max(site.in_features for site in find_sites(model))
+    if tokens < 2 * widest:
+        steps.warn(
+            f"{tokens:,} tokens are few for layers of up to {widest:,} inputs; errors will look better than they are. "
+            "Give --calibrate more text"
+        )

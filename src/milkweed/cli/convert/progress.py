@@ -1,0 +1,79 @@
+"""What a conversion is doing, live on a terminal."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+class Steps:
+    """A line for the step at hand and, while texts are read, one for those.
+
+    Args:
+        progress: Where they are shown.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.step = progress.add_task("", total=None)
+        self.reading = progress.add_task("  reading texts", total=None, visible=False)
+
+    def begin(self, text: str) -> None:
+        """Start a step of unknown length.
+
+        Args:
+            text: What it is.
+        """
+        self.progress.reset(self.step, description=escape(text), total=None)
+        self.progress.update(self.reading, visible=False)
+
+    def tell(self, text: str, done: int, total: int) -> None:
+        """Say how far a step is.
+
+        Args:
+            text: What it is.
+            done: Layers done.
+            total: Layers in all.
+        """
+        self.progress.update(self.step, description=escape(text), completed=done, total=total)
+
+    def read(self, batches: Iterable, total: int) -> Iterator:
+        """Show how far a pass over batches is.
+
+        Args:
+            batches: What is passed on.
+            total: How many there are.
+
+        Yields:
+            The batches.
+        """
+        self.progress.reset(self.reading, total=total, visible=True)
+        for batch in batches:
+            yield batch
+            self.progress.advance(self.reading)
+        self.progress.update(self.reading, visible=False)
+
+    def warn(self, text: str) -> None:
+        """Print what a user should know.
+
+        Args:
+            text: The warning.
+        """
+        self.progress.console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def watch() -> Iterator[Steps]:
+    """Show steps on standard error while the block runs; only warnings if that is no terminal.
+
+    Yields:
+        To be told about the steps.
+    """
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        yield Steps(progress)

@@ -1,0 +1,253 @@
+"""Models that transformers saved, read as data: safetensors and JSON, and no code that comes with them."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from milkweed.cli.convert.destination import check_apart
+from milkweed.cli.convert.progress import Steps
+from milkweed.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from milkweed.convert import ConversionReport
+
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+# Weights in the first folder, everything else that is data; patterns of the hub match slashes too.
+HUB_FILES = ["model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "[0-9]_*/*.safetensors"]
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A saved model.
+
+    Attributes:
+        name: As it was asked for.
+        folder: Where its files are.
+        config: Its transformers config.
+        kind: Its class, by the architecture that config.json names.
+    """
+
+    name: str
+    folder: Path
+    config: Any
+    kind: Any
+
+    def tokenizer(self) -> Any:
+        """Read the tokenizer.
+
+        Returns:
+            What transformers makes of it.
+
+        Raises:
+            UsageError: There is none, or it cannot be read.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            found = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+            # Where files are missing, transformers may make a tokenizer that knows no word.
+            reason = "it knows no word" if set(found.get_vocab()) <= set(found.all_special_tokens) else None
+        except Exception as error:  # tokenizers raises plain ones
+            reason = _first_line(error)
+        if reason is not None:
+            raise UsageError(
+                f"{self.name} has no tokenizer that transformers can read ({reason}); put its files beside "
+                "config.json, or convert without --calibrate"
+            )
+        return found
+
+
+def find_source(name: str, out: Path | None) -> Source:
+    """Find a model and check that it can be read, but do not read its weights yet.
+
+    Args:
+        name: A folder, or a name on the hub, from which it is then downloaded.
+        out: Where the converted model goes, which must be elsewhere.
+
+    Returns:
+        The model.
+
+    Raises:
+        UsageError: There is no such model, or it is of another kind.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if folder.exists():
+            raise UsageError(f"{name} is a file; expected the folder that holds config.json and {WEIGHTS}")
+        if not HUB_ID.fullmatch(name):
+            raise UsageError(f"{name} does not exist; expected a folder, or a name on the hub such as owner/model")
+        folder = _download(name)
+    if out is not None:
+        check_apart(folder, out)
+    architecture = _check_config(name, folder)
+    _check_weights(name, folder)
+    return Source(name, folder, *_classes(name, folder, architecture))
+
+
+def load_model(
+    source: Source, rehearsal: "ConversionReport", dtype: str | None, device: str, steps: Steps
+) -> "nn.Module":
+    """Read the weights.
+
+    Args:
+        source: The model.
+        rehearsal: Which layers are to be converted.
+        dtype: Of the parameters; as stored if None.
+        device: Where they go.
+        steps: Told what is going on.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        UsageError: The weights are corrupt or do not fit the config.
+    """
+    import transformers
+
+    steps.begin(f"loading {source.name}")
+    try:
+        model, found = source.kind.from_pretrained(
+            source.folder,
+            config=source.config,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            # Version 5 has another name for it.
+            **{"torch_dtype" if transformers.__version__.startswith("4.") else "dtype": dtype or "auto"},
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UsageError(f"the weights of {source.name} cannot be read: {_first_line(error)}") from error
+    missing = sorted(found["missing_keys"])
+    lost = {f"{line.name}.weight" for line in rehearsal.converted} & set(missing)
+    if lost:
+        raise UsageError(
+            f"{source.name} lacks {min(lost)}; its config.json names {source.kind.__name__}, another model"
+        )
+    if missing:
+        steps.warn(f"{source.name} lacks {', '.join(missing)}: random numbers, as transformers would load it")
+    return model.to(device).eval()
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that is not there.
+
+    Args:
+        name: As typed.
+
+    Raises:
+        UsageError: There is no such device.
+    """
+    try:
+        torch.empty(1, device=name).add(1).cpu()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise UsageError(f"--device {name} cannot be used: {_first_line(error)}") from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from printing bars and reports of its own while the block runs."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{name} is no folder here, and the hub did not give it ({_first_line(error)}); check the name, or "
+            "download the model and give its folder"
+        ) from error
+
+
+def _check_config(name: str, folder: Path) -> str | None:
+    """The architecture that config.json names, if any."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UsageError(f"{name} holds no config.json; expected a folder that save_pretrained of transformers wrote")
+    architectures = _json(file).get("architectures") or [None]
+    return architectures[0] if isinstance(architectures, list) else None
+
+
+def _check_weights(name: str, folder: Path) -> None:
+    file, index = folder / WEIGHTS, folder / INDEX
+    if not (file.is_file() or index.is_file()):
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+        if pickles:
+            raise UsageError(
+                f"{name} holds its weights only as pickles ({', '.join(pickles)}), which can run code when they are "
+                f"read. If you trust them, write safetensors once: "
+                f"AutoModel.from_pretrained({name!r}, use_safetensors=False).save_pretrained(NEW_FOLDER)"
+            )
+        raise UsageError(f"{name} holds no {WEIGHTS} and no {INDEX}; weights of other kinds are not read")
+    if file.is_file():
+        try:
+            with safe_open(file, framework="pt") as stored:
+                ours = "milkweed" in (stored.metadata() or {})
+        except SafetensorError as error:
+            raise UsageError(f"{file} is corrupt or truncated ({error})") from error
+        if ours:
+            raise UsageError(f"{name} was written by milkweed; milkweed.load_pretrained reads it, densify_ undoes it")
+    else:
+        shards = _json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(str(shard).endswith(".safetensors") for shard in shards.values()):
+            raise UsageError(f"{index} must map parameters to .safetensors files")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{file} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{file} must hold a JSON object; got a {type(values).__name__}")
+    return values
+
+
+def _classes(name: str, folder: Path, architecture: str | None) -> tuple[Any, Any]:
+    """The config, and the class of the model."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"transformers {transformers.__version__} does not know the model of {name}/config.json "
+            f"({_first_line(error)}); code that comes with a model is not run"
+        ) from error
+    if architecture is None:
+        with torch.device("meta"):
+            return config, type(transformers.AutoModel.from_config(config))
+    kind = getattr(transformers, architecture, None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise UsageError(
+            f"{name}/config.json names the architecture {architecture!r}, which is no model of transformers "
+            f"{transformers.__version__}; code that comes with a model is not run"
+        )
+    return config, kind
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,83 @@
+"""The table of a conversion in a terminal."""
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from milkweed.convert import ConversionReport
+from milkweed.convert.groups import LayerGroup, by_outcome
+from milkweed.convert.report import describe
+from milkweed.convert.rules import HEADS
+
+if TYPE_CHECKING:
+    from milkweed.cli.convert.timing import Timing
+
+
+def print_plan(console: Console, report: ConversionReport, every: bool) -> None:
+    """Print what becomes of the layers, the sum and the warnings.
+
+    Args:
+        console: Where to print.
+        report: The plan's report.
+        every: A row for each layer, not one for all of a kind.
+    """
+    groups = [LayerGroup(line.name, (line,)) for line in report.layers] if every else by_outcome(report.layers)
+    calibrated = any(line.output_error is not None for line in report.converted)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("layer", overflow="fold")
+    error = "output\nerror" if calibrated else "weight\nerror"
+    for heading in ("parameters", error, "speed"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for group in groups:
+        row = _row(group, "output_error" if calibrated else "relative_error")
+        table.add_row(*map(escape, row), style=None if group.lines[0].layer else "dim")
+    console.print(table, highlight=False)
+    console.print(escape(report.summary()), highlight=False)
+    for warning in report.warnings:
+        console.print(f"[yellow]warning: {escape(warning)}[/]", highlight=False)
+
+
+def print_timing(console: Console, timing: "Timing | None") -> None:
+    """Print how long the whole model takes.
+
+    Args:
+        console: Where to print.
+        timing: What was measured, if anything was.
+    """
+    if timing is not None:
+        shape = " × ".join(map(str, timing.shape))
+        console.print(
+            f"the whole model on {timing.device}, inputs {shape}: {1e3 * timing.before:,.0f} ms dense, "
+            f"{1e3 * timing.after:,.0f} ms converted, {timing.before / timing.after:.2f}×",
+            highlight=False,
+        )
+
+
+def _row(group: LayerGroup, error: str) -> list[str]:
+    """A group's name, with its shape and what becomes of it below, and its numbers."""
+    first = group.lines[0]
+    title = f"{group.name}\n  {first.out_features} × {first.in_features}"
+    if first.layer is None:
+        reason = "it is a head" if repr(HEADS) in (first.reason or "") else first.reason
+        return [f"{title}, stays: {reason}", _count(group.total("parameters_before")), "", ""]
+    return [
+        f"{title} → {describe(first.layer, first.parts)}",
+        f"{_count(group.total('parameters_before'))} → {_count(group.total('parameters_after'))}",
+        _range(group, error, "{:.3f}"),
+        _range(group, "speedup", "{:.1f}×"),
+    ]
+
+
+def _range(group: LayerGroup, field: str, form: str) -> str:
+    found = group.extremes(field)
+    return "" if found is None else "–".join(dict.fromkeys(form.format(value) for value in found))
+
+
+def _count(number: int) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return str(number)

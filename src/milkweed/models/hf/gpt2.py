@@ -1,0 +1,135 @@
+"""GPT-2, dense or structured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from milkweed.models.base import Model, check_tokens
+from milkweed.nn import build_linear, check_spec
+from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
+
+
+class Gpt2(Model):
+    """transformers' GPT-2 from scratch, its attention and feed-forward layers structured on request.
+
+    Query, key and value, packed in GPT-2, become three matrices. Embedding and head are one, and stay dense.
+
+    Args:
+        d_input: Number of different tokens.
+        d_output: The same.
+        length: Longest context, in tokens.
+        d_model: Channels.
+        depth: Number of blocks.
+        heads: Attention heads, which must divide ``d_model``.
+        linear: The linear layers of all blocks as plain values: ``{"name": "dense"}``, GPT-2's own, or, e.g.,
+            ``{"name": "monarch", "nblocks": 4}``, drawn as the layer does itself, with biases of 0 as GPT-2's.
+        dropout: Probability, in all places where GPT-2 has it.
+        vocabulary: The characters that the tokens stand for, for those who use the model; not needed to run it.
+
+    Raises:
+        ValueError: A size is below 1, or does not fit another.
+
+    Source:
+        GPT-2; Monarch (arXiv 2204.00595, section 5.2) replaces the same layers.
+    """
+
+    def __init__(
+        self,
+        d_input: int,
+        d_output: int,
+        length: int,
+        d_model: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        linear: Mapping[str, Any] | None = None,
+        dropout: float = 0.0,
+        vocabulary: str | None = None,
+    ) -> None:
+        linear = check_spec("linear", {"name": "dense"} if linear is None else linear)
+        super().__init__(
+            d_input=d_input,
+            d_output=d_output,
+            length=length,
+            d_model=d_model,
+            depth=depth,
+            heads=heads,
+            linear=linear,
+            dropout=dropout,
+            vocabulary=vocabulary,
+        )
+        sizes = {"d_input": d_input, "length": length, "d_model": d_model, "depth": depth, "heads": heads}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        if d_input != d_output:
+            raise ValueError(f"GPT-2 tells the tokens that it reads: d_output={d_output} must be d_input={d_input}")
+        if d_model % heads:
+            raise ValueError(f"heads must divide d_model; got heads={heads}, d_model={d_model}")
+        if vocabulary is not None and len(vocabulary) != d_input:
+            raise ValueError(f"vocabulary must have d_input={d_input} characters; got {len(vocabulary)}")
+        self.d_input, self.length = d_input, length
+        self.gpt2 = _build(d_input, length, d_model, depth, heads, dropout)
+        if linear["name"] != "dense":
+            for block in self.gpt2.transformer.h:  # type: ignore[union-attr]
+                _replace(block, d_model, linear)
+
+    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Run the network.
+
+        Args:
+            inputs: (B, L) tokens, L <= length.
+            lengths: Not used: no step sees the padding after it.
+
+        Returns:
+            Logits for the next token at every step, (B, L, d_output).
+
+        Raises:
+            ValueError: The inputs are no tokens, or too many.
+        """
+        check_tokens(inputs, self.d_input)
+        if inputs.shape[1] > self.length:
+            raise ValueError(f"this Gpt2 was built for contexts up to length={self.length}; got {tuple(inputs.shape)}")
+        # Without a mask transformers looks for packed sequences by value, and meta tensors have none.
+        mask = inputs.new_ones(1, 1, inputs.shape[1], inputs.shape[1]).bool() if inputs.is_meta else None
+        logits: Tensor = self.gpt2(input_ids=inputs, attention_mask=mask, use_cache=False).logits
+        return logits
+
+
+def _build(tokens: int, length: int, d_model: int, depth: int, heads: int, dropout: float) -> nn.Module:
+    try:
+        from transformers import GPT2Config, GPT2LMHeadModel
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('Gpt2 is built by transformers: pip install "milkweed[hf]"') from error
+    config = GPT2Config(
+        vocab_size=tokens,
+        n_positions=length,
+        n_embd=d_model,
+        n_layer=depth,
+        n_head=heads,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model: nn.Module = GPT2LMHeadModel(config)
+    return model
+
+
+def _replace(block: nn.Module, d_model: int, linear: Mapping[str, Any]) -> None:
+    parts = [_linear(linear, d_model, d_model) for _ in range(3)]
+    block.attn.c_attn = ConcatLinear(parts)  # type: ignore[union-attr, assignment]
+    block.attn.c_proj = _linear(linear, d_model, d_model)  # type: ignore[union-attr, assignment]
+    block.mlp.c_fc = _linear(linear, d_model, 4 * d_model)  # type: ignore[union-attr, assignment]
+    block.mlp.c_proj = _linear(linear, 4 * d_model, d_model)  # type: ignore[union-attr, assignment]
+
+
+def _linear(spec: Mapping[str, Any], in_features: int, out_features: int) -> StructuredLinear:
+    layer = build_linear(spec, in_features, out_features)
+    assert isinstance(layer, StructuredLinear)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,173 @@
+"""Reverse sparsification: train structured layers for most of a run, multiply them out, finish dense."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch.nn.parallel import DistributedDataParallel
+
+from milkweed.convert.record import structured_layers
+from milkweed.tasks.base import SequenceTask
+from milkweed.train.moments import dense_states
+
+
+@dataclass(frozen=True)
+class DensifyOptions:
+    """When and how structured linear layers become dense.
+
+    Attributes:
+        at: A fraction of all optimiser steps, or the number of steps done before, 2 or more.
+        state: AdamW's state of the dense weights: ``reset`` to nothing, or ``carry``, from that of the factors by the
+            product rule. All other parameters, biases of the structured layers included, keep theirs.
+        warmup_steps: Steps over which the learning rate of the dense weights rises from 0 to the schedule's.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    at: int | float = 0.9
+    state: Literal["reset", "carry"] = "reset"
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.at < 1 or (isinstance(self.at, int) and self.at > 1)):
+            raise ValueError(
+                f"densify.at={self.at} must be a fraction of all steps between 0 and 1, or a whole number of steps, "
+                "2 or more"
+            )
+        if self.state not in {"reset", "carry"}:
+            raise ValueError(f"densify.state={self.state!r} must be 'reset' or 'carry'")
+        if self.warmup_steps < 0:
+            raise ValueError(f"densify.warmup_steps={self.warmup_steps} must be at least 0")
+
+    def step(self, total: float) -> int:
+        """The step before which layers become dense.
+
+        Args:
+            total: Optimiser steps of the whole training.
+
+        Returns:
+            Steps done before; at least the last step is dense.
+
+        Raises:
+            ValueError: If it is never reached, or a fraction of a training without end.
+        """
+        if isinstance(self.at, int):
+            if self.at >= total:
+                raise ValueError(f"densify.at={self.at} is never reached: the training has {total} steps")
+            return self.at
+        if total == float("inf"):
+            raise ValueError(
+                f"densify.at={self.at} is a fraction of a training without end; set --trainer.max_epochs, or give a "
+                "number of steps"
+            )
+        return min(round(self.at * total), int(total) - 1)
+
+
+class Densify(Callback):
+    """Multiply a task's structured linear layers out in the middle of its training and go on with dense ones.
+
+    The loss is the same right before and after. Optimiser groups are made anew, as dense weights may learn at other
+    rates; the schedule goes on. The task remembers that it is dense: a training may be resumed on either side.
+
+    Args:
+        at: See `DensifyOptions`, as the others.
+        state: AdamW's state of the dense weights.
+        warmup_steps: Of the dense weights.
+
+    Source:
+        Monarch (arXiv 2204.00595), section 3.3: "reverse sparsification", GPT-2 with the last tenth dense.
+    """
+
+    def __init__(
+        self, at: int | float = 0.9, state: Literal["reset", "carry"] = "reset", warmup_steps: int = 0
+    ) -> None:
+        self.options = DensifyOptions(at, state, warmup_steps)
+        self._step = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse, before anything is trained, what could not be made dense later.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+            stage: `fit`, or another in which there is nothing to do.
+
+        Raises:
+            ValueError: If the model has no structured layer.
+            TypeError: If task or strategy are of a kind that cannot change its parameters on the way.
+        """
+        if stage != "fit":
+            return
+        if not isinstance(pl_module, SequenceTask):
+            raise TypeError(f"densify needs a milkweed.tasks.SequenceTask; got {type(pl_module).__name__}")
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise TypeError(
+                f"densify cannot change parameters under {type(trainer.strategy).__name__}; use --trainer.strategy ddp "
+                "or one device"
+            )
+        if not pl_module.densified and not structured_layers(pl_module.model):
+            raise ValueError(
+                "densify finds no structured linear layer in the model; leave it out, or use e.g. "
+                "--model.linear.name monarch"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Work out the step.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+        """
+        assert isinstance(pl_module, SequenceTask)
+        if not pl_module.densified:
+            self._step = self.options.step(trainer.estimated_stepping_batches)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Make the layers dense if it is time; always between two optimiser steps.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+            batch: Not used.
+            batch_idx: Not used.
+        """
+        assert isinstance(pl_module, SequenceTask)
+        if not pl_module.densified and trainer.global_step >= self._step:
+            self._make_dense(trainer, pl_module)
+
+    def _make_dense(self, trainer: Trainer, task: SequenceTask) -> None:
+        before, schedule = task.optimizers(use_pl_optimizer=False), task.lr_schedulers().state_dict()
+        carry = self.options.state == "carry"
+        structured = structured_layers(task.model)
+        states = {names[0]: dense_states(layer, before.state, carry) for layer, names in structured.items()}
+        task.densify(trainer.global_step, self.options.warmup_steps)
+        wrap_again(trainer, task)
+        trainer.strategy.setup_optimizers(trainer)
+        after, scheduler = task.optimizers(use_pl_optimizer=False), task.lr_schedulers()
+        for group in after.param_groups:
+            for parameter in group["params"]:
+                if before.state.get(parameter):
+                    after.state[parameter] = before.state[parameter]
+        for name, of_layer in states.items():
+            for leaf, state in of_layer.items():
+                after.state[task.model.get_submodule(name).get_parameter(leaf)] = state
+        position = {name: schedule[name] for name in ("last_epoch", "_step_count")}
+        scheduler.load_state_dict({**scheduler.state_dict(), **position})
+        task.set_rates()
+
+
+def wrap_again(trainer: Trainer, task: LightningModule) -> None:
+    """Let a distributed training average the gradients of the parameters that there are now.
+
+    Args:
+        trainer: The trainer.
+        task: The task, whose parameters have been replaced.
+    """
+    wrapped = trainer.strategy.model
+    if isinstance(wrapped, DistributedDataParallel):
+        # Parameters that stay would otherwise report to the old wrapper too, which waits for those that are gone.
+        wrapped._remove_autograd_hooks()
+        trainer.strategy.model = task
+        trainer.strategy.configure_ddp()

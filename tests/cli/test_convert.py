@@ -1,0 +1,284 @@
+import importlib.util
+import json
+import re
+import shutil
+
+import pytest
+import torch
+
+import milkweed as mw
+from milkweed.cli import main
+
+transformers = pytest.importorskip("transformers")
+
+WORDS = ["red", "green", "blue", "cat", "dog", "runs", "sleeps", "the", "a", "house", "on", "in", "tree", "##s"]
+SIZES = {"vocab_size": 5 + len(WORDS), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def save_tokenizer(path):
+    path.mkdir(exist_ok=True)
+    (path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
+    transformers.BertTokenizerFast(str(path / "vocab.txt")).save_pretrained(path)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    bert = transformers.BertConfig(**SIZES, intermediate_size=64, max_position_embeddings=40)
+    gpt2 = transformers.GPT2Config(
+        vocab_size=SIZES["vocab_size"], n_embd=32, n_layer=2, n_head=2, n_positions=40, bos_token_id=1, eos_token_id=2
+    )
+    for name, model in (("bert", transformers.BertModel(bert)), ("gpt2", transformers.GPT2LMHeadModel(gpt2))):
+        model.save_pretrained(folder / name)
+        save_tokenizer(folder / name)
+    return folder
+
+
+@pytest.fixture
+def folder(models, tmp_path, monkeypatch):
+    shutil.copytree(models, tmp_path, dirs_exist_ok=True)
+    pick = torch.randint(len(WORDS) - 1, (200, 9)).tolist()
+    (tmp_path / "text.txt").write_text("\n".join(" ".join(WORDS[i] for i in row) for row in pick) + "\n\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def content(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def refused(arguments, capsys):
+    assert main(["convert", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return " ".join(captured.err.split())
+
+
+def convert(*arguments):
+    assert main(["convert", *arguments]) == 0
+
+
+def test_a_converted_encoder_loads_back_and_has_its_report(folder, capsys):
+    convert("bert", "--calibrate", "text.txt", "--nblocks", "2", "--out", "new/out")
+    shown = capsys.readouterr().out
+    assert "encoder.layer.0-1.attention.self.query" in shown
+    assert "12 of 13 linear layers converted" in shown
+    assert "it is a head" in shown
+    assert "load_pretrained('new/out')" in shown
+    out = folder / "new" / "out"
+    assert {path.name for path in out.parent.iterdir()} == {"out"}
+    loaded = mw.load_pretrained(out)
+    assert isinstance(loaded.encoder.layer[0].output.dense, mw.nn.MonarchLinear)
+    tokens = transformers.AutoTokenizer.from_pretrained(out)(["the cat sleeps"], return_tensors="pt")
+    assert loaded(**tokens)[0].isfinite().all()
+    report = json.loads((out / "conversion.json").read_text())
+    assert report["parameters_after"] == sum(p.numel() for p in loaded.parameters())
+    assert all(line["output_error"] < 1 for line in report["layers"] if line["layer"])
+
+
+def test_the_model_is_the_one_that_python_makes(folder):
+    convert("bert", "--nblocks", "2", "--out", "out")
+    model = transformers.BertModel.from_pretrained("bert", dtype=torch.float32).eval()
+    mw.convert_(model, mw.MonarchConfig(2))
+    loaded = mw.load_pretrained("out")
+    tokens = torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(tokens)[0], model(tokens)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_page_needs_nothing_else_and_escapes_names(folder):
+    (folder / "bert").rename(folder / "<b>&$x$")
+    convert("<b>&$x$", "--nblocks", "2", "--out", "out")
+    page = (folder / "out" / "conversion.html").read_text()
+    assert "&lt;b&gt;&amp;$x$, converted" in page
+    assert "<b>" not in page
+    assert page.count("data:image/svg+xml;base64,") == 3
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+    assert "Inputs 8 × 38" in page
+
+
+@pytest.mark.parametrize("more", [["--sequential"], ["--parameters", "0.5"], ["--parameters", "0.6", "--sequential"]])
+def test_decoders_are_calibrated_without_a_padding_token(folder, more, capsys):
+    file = folder / "gpt2" / "tokenizer_config.json"
+    values = json.loads(file.read_text()) | {"pad_token": None}
+    file.write_text(json.dumps(values))
+    convert("gpt2", "--calibrate", "text.txt", *more, "--out", "out")
+    capsys.readouterr()
+    loaded = mw.load_pretrained("out")
+    assert type(loaded).__name__ == "GPT2LMHeadModel"
+    lines = json.loads((folder / "out" / "conversion.json").read_text())["layers"]
+    before, after = (sum(line[f"parameters_{when}"] for line in lines[:-1]) for when in ("before", "after"))
+    if "--parameters" in more:
+        assert after <= float(more[1]) * before
+
+
+@pytest.mark.parametrize(
+    ("options", "structure"),
+    [
+        (["--structure", "low_rank", "--rank", "4"], "LowRankLinear"),
+        (["--structure", "block_diagonal"], "BlockDiagonalLinear"),
+        (["--structure", "pixelfly", "--rank", "2"], "PixelflyLinear"),
+        (["--rank", "1", "--refine", "2", "--calibrate", "text.txt", "--dtype", "bfloat16"], "MonarchLinear"),
+    ],
+)
+def test_structures(folder, options, structure):
+    convert("bert", *options, "--layers", "re:.*intermediate.dense", "--keep", "re:.*1.*", "--out", "out")
+    loaded = mw.load_pretrained("out")
+    layers = [layer.intermediate.dense for layer in loaded.encoder.layer]
+    assert [type(layer).__name__ for layer in layers] == [structure, "Linear"]
+    assert layers[0].bias.dtype == (torch.bfloat16 if "bfloat16" in options else torch.float32)
+
+
+def test_a_plan_writes_nothing_and_can_list_every_layer(folder, capsys):
+    before = content(folder)
+    convert("bert", "--plan", "--all")
+    shown = capsys.readouterr().out
+    assert "encoder.layer.1.attention.self.query" in shown
+    assert "Without --calibrate" in shown
+    assert content(folder) == before
+
+
+def test_side_files_are_copied_as_data(folder, capsys):
+    source = folder / "bert"
+    (source / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "1_Pooling"}, {"path": "../gpt2"}]))
+    for name in ("1_Pooling/config.json", "2_Other/config.json"):
+        (source / name).parent.mkdir()
+        (source / name).write_text("{}")
+    for name in ("code.py", "pytorch_model.bin", ".hidden.json", "LICENSE"):
+        (source / name).write_text("x")
+    convert("bert", "--out", "out")
+    found = {str(path.relative_to(folder / "out")) for path in (folder / "out").rglob("*") if path.is_file()}
+    assert {"vocab.txt", "tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json"} <= found
+    assert "LICENSE" in found
+    assert not found & {"2_Other/config.json", "code.py", "pytorch_model.bin", ".hidden.json"}
+
+
+def test_overwriting_replaces_only_what_the_command_wrote(folder, capsys):
+    arguments = ["bert", "--out", "out"]
+    convert(*arguments)
+    (folder / "out" / "stale").write_text("")
+    assert "is not empty; choose a new folder, or replace it with --overwrite" in refused(arguments, capsys)
+    convert(*arguments, "--overwrite")
+    assert not (folder / "out" / "stale").exists()
+    assert "holds no conversion.json" in refused(["bert", "--out", "gpt2", "--overwrite"], capsys)
+    assert sorted(path.name for path in folder.iterdir()) == ["bert", "gpt2", "out", "text.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bert"], "say where to write the converted model with --out DIR"),
+        (["no/such/bert", "--out", "x"], "no/such/bert does not exist; expected a folder, or a name on the hub"),
+        (["text.txt", "--out", "x"], "text.txt is a file; expected the folder"),
+        (["empty", "--out", "x"], "empty holds no config.json"),
+        (["pickled", "--out", "x"], "only as pickles (pytorch_model.bin), which can run code"),
+        (["cut", "--out", "x"], "is corrupt or truncated"),
+        (["strange", "--out", "x"], "code that comes with a model is not run"),
+        (["other", "--out", "x"], "names the architecture 'NoSuchModel', which is no model of transformers"),
+        (["bert", "--out", "bert/converted"], "overlaps with the model that is read"),
+        (["bert", "--out", "text.txt"], "is a file; choose a new folder"),
+        (["bert", "--out", "text.txt/x"], "cannot be written"),
+        (["bert", "--out", "."], "cannot be put in place as a whole"),
+        (["bert", "--out", "x", "--calibrate", "no.txt"], "--calibrate no.txt does not exist"),
+        (["bert", "--out", "x", "--calibrate", "blank.txt"], "--calibrate blank.txt is empty"),
+        (["bert", "--out", "x", "--calibrate", "binary.txt"], "is no UTF-8 text"),
+        (["bert", "--out", "x", "--calibrate", "zeros.txt"], "holds binary data"),
+        (["untold", "--out", "x", "--calibrate", "text.txt"], "untold has no tokenizer that transformers can read"),
+        (["bert", "--out", "x", "--layers", "re:.*dens"], "--layers: rule 're:.*dens' matches none of the 13"),
+        (["bert", "--out", "x", "--keep", "query"], "--keep: rule 'query' matches none of the 13 linear layers"),
+        (["bert", "--out", "x", "--layers", "re:("], "is malformed"),
+        (["bert", "--out", "x", "--nblocks", "64"], "encoder.layer.0.attention.self.query' cannot become monarch"),
+        (["bert", "--out", "x", "--nblocks", "0"], "'0' is no whole number from 1 on"),
+        (["bert", "--out", "x", "--sequential"], "--sequential needs --calibrate FILE.txt"),
+        (["bert", "--out", "x", "--parameters", "0.5"], "--parameters needs --calibrate FILE.txt"),
+        (["bert", "--out", "x", "--refine", "1"], "--refine needs --calibrate FILE.txt"),
+        (["bert", "--out", "x", "--parameters", "-1"], "'-1' is neither a share"),
+        (["bert", "--plan", "--parameters", "1", "--nblocks", "2", "--calibrate", "text.txt"], "exclude each other"),
+        (["bert", "--plan", "--parameters", "9", "--calibrate", "text.txt"], "raise it to"),
+        (["bert", "--out", "x", "--structure", "low_rank"], "--structure low_rank needs --rank"),
+        (["bert", "--out", "x", "--structure", "block_diagonal", "--rank", "2"], "--rank does not belong to"),
+        (["bert", "--out", "x", "--device", "gpu0"], "--device gpu0 cannot be used"),
+        (["bert", "--out", "x", "--nblock", "2"], "did you mean --nblocks?"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_nothing(arguments, message, folder, capsys):
+    for name in ("pickled", "cut", "strange", "other", "untold"):
+        shutil.copytree("bert", name)
+    (folder / "pickled" / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")
+    weights = folder / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    (folder / "empty").mkdir()
+    config = json.loads((folder / "bert" / "config.json").read_text())
+    for name, change in (("strange", {"model_type": "mine"}), ("other", {"architectures": ["NoSuchModel"]})):
+        (folder / name / "config.json").write_text(json.dumps(config | change))
+    for file in (folder / "untold").glob("*tok*"):
+        file.unlink()
+    (folder / "untold" / "vocab.txt").unlink()
+    (folder / "blank.txt").write_text("\n \n")
+    (folder / "binary.txt").write_bytes(b"\x80\xff" * 100)
+    (folder / "zeros.txt").write_bytes(b"a\0b\n")
+    before = content(folder)
+    assert message in refused(arguments, capsys)
+    assert content(folder).keys() == before.keys()
+
+
+def test_a_converted_model_is_not_converted_again(folder, capsys):
+    convert("bert", "--out", "out")
+    assert "was written by milkweed" in refused(["out", "--out", "again"], capsys)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_stops_it_leaves_nothing(folder, capsys, monkeypatch, error):
+    def stop(*_):
+        raise error
+
+    monkeypatch.setattr("milkweed.cli.convert.page.write_page", stop)
+    before = content(folder)
+    assert main(["convert", "bert", "--out", "new/out"]) == (2 if isinstance(error, OSError) else 130)
+    assert ("No space left on device" in capsys.readouterr().err) is isinstance(error, OSError)
+    assert content(folder).keys() == before.keys()
+
+
+def test_a_disk_that_is_too_small_is_found_first(folder, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+    assert "0.0 GB are free on its disk" in refused(["bert", "--out", "x"], capsys)
+
+
+def test_names_on_the_hub_are_downloaded(folder, capsys, monkeypatch):
+    asked = []
+
+    def snapshot(name, allow_patterns):
+        asked.append(name)
+        if name == "someone/nothing":
+            raise OSError("no such model\nand much more")
+        return str(folder / "bert")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    convert("someone/bert", "--out", "out")
+    assert "the hub did not give it (no such model)" in refused(["someone/nothing", "--out", "x"], capsys)
+    assert asked == ["someone/bert", "someone/nothing"]
+
+
+def test_missing_packages_are_named_with_their_extra(folder, capsys, monkeypatch):
+    real = importlib.util.find_spec
+    for package, extra in (("transformers", "hf"), ("matplotlib", "plots")):
+        monkeypatch.setattr("importlib.util.find_spec", lambda n, p=package: None if n == p else real(n))
+        assert f'pip install "milkweed[{extra}]"' in refused(["bert", "--out", "x"], capsys)
+
+
+def test_weights_that_do_not_belong_to_the_config(folder, capsys):
+    file = folder / "bert" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    assert "bert lacks encoder.layer.2" in refused(["bert", "--out", "x"], capsys)
+    file.write_text(json.dumps(config | {"intermediate_size": 48}))
+    assert "the weights of bert cannot be read" in refused(["bert", "--out", "x"], capsys)
+
+
+def test_texts_are_spread_over_the_file(tmp_path):
+    from milkweed.cli.convert.texts import read_texts
+
+    (tmp_path / "many.txt").write_text("\ufeff" + "\n\n".join(map(str, range(10))))
+    assert read_texts(tmp_path / "many.txt", 4) == ["0", "2", "5", "7"]
+    assert len(read_texts(tmp_path / "many.txt", 10)) == 10
