@@ -121,10 +121,10 @@ def _build(tokens: int, length: int, d_model: int, depth: int, heads: int, dropo
 
 def _replace(block: nn.Module, d_model: int, linear: Mapping[str, Any]) -> None:
     parts = [_linear(linear, d_model, d_model) for _ in range(3)]
-    block.attn.c_attn = ConcatLinear(parts)  # type: ignore[union-attr, assignment]
-    block.attn.c_proj = _linear(linear, d_model, d_model)  # type: ignore[union-attr, assignment]
-    block.mlp.c_fc = _linear(linear, d_model, 4 * d_model)  # type: ignore[union-attr, assignment]
-    block.mlp.c_proj = _linear(linear, 4 * d_model, d_model)  # type: ignore[union-attr, assignment]
+    block.attn.c_attn = ConcatLinear(parts)  # type: ignore[union-attr]
+    block.attn.c_proj = _linear(linear, d_model, d_model)  # type: ignore[union-attr]
+    block.mlp.c_fc = _linear(linear, d_model, 4 * d_model)  # type: ignore[union-attr]
+    block.mlp.c_proj = _linear(linear, 4 * d_model, d_model)  # type: ignore[union-attr]
 
 
 def _linear(spec: Mapping[str, Any], in_features: int, out_features: int) -> StructuredLinear:
