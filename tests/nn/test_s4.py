@@ -91,10 +91,9 @@ class TestContract:
         contract.check_finite(build(init, discretization, bidirectional), 1000)
 
     def test_float32_gradients(self, init, discretization, bidirectional):
-        # Measured: 4e-4 and 4e-3 in the worst parameter, log dt, whose gradient is a sum over frequencies times lags
-        # that nearly cancels. The matrix exponential of a norm of 100 in float32 costs the factor between the two.
+        # The worst parameter is log dt, whose gradient is a sum over frequencies times lags that nearly cancels.
         layer = S4(4, 64, init, discretization=discretization, bidirectional=bidirectional)
-        contract.check_float32_gradients(layer, 4096, 1e-3 if discretization == "bilinear" else 1e-2)
+        contract.check_float32_gradients(layer, 4096, 1e-3)
 
     def test_autocast(self, init, discretization, bidirectional):
         contract.check_autocast(build(init, discretization, bidirectional))
@@ -167,16 +166,17 @@ def test_frozen_parameters():
     size_of_P=st.floats(-3, 3),
     decay=st.sampled_from(["exp", "relu", "sigmoid", "softplus"]),
     discretization=st.sampled_from(["bilinear", "zoh"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_stable_for_every_parameter_value(seed, log_dt, size_of_imag, size_of_P, decay, discretization):
-    layer = S4(2, 6, "legt", discretization=discretization, decay=decay, dtype=torch.float64)
+def test_stable_for_every_parameter_value(seed, log_dt, size_of_imag, size_of_P, decay, discretization, dtype):
+    layer = S4(2, 6, "legt", discretization=discretization, decay=decay, dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         layer.A_real.uniform_(-15, 15, generator=generator)
         layer.A_imag.normal_(std=10**size_of_imag, generator=generator)
         layer.P.normal_(std=10**size_of_P, generator=generator)
         layer.log_dt.fill_(log_dt)
-        norm = torch.linalg.matrix_norm(layer.system().a, 2)
+        norm = torch.linalg.matrix_norm(layer.system().a.double(), 2)
     # Not only the eigenvalues: no vector ever grows.
     assert (norm <= 1 + 1e-6).all()
 

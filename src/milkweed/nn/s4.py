@@ -158,6 +158,8 @@ class S4(StateSpaceLayer):
     def system(self, rate: float = 1.0) -> DenseSystem:
         """The discrete system that the parameters stand for, in float32 at least; gradients flow through it.
 
+        It is discretised in float64, where the device has it: in float32 extreme parameters make Ā expand by rounding.
+
         Args:
             rate: Step length relative to training.
 
@@ -165,12 +167,14 @@ class S4(StateSpaceLayer):
             One dense system per channel, in the real coordinates [Re z, Im z].
         """
         dtype = torch.promote_types(self.log_dt.dtype, torch.float32)
-        A = self._state_matrix(dtype)
-        B = torch.cat([self.B[..., 0], self.B[..., 1]], -1).to(dtype)
+        precise = dtype if self.log_dt.device.type == "mps" else torch.float64
+        A = self._state_matrix(precise)
+        B = torch.cat([self.B[..., 0], self.B[..., 1]], -1).to(precise)
         copies = self.d_model // self.n_ssm
-        dt = torch.exp(self.log_dt.to(dtype)) * rate
+        dt = torch.exp(self.log_dt.to(precise)) * rate
         with without_autocast(A):
             a, b = ssm.discretize(A.repeat(copies, 1, 1), B.repeat(copies, 1), dt, self.discretization)
+        a, b, dt = a.to(dtype), b.to(dtype), dt.to(dtype)
         # 2 Re(C z)
         c = torch.cat([2 * self.C[..., 0], -2 * self.C[..., 1]], -1).to(dtype)
         if self.backend is None:
