@@ -18,7 +18,7 @@ def print_results(console: Console, runs: list[tuple[RunFolder, dict[str, Any]]]
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("recipe", no_wrap=True)
-    metric = runs[0][1]["metric"]
+    metric = runs[0][1].get("metric", "accuracy")  # older runs do not say
     for title in (f"test\n{metric}", "parameters", "time", "seconds\nper epoch"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("results in", style="bold", overflow="fold")
