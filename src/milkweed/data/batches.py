@@ -12,8 +12,8 @@ class ArrayDataset(Dataset):
     """A split held in memory, indexed by a whole batch at a time.
 
     Args:
-        inputs: Features, (N, L, D) float32.
-        targets: Classes, (N,) int64; or numbers per sequence or step, (N, ...) float32.
+        inputs: Features, (N, L, D) float32; or tokens, (N, L) int64.
+        targets: Classes, (N,) int64, or of every step, (N, L); or numbers per sequence or step, (N, ...) float32.
         lengths: Valid steps of every sample, (N,) int64; all L if None.
     """
 

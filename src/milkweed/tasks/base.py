@@ -19,7 +19,7 @@ STAGES = ("train", "val", "test")
 
 
 class SequenceTask(LightningModule, ABC):
-    """Train `model(inputs (B, L, D), lengths (B,))` by AdamW with a warm-up.
+    """Train `model(inputs (B, L, D) or tokens (B, L), lengths (B,))` by AdamW with a warm-up.
 
     A task names its `metric` and implements `loss` and `score`.
 
@@ -134,7 +134,7 @@ class SequenceTask(LightningModule, ABC):
         """Run the model.
 
         Args:
-            inputs: (B, L, D).
+            inputs: (B, L, D), or tokens (B, L).
             lengths: Valid steps of every sequence, (B,); all L if None.
 
         Returns:

@@ -77,7 +77,7 @@ class Densify(Callback):
         warmup_steps: Of the dense weights.
 
     Source:
-        Monarch (arXiv 2204.00595), section 3.3: "reverse sparsification", GPT-2 with the last tenth dense.
+        Monarch (arXiv 2204.00595), section 4.2, "reverse sparsification": GPT-2 with the last tenth dense.
     """
 
     def __init__(

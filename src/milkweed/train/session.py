@@ -105,6 +105,7 @@ class Session:
         Raises:
             ValueError: If no epoch has been trained.
         """
+        trainer.strategy.barrier("best checkpoint")  # the first process may still be writing it
         if not (self.folder.checkpoints / BEST).is_file():
             raise ValueError("no epoch was trained, so there is nothing to test; use --trainer.max_epochs 1 or more")
         best_epoch = load_weights(self.task, self.folder.checkpoints / BEST)

@@ -33,7 +33,7 @@ class Gpt2(Model):
         ValueError: A size is below 1, or does not fit another.
 
     Source:
-        GPT-2; Monarch (arXiv 2204.00595, section 5.2) replaces the same layers.
+        Monarch (arXiv 2204.00595) replaces the same layers of GPT-2.
     """
 
     def __init__(
