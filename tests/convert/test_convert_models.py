@@ -37,6 +37,45 @@ def test_every_family_there_and_back(family, sequential, tmp_path):
     torch.testing.assert_close(output(type(model).from_pretrained(tmp_path / "dense").eval(), inputs[0]), found)
 
 
+def test_transformers_refuses_a_converted_folder(tmp_path):
+    # A model.safetensors there would be read without an error, and the missing dense weights drawn at random.
+    model = build("bert")
+    mw.save_pretrained(model, tmp_path)
+    before = type(model).from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    mw.convert_(model, mw.MonarchConfig(2))
+    mw.save_pretrained(model, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "milkweed.safetensors"}
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        type(model).from_pretrained(tmp_path)
+    mw.densify_(model)
+    mw.save_pretrained(model, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_a_file_of_another_program_is_not_removed(tmp_path):
+    from safetensors.torch import save_file
+
+    model = build("bert")
+    mw.convert_(model, mw.MonarchConfig(2))
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    mw.save_pretrained(model, tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    assert torch.equal(mw.load_pretrained(tmp_path).pooler.dense.weight, model.pooler.dense.weight)
+
+
+def test_t5_reads_a_weight_of_its_own():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(
+        vocab_size=50, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    reasons = {line.name: line.reason for line in mw.convert_(model, mw.MonarchConfig(2)).layers}
+    assert "reads the weight itself" in reasons["encoder.block.0.layer.1.DenseReluDense.wo"]
+    tokens = torch.ones(1, 5, dtype=torch.long)
+    assert model(input_ids=tokens, labels=tokens).loss.isfinite()
+
+
 def test_tied_embeddings_stay_tied(tmp_path):
     model = build("gpt2")
     report = mw.convert_(model, {"re:.*": mw.MonarchConfig(2)})

@@ -53,6 +53,13 @@ def test_spectrum(name):
     torch.testing.assert_close(normal.real, torch.full_like(normal.real, ssm.BASES[name].damping))
 
 
+def test_no_eigenvalues_rather_than_wrong_ones():
+    # With 60 digits the largest of LegT at N = 64 is 60.46; float64 gives about 107, and no warning.
+    assert spectrum("legt", 64)[0] is None
+    largest = spectrum("legt", 8)[0].abs().max()
+    assert float(largest) == pytest.approx(6.4460813339, rel=1e-6)
+
+
 def test_a_window_is_reconstructed_and_the_rest_forgotten():
     memory = remember("legt", 48)
     times, values = memory.past(memory.moment)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from milkweed._files import atomic_write
 from milkweed._version import __version__
 from milkweed.convert.adapters import adaptable_sites, adapted_layers, attach, base_parameters
+from milkweed.convert.files import file_in, read_tensors
 from milkweed.convert.record import build_entry, layer_entry
 from milkweed.convert.sites import LinearSite
 from milkweed.nn.structured_linear import AdaptedLinear
@@ -55,7 +55,7 @@ def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     entries = [layer_entry(names, a.update) | {"scale": a.scale} for a, names in layers.items()]
     metadata = {"format": "pt", "milkweed": __version__, "adapters": json.dumps(entries)}
     metadata["base"] = json.dumps(_fingerprint(model, [names[0] for names in layers.values()]))
-    file = _file(path)
+    file = file_in(path, FILE_NAME)
     with atomic_write(file) as temporary:
         contiguous = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
         save_file(contiguous, temporary, metadata)
@@ -81,7 +81,7 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
         ValueError: The file is truncated, not written by ``save_adapters`` or made for another model, or the model has
             adapters already or no numbers.
     """
-    file = _file(path)
+    file = file_in(path, FILE_NAME)
     tensors, entries, base = _read(file)
     sites = {name: site for site in adaptable_sites(model) for name in site.names}
     parameters = base_parameters(model)
@@ -106,14 +106,7 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; give the folder or file that save_adapters wrote")
-    try:
-        with safe_open(file, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise ValueError(f"{file} is corrupt or truncated ({error}); restore it or write it again") from error
+    tensors, metadata = read_tensors(file, "save_adapters")
     try:
         entries, base = json.loads(metadata["adapters"]), json.loads(metadata["base"])
         described = all(
@@ -197,8 +190,3 @@ def _has_numbers(parameter: nn.Parameter) -> bool:
 
 def _digest(parameters: dict[str, nn.Parameter]) -> str:
     return hashlib.sha256("\n".join(sorted(parameters)).encode()).hexdigest()
-
-
-def _file(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    return path if path.suffix == ".safetensors" else path / FILE_NAME

@@ -13,9 +13,9 @@ from milkweed.convert.budget import choose_within
 from milkweed.convert.calibrate import input_moments, model_outputs
 from milkweed.convert.configs import LayerConfig
 from milkweed.convert.report import ConversionReport, LayerReport
-from milkweed.convert.rules import Rules, default_rules, match_rules
+from milkweed.convert.rules import HEADS, Rules, default_rules, match_rules
 from milkweed.convert.sequential import project_sequentially
-from milkweed.convert.sites import LinearSite, find_sites, replace
+from milkweed.convert.sites import LinearSite, find_sites, has_ordinary_weight, replace
 from milkweed.convert.speed import measured_speedups
 from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
 
@@ -124,8 +124,8 @@ def _selected(
             continue
         choice, rule = matched[name]
         if choice is None:
-            reasons[name] = f"rule {rule!r} keeps it" if isinstance(rule, str) else "a rule keeps it"
-        elif site.obstacle is not None and (rule in site.names or "quantised" in site.obstacle):
+            reasons[name] = _why_kept(rule)
+        elif site.obstacle is not None and (rule in site.names or not has_ordinary_weight(site.module)):
             raise TypeError(f"layer {name!r} cannot be converted: {site.obstacle}; skip it with {{{name!r}: None}}")
         elif site.obstacle is not None:
             reasons[name] = site.obstacle
@@ -135,6 +135,12 @@ def _selected(
         why = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:5])
         raise ValueError(f"nothing to convert among {len(sites)} linear layers. {why}")
     return choices, reasons
+
+
+def _why_kept(rule: Any) -> str:
+    if rule == HEADS:
+        return "it is a head"
+    return f"rule {rule!r} keeps it" if isinstance(rule, str) else "a rule keeps it"
 
 
 def _as_list(calibration: Iterable[Any] | None) -> list[Any] | None:

@@ -12,23 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from milkweed._files import atomic_write
 from milkweed._version import __version__
+from milkweed.convert.files import file_in, read_tensors, written_by_milkweed
 from milkweed.convert.record import conversion_record, rebuild
 from milkweed.convert.skeleton import skeleton_of
 from milkweed.models.base import Model, build_model
 
 FILE_NAME = "model.safetensors"
+# transformers would read a model.safetensors beside its config.json, miss the dense weights and draw them at random.
+CONVERTED_FILE_NAME = "milkweed.safetensors"
 
 
 def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write a model's parameters, architecture and conversions to ``path/model.safetensors``, atomically.
 
-    A transformers model also gets its ``config.json`` there, as transformers itself writes it.
+    A transformers model also gets its ``config.json`` there, as transformers itself writes it. Has it been converted,
+    so that only `load_pretrained` can read it, the file is ``path/milkweed.safetensors``.
 
     Args:
         model: A milkweed model, a transformers model, or any other module, which can be loaded only into a model of
@@ -43,9 +46,10 @@ def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    file = _file(path)
-    metadata = {"format": "pt", "milkweed": __version__}
-    metadata["conversion"] = json.dumps(conversion_record(model, skeleton_of(model)))
+    record = conversion_record(model, skeleton_of(model))
+    foreign = _is_transformers(model) and bool(record)
+    file = file_in(path, CONVERTED_FILE_NAME if foreign else FILE_NAME)
+    metadata = {"format": "pt", "milkweed": __version__, "conversion": json.dumps(record)}
     if isinstance(model, Model):
         metadata["config"] = json.dumps(model.config)
     elif _is_transformers(model):
@@ -56,6 +60,7 @@ def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         _write_config(model, file.parent)
     with atomic_write(file) as temporary:
         save_file(tensors, temporary, metadata)
+    _remove_other(file)
     return file
 
 
@@ -65,7 +70,7 @@ def load_pretrained(
     """Read a model that ``save_pretrained`` or a training run wrote. The file is read as data; no code runs from it.
 
     Args:
-        path: The folder that holds ``model.safetensors``, or the file.
+        path: The folder that holds ``model.safetensors`` or ``milkweed.safetensors``, or the file.
         into: For models that neither milkweed nor transformers knows: a model of the architecture before conversion,
             whose layers are replaced and filled in place.
         device: Where the parameters go.
@@ -77,15 +82,10 @@ def load_pretrained(
         FileNotFoundError: There is no such file.
         ValueError: The file is truncated, not written by ``save_pretrained``, or its parameters do not fit its config.
     """
-    file = _file(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; give the folder or file that save_pretrained wrote")
-    try:
-        with safe_open(file, framework="pt", device=str(device)) as stored:
-            metadata = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise ValueError(f"{file} is corrupt or truncated ({error}); restore it or write it again") from error
+    file = file_in(path, FILE_NAME)
+    converted = file_in(path, CONVERTED_FILE_NAME)
+    file = converted if converted.is_file() else file
+    tensors, metadata = read_tensors(file, "save_pretrained", device)
     if into is None:
         into = _build(file, metadata)
     elif "milkweed" not in metadata:
@@ -140,6 +140,15 @@ def _is_transformers(model: nn.Module) -> bool:
     return library is not None and isinstance(model, library.PreTrainedModel)
 
 
+def _remove_other(file: Path) -> None:
+    """Remove what an earlier save left under the other of the two names: a folder holds one model."""
+    names = {FILE_NAME, CONVERTED_FILE_NAME}
+    for name in names - {file.name} if file.name in names else ():
+        other = file.with_name(name)
+        if other.is_file() and written_by_milkweed(other):
+            other.unlink()
+
+
 def _write_config(model: nn.Module, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "config.json") as temporary:
@@ -188,8 +197,3 @@ def _json(file: Path, metadata: dict[str, str], key: str, kind: type) -> Any:
         expected = "mapping" if kind is dict else "list"
         raise ValueError(f"the {key} in {file} must be a {expected}; got {value!r}")
     return value
-
-
-def _file(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    return path if path.suffix == ".safetensors" else path / FILE_NAME

@@ -73,8 +73,8 @@ def project_sequentially(
         ValueError: A layer is never reached, or reads NaN or infinity.
 
     Source:
-        The regression on converted inputs is that of layer-wise pruning, e.g. GPFQ (arXiv 2201.11113); the projection
-        is `milkweed.project_monarch`'s.
+        The regression on converted inputs is that of layer-wise quantisation, e.g. GPFQ (arXiv 2201.11113); the
+        projection is `milkweed.project_monarch`'s.
     """
     converted = copy.deepcopy(model)
     layers: dict[str, nn.Module] = {}

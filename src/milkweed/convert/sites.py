@@ -162,6 +162,19 @@ def parameter_owners(model: nn.Module) -> dict[int, set[str]]:
     return found
 
 
+def has_ordinary_weight(module: nn.Module) -> bool:
+    """Tell a plain tensor of floating-point numbers from quantised and sparse ones.
+
+    Args:
+        module: A linear layer.
+
+    Returns:
+        Whether its weight is one.
+    """
+    weight = module.weight
+    return type(weight) is nn.Parameter and weight.layout == torch.strided and weight.is_floating_point()
+
+
 def weight_obstacle(names: Sequence[str], module: nn.Module, owners: Mapping[int, set[str]]) -> str | None:
     """Say why a layer's weight cannot be exchanged for another.
 
@@ -175,8 +188,8 @@ def weight_obstacle(names: Sequence[str], module: nn.Module, owners: Mapping[int
     """
     if not (type(module) is nn.Linear or is_conv1d(module)):
         return f"it is a {type(module).__name__}, which may compute more than a linear layer"
-    weight = module.weight
-    if type(weight) is not nn.Parameter or weight.layout != torch.strided or not weight.is_floating_point():
+    if not has_ordinary_weight(module):
+        weight = cast(Tensor, module.weight)
         kind = weight.layout if weight.layout != torch.strided else f"{type(weight).__name__}, {weight.dtype}"
         return f"its weight is quantised or sparse ({kind}), not an ordinary tensor of floating-point numbers"
     for parameter in module._parameters.values():
@@ -198,9 +211,14 @@ def reader_of_weight(model: nn.Module, names: Sequence[str]) -> str | None:
     """
     for name in names:
         parent = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(parent, _READ_WEIGHTS):
-            return f"torch.nn.{type(parent).__name__} reads the weight itself"
+        if isinstance(parent, _READ_WEIGHTS) or _asks_for_dtype(type(parent).__name__, name):
+            return f"its parent {type(parent).__name__} reads the weight itself"
     return None
+
+
+def _asks_for_dtype(parent: str, name: str) -> bool:
+    """T5 and its kin compare their inputs with ``wo.weight.dtype``."""
+    return parent.endswith(("DenseActDense", "DenseGatedActDense")) and name.endswith(".wo")
 
 
 def _obstacle(model: nn.Module, names: list[str], module: nn.Module, owners: Mapping[int, set[str]]) -> str | None:

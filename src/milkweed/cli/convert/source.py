@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from milkweed.cli.convert.destination import check_apart
 from milkweed.cli.convert.progress import Steps
 from milkweed.cli.errors import UsageError
+from milkweed.convert.pretrained import CONVERTED_FILE_NAME
 
 if TYPE_CHECKING:
     from torch import nn
@@ -193,6 +194,8 @@ def _check_config(name: str, folder: Path) -> str | None:
 
 def _check_weights(name: str, folder: Path) -> None:
     file, index = folder / WEIGHTS, folder / INDEX
+    if (folder / CONVERTED_FILE_NAME).is_file():
+        raise UsageError(f"{name} was written by milkweed; milkweed.load_pretrained reads it, densify_ undoes it")
     if not (file.is_file() or index.is_file()):
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         if pickles:
@@ -204,12 +207,10 @@ def _check_weights(name: str, folder: Path) -> None:
         raise UsageError(f"{name} holds no {WEIGHTS} and no {INDEX}; weights of other kinds are not read")
     if file.is_file():
         try:
-            with safe_open(file, framework="pt") as stored:
-                ours = "milkweed" in (stored.metadata() or {})
+            with safe_open(file, framework="pt"):
+                pass
         except SafetensorError as error:
             raise UsageError(f"{file} is corrupt or truncated ({error})") from error
-        if ours:
-            raise UsageError(f"{name} was written by milkweed; milkweed.load_pretrained reads it, densify_ undoes it")
     else:
         shards = _json(index).get("weight_map")
         if not isinstance(shards, dict) or not all(str(shard).endswith(".safetensors") for shard in shards.values()):

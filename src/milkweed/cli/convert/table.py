@@ -10,7 +10,6 @@ from rich.table import Table
 from milkweed.convert import ConversionReport
 from milkweed.convert.groups import LayerGroup, by_outcome
 from milkweed.convert.report import describe
-from milkweed.convert.rules import HEADS
 
 if TYPE_CHECKING:
     from milkweed.cli.convert.timing import Timing
@@ -61,8 +60,7 @@ def _row(group: LayerGroup, error: str) -> list[str]:
     first = group.lines[0]
     title = f"{group.name}\n  {first.out_features} × {first.in_features}"
     if first.layer is None:
-        reason = "it is a head" if repr(HEADS) in (first.reason or "") else first.reason
-        return [f"{title}, stays: {reason}", _count(group.total("parameters_before")), "", ""]
+        return [f"{title}, stays: {first.reason}", _count(group.total("parameters_before")), "", ""]
     return [
         f"{title} → {describe(first.layer, first.parts)}",
         f"{_count(group.total('parameters_before'))} → {_count(group.total('parameters_after'))}",

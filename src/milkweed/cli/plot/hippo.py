@@ -16,8 +16,6 @@ from milkweed.cli.errors import UsageError
 from milkweed.cli.plot.common import check_out, late_progress, writing
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from milkweed.plots.hippo import Memory
 
 EXAMPLE = """\
@@ -129,7 +127,7 @@ def print_basis(console: Console, memory: "Memory", samples: int) -> None:
     name, reconstruction = memory.name, memory.reconstruction
     own, normal = spectrum(name, reconstruction.d_state)
     rank = ssm.BASES[name].rank
-    largest = largest_magnitude(name, reconstruction.d_state, own)
+    largest = "beyond float64, A is far from normal" if own is None else f"{float(own.abs().max()):.4g}"
     if normal is not None and rank:
         largest += f"; of the normal part {float(normal.abs().max()):.4g}"
     title = f"HiPPO basis {name}"
@@ -142,32 +140,6 @@ def print_basis(console: Console, memory: "Memory", samples: int) -> None:
         "RMSE of the past", f"{memory.rmse(samples):.3g} of the signal's rms at t = {memory.time(samples):.3g}"
     )
     console.print(table)
-
-
-def largest_magnitude(name: str, d_state: int, eigenvalues: "Tensor") -> str:
-    """Say how large the largest eigenvalue of A is, in as many digits as there are.
-
-    Args:
-        name: The basis.
-        d_state: N.
-        eigenvalues: (N,).
-
-    Returns:
-        A number, with "about" where rounding errors reach its third digit.
-    """
-    import torch
-
-    from milkweed import ssm
-
-    largest = float(eigenvalues.abs().max())
-    A = ssm.hippo(name, d_state)[0]
-    if ssm.BASES[name].rank == 0 or torch.equal(A, A.tril()):
-        return f"{largest:.4g}"
-    # The same numbers, but other rounding errors: where A is far from normal they differ.
-    generator = torch.Generator().manual_seed(0)
-    turn = torch.linalg.qr(torch.randn(d_state, d_state, dtype=A.dtype, generator=generator)).Q
-    again = float(torch.linalg.eigvals(turn.T @ A @ turn).abs().max())
-    return f"{largest:.4g}" if abs(largest - again) <= 1e-4 * largest else f"about {largest:.3g}"
 
 
 def describe_measure(name: str, scaled: bool) -> str:
