@@ -169,3 +169,29 @@ def test_what_cannot_be_discretised(change, error, message):
     arguments = {"A": -torch.eye(2), "B": torch.ones(2), "dt": 0.1} | change
     with pytest.raises(error, match=message):
         ssm.discretize(**arguments)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("size", [1, 3, 32])
+def test_low_rank_corrections_are_those_of_the_dense_rule(rank, size):
+    generator = torch.Generator().manual_seed(rank + size)
+    draw = {"generator": generator, "dtype": torch.float64}
+    A, B, dt = torch.randn(4, size, 2, **draw), torch.randn(4, size, 2, **draw), torch.rand(4, **draw) + 0.01
+    A = torch.stack([-A[..., 0].abs(), 10 * A[..., 1]], -1).requires_grad_()
+    P = (3 * torch.randn(rank, 4, size, 2, **draw)).requires_grad_()
+    inputs = (A, P, B.requires_grad_(), dt.requires_grad_())
+
+    def dense(A, P, B, dt):
+        complex_A, complex_B = torch.view_as_complex(A), torch.view_as_complex(B)
+        return ssm.discretize(
+            *ssm.real_dplr(complex_A, torch.view_as_complex(P).movedim(0, 1), complex_B), dt, "bilinear"
+        )
+
+    found, expected = ssm.discretize_dplr(*inputs), dense(*inputs)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+    sums = [sum((part * torch.arange(part.numel()).view_as(part)).sum() for part in each) for each in (found, expected)]
+    for a, b in zip(*(torch.autograd.grad(each, inputs, allow_unused=rank == 0) for each in sums), strict=True):
+        if a is not None and b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert torch.autograd.gradcheck(ssm.discretize_dplr, inputs)

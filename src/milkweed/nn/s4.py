@@ -14,6 +14,7 @@ from milkweed.nn.options import check_kind
 from milkweed.nn.s4d import check_groups
 from milkweed.nn.state_space import StateSpaceLayer
 from milkweed.nn.systems import CauchySystem, DenseSystem
+from milkweed.ops import pairs
 from milkweed.ops._common import without_autocast
 from milkweed.ssm.discretize import DISCRETIZATIONS
 
@@ -168,28 +169,31 @@ class S4(StateSpaceLayer):
         """
         dtype = torch.promote_types(self.log_dt.dtype, torch.float32)
         precise = dtype if self.log_dt.device.type == "mps" else torch.float64
-        A = self._state_matrix(precise)
-        B = torch.cat([self.B[..., 0], self.B[..., 1]], -1).to(precise)
-        copies = self.d_model // self.n_ssm
         dt = torch.exp(self.log_dt.to(precise)) * rate
-        with without_autocast(A):
-            a, b = ssm.discretize(A.repeat(copies, 1, 1), B.repeat(copies, 1), dt, self.discretization)
+        a, b = self._discretized(dt)
         a, b, dt = a.to(dtype), b.to(dtype), dt.to(dtype)
         # 2 Re(C z)
         c = torch.cat([2 * self.C[..., 0], -2 * self.C[..., 1]], -1).to(dtype)
         if self.backend is None:
             return DenseSystem(a, b, c)
+        copies = self.d_model // self.n_ssm
         Lambda = torch.complex(-decay_rate(self.A_real.to(dtype), self.decay), self.A_imag.to(dtype))
         P, B = (torch.complex(*part.to(dtype).unbind(-1)) for part in (self.P, self.B))
         return CauchySystem(a, b, c, Lambda.repeat(copies, 1), P.repeat(1, copies, 1), B.repeat(copies, 1), dt)
 
-    def _state_matrix(self, dtype: torch.dtype) -> Tensor:
-        """A = rot(Λ) - 2 Σ_r w_r w_rᵀ, (n_ssm, N, N), with w_r = [Re p_r, Im p_r]."""
-        re = torch.diag_embed(-decay_rate(self.A_real.to(dtype), self.decay))
-        im = torch.diag_embed(self.A_imag.to(dtype))
-        rotation = torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], -2)
-        w = torch.cat([self.P[..., 0], self.P[..., 1]], -1).to(dtype)
-        return rotation - 2 * (w[..., :, None] * w[..., None, :]).sum(0)
+    def _discretized(self, dt: Tensor) -> tuple[Tensor, Tensor]:
+        """Ā (H, N, N) and B̄ (H, N), in the precision of dt (H,)."""
+        copies = self.d_model // self.n_ssm
+        A = torch.stack([-decay_rate(self.A_real.to(dt.dtype), self.decay), self.A_imag.to(dt.dtype)], -1)
+        A, B, P = A.repeat(copies, 1, 1), self.B.to(dt.dtype).repeat(copies, 1, 1), self.P.to(dt.dtype)
+        with without_autocast(A):
+            if self.discretization == "bilinear":
+                return ssm.discretize_dplr(A, P.repeat(1, copies, 1, 1), B, dt)
+            # rot(Λ) - 2 Σ_r w_r w_rᵀ with w_r = [Re p_r, Im p_r]
+            w = torch.cat([P[..., 0], P[..., 1]], -1)
+            correction = (w[..., :, None] * w[..., None, :]).sum(0).repeat(copies, 1, 1)
+            dense = pairs.rotation(A) - 2 * correction
+            return ssm.discretize(dense, torch.cat([B[..., 0], B[..., 1]], -1), dt, "zoh")
 
     def extra_repr(self) -> str:
         """Describe the layer in one line.

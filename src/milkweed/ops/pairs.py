@@ -36,6 +36,19 @@ def reciprocal(a: Tensor) -> Tensor:
     return torch.stack([scaled[..., 0], -scaled[..., 1]], -1) / scaled.square().sum(-1, keepdim=True) / scale
 
 
+def rotation(a: Tensor) -> Tensor:
+    """Multiplication by complex numbers as a real matrix in the coordinates [Re z, Im z].
+
+    Args:
+        a: (..., N, 2).
+
+    Returns:
+        (..., 2 N, 2 N).
+    """
+    re, im = torch.diag_embed(a[..., 0]), torch.diag_embed(a[..., 1])
+    return torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], -2)
+
+
 def exp(a: Tensor) -> Tensor:
     """Complex exponential.
 

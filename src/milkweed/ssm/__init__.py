@@ -3,7 +3,7 @@
 from milkweed.ssm.basis import basis, basis_functions, measure
 from milkweed.ssm.cauchy import cauchy_kernel
 from milkweed.ssm.diagonal import COMBINATIONS, DIAGONAL_INITS, diagonal
-from milkweed.ssm.discretize import DISCRETIZATIONS, discretize, discretize_diagonal
+from milkweed.ssm.discretize import DISCRETIZATIONS, discretize, discretize_diagonal, discretize_dplr
 from milkweed.ssm.hippo import BASES, HippoBasis, hippo
 from milkweed.ssm.nplr import NPLR, nplr, real_dplr
 from milkweed.ssm.reconstruct import Reconstruction
@@ -24,6 +24,7 @@ __all__ = [
     "diagonal",
     "discretize",
     "discretize_diagonal",
+    "discretize_dplr",
     "hippo",
     "log_timescale",
     "measure",

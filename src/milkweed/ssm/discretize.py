@@ -87,6 +87,52 @@ def _dense_bilinear(dt_a: Tensor, dt_b: Tensor) -> tuple[Tensor, Tensor]:
     return solved[..., :size], solved[..., size:]
 
 
+def discretize_dplr(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+    """Discretise z' = (A - Σ_r p_r · 2 Re(p_r* ·)) z + B u by the bilinear rule, without solving for N unknowns.
+
+    In the real coordinates [Re z, Im z] the matrix is rot(A) - 2 W Wᵀ, with W the columns [Re p_r, Im p_r]. With
+    D = I - dt/2 rot(A), which multiplies each mode by a complex number, the Woodbury identity gives
+
+        (D + dt W Wᵀ)⁻¹ = D⁻¹ - dt D⁻¹ W (I + dt Wᵀ D⁻¹ W)⁻¹ Wᵀ D⁻¹
+
+    and only a matrix of the rank's size is solved for.
+
+    Args:
+        A: (..., N/2, 2) real pairs, with real part at most 0; then every factor above is bounded.
+        P: (rank, ..., N/2, 2) real pairs.
+        B: (..., N/2, 2) real pairs.
+        dt: (...), above 0.
+
+    Returns:
+        Ā (..., N, N) and B̄ (..., N), real.
+
+    Source:
+        S4 (arXiv 2111.00396), appendix C.2, whose Woodbury correction is in complex arithmetic for a rank of one.
+    """
+    inverse = pairs.reciprocal(_one_minus(dt[..., None, None] / 2 * A))
+    columns = pairs.multiply(inverse, P).movedim(0, -1)  # D⁻¹ W as pairs, (..., N/2, 2, rank)
+    conjugate = torch.stack([inverse[..., 0], -inverse[..., 1]], -1)
+    rows = pairs.multiply(conjugate, P).movedim(0, -1)
+    columns, rows, W = (_real_coordinates(x) for x in (columns, rows, P.movedim(0, -1)))
+    step = dt[..., None, None]
+    small = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device) + step * (W.mT @ columns)
+    corrections = torch.linalg.solve(small, rows.mT) * step  # (..., rank, N)
+    forced = _real_coordinates(pairs.multiply(inverse, B)[..., None])
+    forced = forced - columns @ (corrections @ _real_coordinates(B[..., None]))
+    # 2 (I - dt/2 A)⁻¹ - I
+    a_bar = pairs.rotation(-_one_minus(2 * inverse)) - 2 * columns @ corrections
+    return a_bar, (step * forced)[..., 0]
+
+
+def _one_minus(x: Tensor) -> Tensor:
+    return torch.stack([1 - x[..., 0], -x[..., 1]], -1)
+
+
+def _real_coordinates(columns: Tensor) -> Tensor:
+    """Pairs (..., N/2, 2, M) as [Re, Im], (..., N, M)."""
+    return torch.cat([columns[..., 0, :], columns[..., 1, :]], -2)
+
+
 def discretize_diagonal(dt_a: Tensor, method: str = "zoh") -> tuple[Tensor, Tensor]:
     """Discretise x' = a x + b u, mode by mode, in real arithmetic.
 
@@ -109,7 +155,7 @@ def discretize_diagonal(dt_a: Tensor, method: str = "zoh") -> tuple[Tensor, Tens
     if method == "zoh":
         return dt_a, _expm1_over(dt_a)
     if method == "bilinear":
-        return _log_bilinear(dt_a), pairs.reciprocal(torch.stack([1 - dt_a[..., 0] / 2, -dt_a[..., 1] / 2], -1))
+        return _log_bilinear(dt_a), pairs.reciprocal(_one_minus(dt_a / 2))
     raise ValueError(unknown("discretization", method, DISCRETIZATIONS))
 
 

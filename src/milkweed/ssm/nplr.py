@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from milkweed._suggest import unknown
+from milkweed.ops import pairs
 from milkweed.ssm.hippo import BASES, hippo
 
 
@@ -117,7 +118,5 @@ def real_dplr(Lambda: Tensor, P: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
             f"expected Lambda (..., M), P (..., rank, M) and B (..., M); "
             f"got {tuple(Lambda.shape)}, {tuple(P.shape)} and {tuple(B.shape)}"
         )
-    re, im = torch.diag_embed(Lambda.real), torch.diag_embed(Lambda.imag)
-    rotation = torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], -2)
     w = torch.cat([P.real, P.imag], -1)
-    return rotation - 2 * w.mT @ w, torch.cat([B.real, B.imag], -1)
+    return pairs.rotation(torch.view_as_real(Lambda)) - 2 * w.mT @ w, torch.cat([B.real, B.imag], -1)
