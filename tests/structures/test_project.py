@@ -338,3 +338,18 @@ BAD = torch.ones(16, 16)
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.7, 0.9, 1.0, 1.2, 1.5])
+@pytest.mark.parametrize(("size", "rank"), [(256, 64), (384, 300)])
+def test_float32_reaches_the_optimum_whatever_little_is_discarded(size, rank, decay):
+    generator = torch.Generator().manual_seed(size)
+    left, right = (
+        torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator)).Q for _ in range(2)
+    )
+    dense = ((left * torch.arange(1, size + 1) ** -decay) @ right).float()
+    optimum = torch.linalg.svdvals(dense.double())[rank:].norm() / dense.double().norm()
+    found = project_low_rank(dense, rank)
+    actual = (dense.double() - found.matrix.to(dtype=torch.float64).to_dense()).norm() / dense.double().norm()
+    assert actual == pytest.approx(float(optimum), rel=1e-5)
+    assert found.relative_error == pytest.approx(float(actual), rel=1e-5)
