@@ -349,7 +349,7 @@ def test_float32_reaches_the_optimum_whatever_little_is_discarded(size, rank, de
     )
     dense = ((left * torch.arange(1, size + 1) ** -decay) @ right).float()
     optimum = torch.linalg.svdvals(dense.double())[rank:].norm() / dense.double().norm()
-    found = project_low_rank(dense, rank)
+    found = structures.project_low_rank(dense, rank)
     actual = (dense.double() - found.matrix.to(dtype=torch.float64).to_dense()).norm() / dense.double().norm()
     assert actual == pytest.approx(float(optimum), rel=1e-5)
     assert found.relative_error == pytest.approx(float(actual), rel=1e-5)
