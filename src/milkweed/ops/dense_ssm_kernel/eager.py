@@ -20,6 +20,7 @@ from milkweed.ops._memory import on_huge_pages
 _BLOCK_BYTES = 8 * 2**20
 # Vectors that are worth a pass over a power; fewer are doubled first.
 _LEAST_VECTORS = 8
+_PRECISE_SQUARES = 2
 
 
 class _Plan:
@@ -128,8 +129,14 @@ def _without_tiny(x: Tensor, least: float) -> Tensor:
 
 def _powers(a: Tensor, count: int) -> list[Tensor]:
     """a^(2^k) - 1 for k < count, by (1 + d)² - 1 = 2 d + d²: without the identity slow modes keep their digits."""
+    # Modes near -1 are slow only once squared, so the first squares are taken in float64, where the device has it.
     least = torch.finfo(a.dtype).tiny ** 0.5  # products of two entries stay normal
-    powers = [a - torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)]
+    wide = a if a.device.type == "mps" else a.double()
+    powers = [wide - torch.eye(a.shape[-1], dtype=wide.dtype, device=a.device)]
+    while len(powers) < min(count, 1 + _PRECISE_SQUARES):
+        d = powers[-1]
+        powers.append(torch.baddbmm(d, d, d, beta=2))
+    powers = [d.to(a.dtype) for d in powers]
     while len(powers) < count:
         d = powers[-1]
         powers.append(_without_tiny(torch.baddbmm(d, d, d, beta=2), least))
