@@ -9,7 +9,8 @@ from torch import nn
 
 import milkweed as mw
 from milkweed.convert.budget import choose_within
-from milkweed.convert.calibrate import input_moments
+from milkweed.convert.calibrate import Calibration
+from milkweed.convert.configs import BlockDiagonalConfig, LowRankConfig
 
 
 def network(bias=True):
@@ -27,33 +28,36 @@ def data(count=30):
 
 def test_moments_are_those_of_all_inputs():
     model, batch = network().double(), [x.double() for x in data()]
-    found = input_moments(model, {"0": model[0], "2": model[2]}, iter(batch))
+    found = Calibration(model, {"0": model[0], "2": model[2]}, iter(batch))  # one pass is enough
     x = torch.cat(batch).flatten(0, 1)
     hidden = torch.nn.functional.gelu(model[0](x)).detach()
     for name, rows in (("0", x), ("2", hidden)):
         assert found[name].count == len(rows)
-        torch.testing.assert_close(found[name].covariance, rows.T @ rows / len(rows))
+        torch.testing.assert_close(found[name].covariance(centred=False), rows.T @ rows / len(rows))
+        torch.testing.assert_close(found[name].mean, rows.mean(0))
+        torch.testing.assert_close(found[name].covariance(centred=True), torch.cov(rows.T, correction=0))
 
 
 def test_padding_does_not_count():
     model, padded = build("bert"), batches("bert", 3, padded=True)
     layer = {"q": model.encoder.layer[0].attention.self.query}
-    found = input_moments(model, layer, padded)["q"]
+    found = Calibration(model, layer, padded)["q"]
     assert found.count == 3 * (2 * 10 + 2 * 6)
     for batch in padded:
         batch["input_ids"][2:, 6:] = 7
-    torch.testing.assert_close(input_moments(model, layer, padded)["q"].outer, found.outer)
+    torch.testing.assert_close(Calibration(model, layer, padded)["q"].outer, found.outer)
 
 
 def test_memory_is_bounded_by_passes():
     model, batch = network(), data(3)
     layers = {name: model[int(name)] for name in "024"}
-    whole = input_moments(model, layers, batch)
-    split = input_moments(model, layers, batch, memory_limit=8 * 24**2)
+    whole = Calibration(model, layers, batch)
+    split = Calibration(model, layers, batch, memory_limit=8 * 24**2)
     for name in layers:
         assert torch.equal(whole[name].outer, split[name].outer)
+        assert list(split._moments) == [name]
     with pytest.raises(TypeError, match="must be a list"):
-        input_moments(model, layers, iter(batch), memory_limit=1)
+        Calibration(model, layers, iter(batch), memory_limit=1)
 
 
 def test_the_mode_of_every_module_is_kept_and_no_hook_is_left():
@@ -87,21 +91,37 @@ def test_each_step_of_calibration_helps(bias):
     assert found["sequential"] < found["aware"] < found["plain"]
 
 
+@pytest.mark.parametrize("sequential", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_reported_output_errors_are_those_of_the_layers(bias):
+def test_reported_output_errors_are_those_of_the_layers(bias, sequential):
     dense = network(bias).double()
     batch = [x.double() for x in data()]
     model = copy.deepcopy(dense)
-    report = mw.convert_(model, mw.plan_conversion(model, mw.MonarchConfig(3), batch, sequential=True, tokens=None))
+    plan = mw.plan_conversion(model, mw.MonarchConfig(3), batch, sequential=sequential, tokens=None)
+    report = mw.convert_(model, plan)
     x = z = torch.cat(batch)
     with torch.no_grad():
         for name in range(0, 5, 2):
+            if not sequential:
+                z = x
             x_bias = 0 if dense[name].bias is None else dense[name].bias
             expected, found = dense[name](x), model[name](z)
             error = float((found - expected).norm() / (expected - x_bias).norm())
             (line,) = [line for line in report.layers if line.name == str(name)]
             assert line.output_error == pytest.approx(error, rel=1e-4)
             x, z = (torch.nn.functional.gelu(t) for t in (expected, found))
+
+
+@pytest.mark.parametrize("config", [mw.MonarchConfig(2, rank=1), LowRankConfig(3), BlockDiagonalConfig(3)])
+def test_a_bias_makes_up_for_the_mean_error(config):
+    dense = network().double()
+    x = torch.cat([batch.double() for batch in data()]) + 2  # far from zero: most of the energy is in the mean
+    plan = mw.plan_conversion(dense, config, [x], tokens=None)
+    with torch.no_grad():
+        expected, found = dense[0](x), plan.layers["0"](x)
+        without = torch.nn.functional.linear(x, plan.layers["0"].matrix().to_dense(), dense[0].bias)
+    torch.testing.assert_close(found.mean((0, 1)), expected.mean((0, 1)))
+    assert (found - expected).norm() < 0.8 * (without - expected).norm()
 
 
 def test_a_packed_layer_after_converted_ones():
@@ -162,6 +182,14 @@ class TestBudget:
             mw.plan_conversion(network(), parameters=0.5, candidates=[mw.MonarchConfig(2)])
         with pytest.raises(ValueError, match="needs candidates"):
             mw.plan_conversion(network(), calibration=data(), parameters=0.5)
+
+    def test_a_budget_out_of_reach_costs_no_pass_over_the_batches(self):
+        class Untouched(list):
+            def __iter__(self):
+                raise AssertionError("the batches were read")
+
+        with pytest.raises(ValueError, match="parameters=10 is less than the"):
+            mw.plan_conversion(network(), None, Untouched(data()), parameters=10, candidates=[mw.MonarchConfig(2)])
 
 
 class TestBadCalibration:

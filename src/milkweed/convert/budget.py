@@ -27,18 +27,9 @@ def choose_within(options: Mapping[str, Sequence[tuple[int, float, T]]], budget:
     Raises:
         ValueError: A layer has no option, or even the cheapest ones exceed the budget.
     """
-    for name, found in options.items():
-        if not found:
-            raise ValueError(
-                f"none of the candidates fits layer {name!r}; add None to keep it dense, or smaller nblocks"
-            )
+    check_budget({name: [cost for cost, _, _ in found] for name, found in options.items()}, budget)
     hulls = {name: _lower_hull(found) for name, found in options.items()}
     cost = sum(hull[0][0] for hull in hulls.values())
-    if cost > budget:
-        raise ValueError(
-            f"parameters={budget} is less than the {cost} that the cheapest candidates need; raise it to {cost}, or "
-            "add candidates with more blocks or lower rank"
-        )
     position = dict.fromkeys(hulls, 0)
     steps = [(_slope(hull, 0), name) for name, hull in hulls.items() if len(hull) > 1]
     heapq.heapify(steps)
@@ -52,6 +43,29 @@ def choose_within(options: Mapping[str, Sequence[tuple[int, float, T]]], budget:
         if at + 2 < len(hull):
             heapq.heappush(steps, (_slope(hull, at + 1), name))
     return {name: hull[position[name]][2] for name, hull in hulls.items()}
+
+
+def check_budget(costs: Mapping[str, Sequence[int]], budget: int) -> None:
+    """Refuse a budget that no choice meets.
+
+    Args:
+        costs: What each layer's options cost.
+        budget: The most that all costs together may be.
+
+    Raises:
+        ValueError: A layer has no option, or even the cheapest ones exceed the budget.
+    """
+    for name, found in costs.items():
+        if not found:
+            raise ValueError(
+                f"none of the candidates fits layer {name!r}; add None to keep it dense, or smaller nblocks"
+            )
+    least = sum(min(found) for found in costs.values())
+    if least > budget:
+        raise ValueError(
+            f"parameters={budget} is less than the {least} that the cheapest candidates need; raise it to {least}, or "
+            "add candidates with more blocks or lower rank"
+        )
 
 
 def _slope(hull: Sequence[tuple[int, float, T]], at: int) -> float:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MEMORY_LIMIT = 2 * 2**30
+# Bytes for second moments at a time, or half as many as the model's parameters have if that is more.
+_LEAST_MEMORY = 2**30
 
 
 @dataclasses.dataclass
@@ -19,50 +20,87 @@ class InputMoments:
 
     Args:
         outer: (n, n), the sum of x xᵀ, in float64.
+        total: (n,), the sum of x.
         count: How many inputs.
     """
 
     outer: Tensor
+    total: Tensor
     count: int = 0
 
     @property
-    def covariance(self) -> Tensor:
-        """E[x xᵀ], not centred."""
-        return self.outer / self.count
+    def mean(self) -> Tensor:
+        """E[x]."""
+        return self.total / self.count
+
+    def covariance(self, centred: bool) -> Tensor:
+        """Give the second moments.
+
+        Args:
+            centred: For a layer with a bias, which makes up for the mean of any error.
+
+        Returns:
+            E[x xᵀ], centred less E[x] E[x]ᵀ.
+        """
+        second = self.outer / self.count
+        return second - self.mean.outer(self.mean) if centred else second
 
 
-def input_moments(
-    model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any], *, memory_limit: int = MEMORY_LIMIT
-) -> dict[str, InputMoments]:
-    """Run batches through a model and sum up what its layers read.
+class Calibration:
+    """What the layers of a model read over batches, in bounded memory: ``calibration[name]`` are the layer's moments.
+
+    If the moments of all layers need more memory than the limit, the batches are run several times, each time for as
+    many layers as fit, and the moments of the others are forgotten; ask for layers in their order.
 
     Args:
         model: Run in evaluation mode without gradients; afterwards in its former mode.
         layers: The layers by name, each with ``in_features`` or a transposed weight.
         batches: What the model is called with: a mapping of keyword arguments, a tuple of arguments, or one tensor.
             Positions where a mapping's ``attention_mask`` is 0 do not count.
-        memory_limit: Bytes for the sums. If all layers need more, the batches are run several times, each time for as
-            many layers as fit; then they must be a list.
-
-    Returns:
-        The moments by name.
+        memory_limit: Bytes; half the size of the model's parameters by default, at least 1 GiB.
 
     Raises:
         TypeError: The batches cannot be run through again where they must be, or are tensors themselves.
-        ValueError: There is no batch, a layer was never reached, or it read NaN or infinity.
     """
-    if isinstance(batches, Tensor | Mapping | str):
-        raise TypeError(f"calibration must be an iterable of batches, e.g. a list; got a {type(batches).__name__}")
-    groups = list(_groups(layers, memory_limit))
-    if len(groups) > 1 and not isinstance(batches, Sequence):
-        raise TypeError(
-            f"calibration must be a list: the sums of {len(layers)} layers exceed memory_limit={memory_limit} bytes "
-            f"and take {len(groups)} passes; use list(batches), or a higher limit"
-        )
-    found: dict[str, InputMoments] = {}
-    for group in groups:
-        found |= _one_pass(model, {name: layers[name] for name in group}, batches)
-    return found
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, nn.Module],
+        batches: Iterable[Any],
+        *,
+        memory_limit: int | None = None,
+    ) -> None:
+        if isinstance(batches, Tensor | Mapping | str):
+            raise TypeError(f"calibration must be an iterable of batches, e.g. a list; got a {type(batches).__name__}")
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        limit = max(_LEAST_MEMORY, size // 2) if memory_limit is None else memory_limit
+        self._model, self._layers, self._batches = model, layers, batches
+        self._groups = list(_groups(layers, limit))
+        self._moments: dict[str, InputMoments] = {}
+        if len(self._groups) > 1 and not isinstance(batches, Sequence):
+            raise TypeError(
+                f"calibration must be a list, not an iterator: the moments of {len(layers)} layers take more than "
+                f"{limit / 2**30:.1f} GiB, so that it is run {len(self._groups)} times; use list(batches)"
+            )
+
+    def __getitem__(self, name: str) -> InputMoments:
+        """Give the moments of a layer, after a run over the batches if they are not at hand.
+
+        Args:
+            name: The layer's.
+
+        Returns:
+            The moments.
+
+        Raises:
+            ValueError: There is no batch, a layer was never reached, or it read NaN or infinity.
+        """
+        if name not in self._moments:
+            (group,) = (group for group in self._groups if name in group)
+            self._moments.clear()  # before, not after, the others are gathered
+            self._moments = _one_pass(self._model, {name: self._layers[name] for name in group}, self._batches)
+        return self._moments[name]
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:
@@ -173,7 +211,7 @@ def _in_features(layer: nn.Module) -> int:
 def _one_pass(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any]) -> dict[str, InputMoments]:
     found: dict[str, InputMoments] = {}
     mask: Tensor | None = None
-    latest: tuple[Tensor, Tensor, int] | None = None  # query, key and value read one tensor: its product is shared
+    latest: tuple[Tensor, InputMoments] | None = None  # query, key and value read one tensor: its product is shared
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -182,11 +220,13 @@ def _one_pass(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterab
             if latest is None or latest[0] is not x:
                 rows = valid_rows(x, mask)
                 rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-                latest = (x, (rows.T @ rows).double(), len(rows))
+                latest = (x, InputMoments((rows.T @ rows).double(), rows.sum(0, dtype=torch.float64), len(rows)))
+            new = latest[1]
             if name not in found:
-                found[name] = InputMoments(torch.zeros_like(latest[1]))
-            found[name].outer += latest[1]
-            found[name].count += latest[2]
+                found[name] = InputMoments(torch.zeros_like(new.outer), torch.zeros_like(new.total))
+            found[name].outer += new.outer
+            found[name].total += new.total
+            found[name].count += new.count
 
         return hook
 

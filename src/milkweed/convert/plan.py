@@ -6,23 +6,20 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from milkweed.convert.budget import choose_within
-from milkweed.convert.calibrate import input_moments, model_outputs
+from milkweed.convert.calibrate import Calibration
+from milkweed.convert.candidates import Budget, count_parameters
 from milkweed.convert.configs import LayerConfig
+from milkweed.convert.projection import project_site, weight_and_output_error
 from milkweed.convert.report import ConversionReport, LayerReport
 from milkweed.convert.rules import HEADS, Rules, default_rules, match_rules
 from milkweed.convert.sequential import project_sequentially
-from milkweed.convert.sites import LinearSite, find_sites, has_ordinary_weight, replace
+from milkweed.convert.sites import LinearSite, find_sites, has_ordinary_weight
 from milkweed.convert.speed import measured_speedups
 from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
 
 Progress = Callable[[str, int, int], None]
-
-# Under a budget the model is run once for every layer and candidate: on few batches.
-_BATCHES_TO_COMPARE = 4
 
 
 @dataclasses.dataclass
@@ -64,9 +61,9 @@ def plan_conversion(
             a configuration or to None for a layer that stays; the first match wins. One configuration alone stands for
             `default_rules` with it: every layer save the heads.
         calibration: Batches that the model can be called with (mappings, tuples or tensors). Layers are then projected
-            for the inputs that they get: outputs are kept rather than weights.
+            for the inputs that they get: outputs are kept rather than weights, and biases make up for the mean error.
         sequential: Project layer by layer on inputs from the layers converted so far. Best where there is no training
-            afterwards; takes a forward pass over all batches for each group of layers, and a copy of the model.
+            afterwards; takes a forward pass over all batches for each group of layers.
         parameters: Budget: at most this many parameters in the layers that rules select, or this share of what they
             have now if at most 1. Each layer gets one of ``candidates`` by the error that it alone causes in the
             model's outputs, never a dearer one's for a lower budget; needs calibration.
@@ -93,14 +90,19 @@ def plan_conversion(
     batches = _as_list(calibration) if sequential or parameters is not None else None
     if sequential and not batches:
         raise ValueError("sequential=True needs calibration: batches that the model can be called with")
+    if parameters is not None and not batches:
+        raise ValueError("parameters, a budget, needs calibration: candidates are compared by what they cost the model")
+    chosen_from = {name: sites[name] for name in choices}
+    budget = None if parameters is None else Budget(chosen_from, parameters, candidates)
     seen: Iterable[Any] | None = calibration if batches is None else batches
-    covariances: dict[str, Tensor] = {}
-    if seen is not None and (not sequential or parameters is not None):
-        covariances = _covariances(model, sites, choices, seen)
-    if parameters is not None:
-        choices, kept = _within_budget(model, sites, choices, covariances, batches, parameters, candidates, tell)
-        reasons |= kept
-    layers, errors = _project(model, sites, choices, covariances, batches if sequential else None, tell)
+    moments = None
+    if seen is not None and (not sequential or budget is not None):
+        moments = Calibration(model, {name: sites[name].module for name in choices}, seen)
+    if budget is not None and moments is not None:
+        chosen = budget.choose(model, moments, batches or [], tell)
+        reasons |= {name: "dense within the budget" for name, config in chosen.items() if config is None}
+        choices = {name: config for name, config in chosen.items() if config is not None}
+    layers, errors = _project(model, sites, choices, moments, batches if sequential else None, tell)
     speedups = measured_speedups(sites, layers, tokens) if tokens else {}
     report = ConversionReport(
         tuple(
@@ -151,18 +153,11 @@ def _as_list(calibration: Iterable[Any] | None) -> list[Any] | None:
     return list(calibration)
 
 
-def _covariances(
-    model: nn.Module, sites: Mapping[str, LinearSite], choices: Mapping[str, LayerConfig], batches: Iterable[Any]
-) -> dict[str, Tensor]:
-    moments = input_moments(model, {name: sites[name].module for name in choices}, batches)
-    return {name: found.covariance for name, found in moments.items()}
-
-
 def _project(
     model: nn.Module,
     sites: Mapping[str, LinearSite],
     choices: Mapping[str, LayerConfig],
-    covariances: Mapping[str, Tensor],
+    moments: Calibration | None,
     batches: Sequence[Any] | None,
     tell: Progress,
 ) -> tuple[dict[str, nn.Module], dict[str, tuple[float | None, float | None]]]:
@@ -183,127 +178,11 @@ def _project(
             for name, layer in layers.items()
         }
     for done, (name, config) in enumerate(choices.items(), 1):
-        layers[name] = project_site(sites[name], config, covariances.get(name))
-        errors[name] = weight_and_output_error(sites[name], layers[name], covariances.get(name))
+        read = None if moments is None else moments[name]
+        layers[name] = project_site(sites[name], config, read)
+        errors[name] = weight_and_output_error(sites[name], layers[name], read)
         tell("projecting", done, len(choices))
     return layers, errors
-
-
-def project_site(site: LinearSite, config: LayerConfig, covariance: Tensor | None) -> nn.Module:
-    """Convert one layer.
-
-    Args:
-        site: The layer.
-        config: What it becomes.
-        covariance: E[x xᵀ] of its inputs.
-
-    Returns:
-        The converted layer; on the meta device, without numbers, if the dense one is.
-
-    Raises:
-        ValueError: The layer cannot have this configuration, or its weight is not finite.
-    """
-    try:
-        parts: list[StructuredLinear] = [
-            config.empty(linear) if linear.weight.is_meta else config.project(linear, covariance)
-            for linear in site.linears()
-        ]
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"layer {site.name!r} cannot become {config}: {error}") from error
-    return parts[0] if len(parts) == 1 else ConcatLinear(parts).train(site.module.training)
-
-
-@torch.no_grad()
-def weight_and_output_error(
-    site: LinearSite, layer: nn.Module, covariance: Tensor | None
-) -> tuple[float | None, float | None]:
-    """Measure how far a converted layer is from the dense one.
-
-    Args:
-        site: The dense layer.
-        layer: The converted one.
-        covariance: E[x xᵀ] of the inputs.
-
-    Returns:
-        ‖W − M‖ / ‖W‖, and √(E‖(W − M) x‖² / E‖W x‖²) where there is a covariance; None on the meta device.
-    """
-    lost = whole = lost_output = whole_output = 0.0
-    parts = layer.parts if isinstance(layer, ConcatLinear) else [layer]
-    for linear, part in zip(site.linears(), parts, strict=True):
-        assert isinstance(part, StructuredLinear)
-        if linear.weight.is_meta:
-            return None, None
-        wide = torch.promote_types(linear.weight.dtype, torch.float32)
-        weight = linear.weight.to(wide)
-        difference = weight - part.matrix().to(dtype=wide).to_dense()
-        lost += float(difference.norm().double() ** 2)
-        whole += float(weight.norm().double() ** 2)
-        if covariance is not None:
-            energies = [float(((w @ covariance.to(wide)) * w).sum(dtype=torch.float64)) for w in (difference, weight)]
-            lost_output += max(energies[0], 0.0)
-            whole_output += energies[1]
-    relative = (lost / whole) ** 0.5 if whole > 0 else 0.0
-    if covariance is None:
-        return relative, None
-    return relative, (lost_output / whole_output) ** 0.5 if whole_output > 0 else 0.0
-
-
-def _within_budget(
-    model: nn.Module,
-    sites: Mapping[str, LinearSite],
-    choices: Mapping[str, LayerConfig],
-    covariances: Mapping[str, Tensor],
-    batches: Sequence[Any] | None,
-    parameters: float,
-    candidates: Sequence[LayerConfig | None],
-    tell: Progress,
-) -> tuple[dict[str, LayerConfig], dict[str, str]]:
-    """The candidate of each layer under the budget, and the reasons of those that stay dense."""
-    if not batches:
-        raise ValueError("parameters, a budget, needs calibration: candidates are compared by what they cost the model")
-    if not any(candidates):
-        raise ValueError(
-            "parameters, a budget, needs candidates to choose from, e.g. "
-            "candidates=[None, MonarchConfig(2), MonarchConfig(4), MonarchConfig(8)]"
-        )
-    looked_at = batches[:: -(-len(batches) // _BATCHES_TO_COMPARE)]
-    dense = model_outputs(model, looked_at)
-    options: dict[str, list[tuple[int, float, LayerConfig | None]]] = {}
-    for done, name in enumerate(choices, 1):
-        options[name] = []
-        for config in candidates:
-            layer = None if config is None else _candidate(sites[name], config, covariances[name])
-            if layer is not None:
-                changed = _outputs_with(model, sites[name], layer, looked_at)
-                options[name].append((_count(layer), float((changed - dense).square().mean()), config))
-            elif config is None:
-                options[name].append((_count(sites[name].module), 0.0, None))
-        tell("comparing candidates", done, len(choices))
-    before = sum(_count(sites[name].module) for name in choices)
-    chosen = choose_within(options, round(parameters * before) if parameters <= 1 else int(parameters))
-    kept = {name: "dense within the budget" for name, config in chosen.items() if config is None}
-    return {name: config for name, config in chosen.items() if config is not None}, kept
-
-
-def _candidate(site: LinearSite, config: LayerConfig, covariance: Tensor) -> nn.Module | None:
-    """The converted layer, or None if the configuration does not fit its sizes."""
-    try:
-        return project_site(site, config, covariance)
-    except ValueError:
-        return None
-
-
-def _outputs_with(model: nn.Module, site: LinearSite, layer: nn.Module, batches: Sequence[Any]) -> Tensor:
-    """What the model gives with one layer converted; the dense layer is put back."""
-    replace(model, site.names, layer)
-    try:
-        return model_outputs(model, batches)
-    finally:
-        replace(model, site.names, site.module)
-
-
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def _line(
@@ -315,7 +194,7 @@ def _line(
     speedup: float | None,
 ) -> LayerReport:
     relative, output = errors or (None, None)
-    dense = _count(site.module)
+    dense = count_parameters(site.module)
     parts = list(layer.parts) if isinstance(layer, ConcatLinear) else [layer]
     flops = sum(part.matrix().flops(1) for part in parts if isinstance(part, StructuredLinear))
     return LayerReport(
@@ -325,7 +204,7 @@ def _line(
         layer=None if config is None or layer is None else config.spec(),
         parts=site.parts,
         parameters_before=dense,
-        parameters_after=dense if layer is None else _count(layer),
+        parameters_after=dense if layer is None else count_parameters(layer),
         flops_before=2 * site.in_features * site.out_features,
         flops_after=2 * site.in_features * site.out_features if layer is None else flops,
         relative_error=relative,

@@ -59,10 +59,10 @@ def project_sequentially(
     thus made good where they can be. Where there is a bias, moments are centred and the bias takes the mean.
 
     Args:
-        model: The dense model; it is not changed, but copied.
+        model: The dense model; it is not changed.
         choices: What each layer becomes, by name.
         sites: The layers by name.
-        batches: As for `milkweed.convert.calibrate.input_moments`; run once for every group of layers that read one
+        batches: As for `milkweed.convert.calibrate.Calibration`; run once for every group of layers that read one
             input.
         advance: Called with the number of layers done after each group.
 
@@ -76,7 +76,7 @@ def project_sequentially(
         The regression on converted inputs is that of layer-wise quantisation, e.g. GPFQ (arXiv 2201.11113); the
         projection is `milkweed.project_monarch`'s.
     """
-    converted = copy.deepcopy(model)
+    converted = _sharing_copy(model)
     layers: dict[str, nn.Module] = {}
     errors: dict[str, float] = {}
     with evaluating(model), evaluating(converted):
@@ -92,6 +92,12 @@ def project_sequentially(
             f"calibration never reached layer {missing[0]!r}; skip it with the rule {{{missing[0]!r}: None}}"
         )
     return layers, errors
+
+
+def _sharing_copy(model: nn.Module) -> nn.Module:
+    """Copy the modules of a model, not its parameters and buffers: replaced layers are then all that it takes."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def _groups(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> list[tuple[list[str], bool]]:

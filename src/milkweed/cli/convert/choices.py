@@ -8,6 +8,7 @@ import torch
 
 from milkweed.cli.errors import UsageError
 from milkweed.convert import ConversionReport, LayerConfig, MonarchConfig, default_rules, plan_conversion
+from milkweed.convert.candidates import Budget
 from milkweed.convert.configs import CONFIGS
 from milkweed.convert.rules import Choice, Rule, match_rules
 from milkweed.convert.sites import find_sites
@@ -24,16 +25,18 @@ class Choices:
 
     Attributes:
         rules: What becomes what.
-        candidates: What layers may become under a budget.
+        parameters: The budget, if there is one.
+        candidates: What layers may become under it.
         patterns: Each pattern that was typed, with its option.
     """
 
     rules: list[tuple[Rule, Choice]]
+    parameters: float | None
     candidates: tuple[Choice, ...]
     patterns: list[tuple[str, str]]
 
     def rehearse(self, source: "Source") -> ConversionReport:
-        """Plan without numbers, which finds patterns and sizes that do not fit before weights are read.
+        """Plan without numbers, which finds what does not fit, or no budget allows, before weights are read.
 
         Args:
             source: The model.
@@ -43,6 +46,7 @@ class Choices:
 
         Raises:
             UsageError: A pattern matches nothing.
+            ValueError: A configuration does not fit its layer, or no candidates are within the budget.
         """
         with torch.device("meta"):
             model = source.kind(source.config)
@@ -52,7 +56,11 @@ class Choices:
                 match_rules([(pattern, MonarchConfig())], sites)
             except ValueError as error:
                 raise UsageError(f"{option}: {error}") from error
-        return plan_conversion(model, self.rules, tokens=None).report
+        report = plan_conversion(model, self.rules, tokens=None).report
+        if self.parameters is not None:
+            chosen_from = {line.name for line in report.converted}
+            Budget({site.name: site for site in sites if site.name in chosen_from}, self.parameters, self.candidates)
+        return report
 
 
 def make_choices(options: argparse.Namespace) -> Choices:
@@ -73,7 +81,7 @@ def make_choices(options: argparse.Namespace) -> Choices:
         rounds = options.refine or 0
         candidates = (None, *(MonarchConfig(nblocks, options.rank, rounds) for nblocks in CANDIDATES))
     patterns = [("--keep", pattern) for pattern in keep] + [("--layers", pattern) for pattern in layers]
-    return Choices(rules, candidates, patterns)
+    return Choices(rules, options.parameters, candidates, patterns)
 
 
 def make_config(options: argparse.Namespace) -> LayerConfig:

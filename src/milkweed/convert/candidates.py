@@ -1,0 +1,112 @@
+"""What each layer may become under a budget, compared by what it costs the model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from milkweed.convert.budget import check_budget, choose_within
+from milkweed.convert.calibrate import Calibration, model_outputs
+from milkweed.convert.configs import LayerConfig
+from milkweed.convert.projection import project_site
+from milkweed.convert.sites import LinearSite, replace
+
+# The model is run once for every layer and candidate: on few batches.
+_BATCHES_TO_COMPARE = 4
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Count the parameters of a layer.
+
+    Args:
+        module: The layer.
+
+    Returns:
+        How many numbers they hold.
+    """
+    return sum(p.numel() for p in module.parameters())
+
+
+class Budget:
+    """A number of parameters for the layers of a model, and what may become of each.
+
+    Args:
+        sites: The layers to convert by name.
+        parameters: At most this many parameters in all of them, or this share of what they have now if at most 1.
+        candidates: What they may become; None keeps a layer dense.
+
+    Raises:
+        ValueError: There is no candidate, none fits some layer, or even the cheapest ones exceed the budget.
+    """
+
+    def __init__(
+        self, sites: Mapping[str, LinearSite], parameters: float, candidates: Sequence[LayerConfig | None]
+    ) -> None:
+        if not any(candidates):
+            raise ValueError(
+                "parameters, a budget, needs candidates to choose from, e.g. "
+                "candidates=[None, MonarchConfig(2), MonarchConfig(4), MonarchConfig(8)]"
+            )
+        self.sites, self.candidates = sites, candidates
+        before = sum(count_parameters(site.module) for site in sites.values())
+        self.most = round(parameters * before) if parameters <= 1 else int(parameters)
+        # Before any batch is run, so that a budget out of reach costs no time.
+        self.sizes = {name: self._sizes(site) for name, site in sites.items()}
+        check_budget({name: list(sizes.values()) for name, sizes in self.sizes.items()}, self.most)
+
+    def _sizes(self, site: LinearSite) -> dict[LayerConfig | None, int]:
+        """Parameters under each candidate that fits the layer."""
+        found: dict[LayerConfig | None, int] = {}
+        for config in self.candidates:
+            if config is None:
+                found[None] = count_parameters(site.module)
+                continue
+            try:
+                found[config] = sum(count_parameters(config.empty(linear)) for linear in site.linears())
+            except ValueError:
+                continue
+        return found
+
+    def choose(
+        self,
+        model: nn.Module,
+        calibration: Calibration,
+        batches: Sequence[Any],
+        tell: Callable[[str, int, int], None],
+    ) -> dict[str, LayerConfig | None]:
+        """Pick for each layer by the error that it alone causes in the model's outputs.
+
+        Args:
+            model: The dense model.
+            calibration: What its layers read.
+            batches: What the model is run on.
+            tell: Called with what is done, how many layers are done and how many there are.
+
+        Returns:
+            The candidate of each layer by name.
+        """
+        looked_at = batches[:: -(-len(batches) // _BATCHES_TO_COMPARE)]
+        dense = model_outputs(model, looked_at)
+        options: dict[str, list[tuple[int, float, LayerConfig | None]]] = {}
+        for done, (name, sizes) in enumerate(self.sizes.items(), 1):
+            options[name] = []
+            for config, size in sizes.items():
+                error = 0.0
+                if config is not None:
+                    layer = project_site(self.sites[name], config, calibration[name])
+                    changed = _outputs_with(model, self.sites[name], layer, looked_at)
+                    error = float((changed - dense).square().mean())
+                options[name].append((size, error, config))
+            tell("comparing candidates", done, len(self.sizes))
+        return choose_within(options, self.most)
+
+
+def _outputs_with(model: nn.Module, site: LinearSite, layer: nn.Module, batches: Sequence[Any]) -> Tensor:
+    """What the model gives with one layer converted; the dense layer is put back."""
+    replace(model, site.names, layer)
+    try:
+        return model_outputs(model, batches)
+    finally:
+        replace(model, site.names, site.module)
