@@ -98,6 +98,28 @@ def test_the_page_needs_nothing_else_and_escapes_names(folder):
     assert "Inputs 8 × 38" in page
 
 
+@pytest.mark.parametrize("model", ["bert", "gpt2"])
+def test_distillation_brings_the_outputs_nearer(folder, model, capsys):
+    common = [model, "--calibrate", "text.txt", "--nblocks", "4", "--rank", "1", "--batch-size", "8"]
+    convert(*common, "--out", "plain")
+    convert(*common, "--distill", "4", "--out", "distilled")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "distilled in 100 steps" in printed
+    losses = json.loads((folder / "distilled" / "conversion.json").read_text())["distillation_losses"]
+    assert len(losses) == 100
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    assert "Distillation" in (folder / "distilled" / "conversion.html").read_text()
+    dense = transformers.AutoModel.from_pretrained(folder / model).eval()
+    inputs = torch.arange(5, 5 + 12).view(2, 6)
+    errors = []
+    for out in ("plain", "distilled"):
+        found = mw.load_pretrained(folder / out)
+        with torch.no_grad():
+            hidden = found.base_model(inputs)[0]
+            errors.append(float((hidden - dense(inputs)[0]).norm()))
+    assert errors[1] < 0.8 * errors[0]
+
+
 @pytest.mark.parametrize("more", [["--sequential"], ["--parameters", "0.5"], ["--parameters", "0.6", "--sequential"]])
 def test_decoders_are_calibrated_without_a_padding_token(folder, more, capsys):
     file = folder / "gpt2" / "tokenizer_config.json"
@@ -192,6 +214,12 @@ def test_overwriting_replaces_only_what_the_command_wrote(folder, capsys):
         (["bert", "--out", "x", "--nblocks", "0"], "'0' is no whole number from 1 on"),
         (["bert", "--out", "x", "--sequential"], "--sequential needs --calibrate FILE.txt"),
         (["bert", "--out", "x", "--parameters", "0.5"], "--parameters needs --calibrate FILE.txt"),
+        (["bert", "--out", "x", "--distill", "1"], "--distill needs --calibrate FILE.txt"),
+        (["bert", "--plan", "--distill", "1", "--calibrate", "text.txt"], "exclude each other"),
+        (
+            ["bert", "--out", "x", "--distill", "1", "--calibrate", "text.txt", "--dtype", "bfloat16"],
+            "add --dtype float32",
+        ),
         (["bert", "--out", "x", "--refine", "1"], "--refine needs --calibrate FILE.txt"),
         (["bert", "--out", "x", "--parameters", "-1"], "'-1' is neither a share"),
         (["bert", "--plan", "--parameters", "1", "--nblocks", "2", "--calibrate", "text.txt"], "exclude each other"),

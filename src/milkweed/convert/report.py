@@ -65,10 +65,13 @@ class ConversionReport:
     Args:
         layers: A line for each linear layer, converted or not.
         model_parameters: Parameters of the whole model before.
+        distillation_losses: Of every step of training against the dense model, if there was any; a loss of 1 is that
+            of guessing each mean. The errors of layers are those before.
     """
 
     layers: tuple[LayerReport, ...]
     model_parameters: int
+    distillation_losses: tuple[float, ...] = ()
 
     @property
     def converted(self) -> tuple[LayerReport, ...]:
@@ -110,8 +113,16 @@ class ConversionReport:
         return (
             f"{len(self.converted)} of {len(self.layers)} linear layers converted; parameters "
             f"{self.model_parameters:,} -> {self.model_parameters_after:,}; FLOPs of linear layers per token "
-            f"{flops[0]:,} -> {flops[1]:,}"
+            f"{flops[0]:,} -> {flops[1]:,}{self._distilled()}"
         )
+
+    def _distilled(self) -> str:
+        losses = self.distillation_losses
+        if not losses:
+            return ""
+        tenth = -(-len(losses) // 10)
+        first, last = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
+        return f"; distilled in {len(losses):,} steps, relative squared error {first:.3g} -> {last:.3g}"
 
     def __str__(self) -> str:
         table = [HEADINGS, *self.rows()]
@@ -132,6 +143,7 @@ class ConversionReport:
             "parameters_before": self.model_parameters,
             "parameters_after": self.model_parameters_after,
             "warnings": self.warnings,
+            "distillation_losses": self.distillation_losses,
             "layers": [dataclasses.asdict(line) for line in self.layers],
         }
         with atomic_write(path) as temporary:

@@ -1,6 +1,7 @@
 """Figures of a conversion, as SVG."""
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from milkweed.convert.groups import LayerGroup, by_kind, depth
@@ -45,6 +46,24 @@ def draw_errors(report: ConversionReport) -> bytes:
     legend = figure.legend(handles, labels, loc="outside lower left", frameon=False, fontsize=8, labelcolor=MUTED)
     for text in legend.get_texts():
         text.set_parse_math(False)
+    return _svg(figure)
+
+
+def draw_losses(losses: Sequence[float]) -> bytes:
+    """Draw the loss of distillation over its steps.
+
+    Args:
+        losses: Of every step.
+
+    Returns:
+        An SVG file.
+    """
+    figure = new_figure(9.0, 2.6)
+    axes = figure.add_subplot()
+    axes.plot(range(1, len(losses) + 1), losses, color=TRAIN_COLOUR, linewidth=1)
+    axes.set_yscale("log")
+    _grid(axes, "y")
+    axes.set_xlabel("step", fontsize=9, color=MUTED)
     return _svg(figure)
 
 

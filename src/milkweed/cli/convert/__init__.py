@@ -1,6 +1,8 @@
 """`milkweed convert`: a model of transformers becomes structured, in a folder of its own."""
 
 import argparse
+import copy
+import dataclasses
 import importlib.util
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,10 +20,11 @@ from milkweed.cli.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
+    from milkweed.cli.convert.batches import WatchedBatches
     from milkweed.cli.convert.choices import Choices
     from milkweed.cli.convert.source import Source
     from milkweed.cli.convert.timing import Timing
-    from milkweed.convert import ConversionPlan
+    from milkweed.convert import ConversionPlan, ConversionReport
 
 STRUCTURES = ("monarch", "low_rank", "block_diagonal", "pixelfly")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -29,6 +32,7 @@ EXAMPLE = """\
   milkweed convert my-encoder --calibrate sentences.txt --out my-encoder-monarch
   milkweed convert my-encoder --nblocks 2 --layers 're:.*(intermediate|output).dense' --plan
   milkweed convert my-encoder --calibrate sentences.txt --sequential --parameters 0.5 --out half
+  milkweed convert my-encoder --calibrate sentences.txt --texts 10000 --distill 2 --out my-encoder-distilled
   milkweed convert openai-community/gpt2 --structure low_rank --rank 128 --keep 're:.*c_attn' --out gpt2-low-rank"""
 
 
@@ -40,8 +44,8 @@ def make_parser() -> CommandParser:
     """
     parser = CommandParser(
         "convert",
-        "Replace the linear layers of a transformers model by structured ones, without training. The model's weights "
-        "must be safetensors; code that comes with a model is not run.",
+        "Replace the linear layers of a transformers model by structured ones, without training or with a little of "
+        "it. The model's weights must be safetensors; code that comes with a model is not run.",
         EXAMPLE,
     )
     parser.add_argument(
@@ -103,6 +107,13 @@ def add_calibration(parser: CommandParser) -> None:
     group.add_argument("--batch-size", type=positive, default=32, help="texts at a time; default: 32")
     group.add_argument(
         "--sequential", action="store_true", help="layer by layer, each making up for those before it: better, slower"
+    )
+    group.add_argument(
+        "--distill",
+        type=positive,
+        metavar="EPOCHS",
+        help="then train the converted model to give the dense one's hidden states and outputs, so many times over the "
+        "texts; better still, and slower: both models run for every text",
     )
 
 
@@ -188,12 +199,18 @@ def check(options: argparse.Namespace) -> None:
     """
     if options.out is None and not options.plan:
         raise UsageError("say where to write the converted model with --out DIR, or only look at it with --plan")
+    if options.distill and options.plan:
+        raise UsageError("--distill and --plan exclude each other: a plan trains nothing")
     for option in ("sequential", "parameters"):
         if getattr(options, option) and options.calibrate is None:
             raise UsageError(f"--{option} needs --calibrate FILE.txt: it compares the outputs of layers")
     if options.refine and options.calibrate is None:
         raise UsageError("--refine needs --calibrate FILE.txt: without it, a projection is the nearest matrix already")
+    if options.distill and options.calibrate is None:
+        raise UsageError("--distill needs --calibrate FILE.txt: texts to learn from, labels are not needed")
     needed = {"transformers": "hf"} if options.plan else {"transformers": "hf", "matplotlib": "plots"}
+    if options.distill:
+        needed["lightning"] = "train"
     for package, extra in needed.items():
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(f'milkweed convert needs {package}: pip install "milkweed[{extra}]"')
@@ -211,8 +228,10 @@ def convert(
         folder: Where to write, or None.
         console: Where the plan is printed.
     """
+    from milkweed.cli.convert.batches import make_batches
     from milkweed.cli.convert.source import check_device, find_source, load_model
     from milkweed.cli.convert.table import print_plan, print_timing
+    from milkweed.convert import plan_conversion
 
     check_device(options.device)
     with watch() as steps:
@@ -222,9 +241,26 @@ def convert(
         if folder is not None:
             check_space(folder, rehearsal, options.dtype)
         model = load_model(source, rehearsal, options.dtype, options.device, steps)
-        plan = make_plan(model, source, choices, texts, options, steps)
-        timing = None if folder is None else write(plan, model, source, folder, options, steps)
-    print_plan(console, plan.report, options.all)
+        if options.distill:
+            check_trainable(model)
+        batches = None
+        if texts:
+            steps.begin(f"tokenising {len(texts):,} texts")
+            batches = make_batches(source, model, texts, options.max_length, options.batch_size, steps)
+        steps.begin("calibrating" if texts else "projecting")
+        plan = plan_conversion(
+            model,
+            choices.rules,
+            batches,
+            sequential=options.sequential,
+            parameters=options.parameters,
+            candidates=choices.candidates,
+            progress=steps.tell,
+        )
+        report, timing = plan.report, None
+        if folder is not None:
+            report, timing = write(plan, model, source, batches, folder, options, steps)
+    print_plan(console, report, options.all)
     print_timing(console, timing)
     if not texts:
         console.print(
@@ -234,66 +270,42 @@ def convert(
         )
 
 
-def make_plan(
-    model: "nn.Module",
-    source: "Source",
-    choices: "Choices",
-    texts: list[str],
-    options: argparse.Namespace,
-    steps: Steps,
-) -> "ConversionPlan":
-    """Project the layers.
+def check_trainable(model: "nn.Module") -> None:
+    """Refuse to train weights of half precision: small steps would be lost in their rounding.
 
     Args:
-        model: The dense model.
-        source: Where it is from.
-        choices: What becomes what.
-        texts: To calibrate on; may be empty.
-        options: The command line.
-        steps: Told what is going on.
+        model: The model.
 
-    Returns:
-        The plan.
+    Raises:
+        UsageError: It is in half precision.
     """
-    from milkweed.cli.convert.batches import make_batches
-    from milkweed.convert import plan_conversion
-
-    batches = None
-    if texts:
-        steps.begin(f"tokenising {len(texts):,} texts")
-        batches = make_batches(source, model, texts, options.max_length, options.batch_size, steps)
-    steps.begin("calibrating" if texts else "projecting")
-    return plan_conversion(
-        model,
-        choices.rules,
-        batches,
-        sequential=options.sequential,
-        parameters=options.parameters,
-        candidates=choices.candidates,
-        progress=steps.tell,
-    )
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    if dtype != "float32":
+        raise UsageError(f"--distill trains in float32, and this model is {dtype}; add --dtype float32")
 
 
 def write(
     plan: "ConversionPlan",
     model: "nn.Module",
     source: "Source",
+    batches: "WatchedBatches | None",
     folder: Path,
     options: argparse.Namespace,
     steps: Steps,
-) -> "Timing | None":
+) -> "tuple[ConversionReport, Timing | None]":
     """Measure the model before and after, convert it and fill its folder.
 
     Args:
         plan: The plan.
         model: The dense model, converted in place.
         source: Where it is from.
+        batches: Of the calibration texts.
         folder: An empty folder.
         options: The command line.
         steps: Told what is going on.
 
     Returns:
-        The times, if they could be measured.
+        What was done, and the times, if they could be measured.
     """
     from milkweed.cli.convert.page import write_page
     from milkweed.cli.convert.timing import time_model
@@ -301,11 +313,17 @@ def write(
 
     steps.begin("measuring the whole model, dense and converted")
     timing = time_model(model, plan)
+    teacher = copy.deepcopy(model) if options.distill else None
     report = convert_(model, plan)
+    if teacher is not None and batches is not None:
+        from milkweed.cli.convert.distilling import distill
+
+        losses = distill(model, teacher, batches, options.distill, options.device, steps)
+        report = dataclasses.replace(report, distillation_losses=tuple(losses))
     steps.begin("writing")
     with writing(options.out):
         copy_side_files(source.folder, folder)
         save_pretrained(model, folder)
         report.save(folder / "conversion.json")
         write_page(report, timing, source.name, folder / "conversion.html")
-    return timing
+    return report, timing

@@ -9,7 +9,7 @@ from milkweed._files import atomic_write
 from milkweed.cli.convert.timing import Timing
 from milkweed.convert import ConversionReport
 from milkweed.convert.report import HEADINGS
-from milkweed.plots.conversion import draw_costs, draw_errors, draw_speed
+from milkweed.plots.conversion import draw_costs, draw_errors, draw_losses, draw_speed
 from milkweed.train.environment import describe_environment
 
 STYLE = """\
@@ -34,6 +34,13 @@ def write_page(report: ConversionReport, timing: Timing | None, name: str, path:
     body += [f'<p class="warning">{escape(warning)}</p>' for warning in report.warnings]
     body += _errors(report)
     body += ["<h2>Parameters and operations</h2>", _image(draw_costs(report), "parameters and FLOPs by kind of layer")]
+    if report.distillation_losses:
+        body += [
+            "<h2>Distillation</h2>",
+            '<p class="note">Mean squared error of hidden states and outputs relative to the variance of the dense '
+            "model's, at every step. Errors of layers, above, are those before.</p>",
+            _image(draw_losses(report.distillation_losses), "loss of distillation"),
+        ]
     body += _speed(timing)
     body += ["<h2>Every linear layer</h2>", _table(report)]
     command = " ".join(["milkweed", *sys.argv[1:]])

@@ -1,0 +1,64 @@
+"""Training the converted model to give what the dense one gives, on the calibration texts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from milkweed.cli.convert.progress import Steps
+from milkweed.cli.errors import UsageError
+from milkweed.train.distill import distill_
+
+
+def distill(
+    student: nn.Module, teacher: nn.Module, batches: Sequence[Any], epochs: int, device: str, steps: Steps
+) -> list[float]:
+    """Train a converted model, in place.
+
+    Args:
+        student: The converted model.
+        teacher: The dense one.
+        batches: Of the calibration texts.
+        epochs: How often each text is seen.
+        device: Where to train.
+        steps: Told how far it is.
+
+    Returns:
+        The loss of every step.
+
+    Raises:
+        UsageError: The loss is not finite.
+    """
+    where = torch.device(device)
+    steps.begin("distilling")
+    try:
+        losses = distill_(
+            student,
+            teacher,
+            list(batches),
+            epochs=epochs,
+            callbacks=[_Told(steps)],
+            accelerator=where.type,
+            devices=1 if where.index is None else [where.index],
+        )
+    except FloatingPointError as error:
+        raise UsageError(f"--distill: {error}") from error
+    student.to(where)  # Lightning leaves it on the CPU
+    return losses
+
+
+class _Told(pl.Callback):
+    """Passes the number of steps on."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Count a step; Lightning's hook.
+
+        Args:
+            trainer: Knows how many there will be.
+        """
+        self.steps.tell("distilling", trainer.global_step, int(trainer.estimated_stepping_batches))
