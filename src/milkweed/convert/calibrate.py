@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Bytes for second moments at a time, or half as many as the model's parameters have if that is more.
-_LEAST_MEMORY = 2**30
+# Bytes for second moments at a time, or half the size of the model if that is more.
+_LEAST_MEMORY = 2**28
 
 
 @dataclasses.dataclass
@@ -45,6 +45,17 @@ class InputMoments:
         second = self.outer / self.count
         return second - self.mean.outer(self.mean) if centred else second
 
+    def reordered(self, order: Tensor) -> InputMoments:
+        """Give the moments of the same inputs in another order.
+
+        Args:
+            order: (n,), the input at each place.
+
+        Returns:
+            The moments.
+        """
+        return InputMoments(self.outer[order][:, order], self.total[order], self.count)
+
 
 class Calibration:
     """What the layers of a model read over batches, in bounded memory: ``calibration[name]`` are the layer's moments.
@@ -57,7 +68,7 @@ class Calibration:
         layers: The layers by name, each with ``in_features`` or a transposed weight.
         batches: What the model is called with: a mapping of keyword arguments, a tuple of arguments, or one tensor.
             Positions where a mapping's ``attention_mask`` is 0 do not count.
-        memory_limit: Bytes; half the size of the model's parameters by default, at least 1 GiB.
+        memory_limit: Bytes; half the size of the model by default, at least 256 MiB.
 
     Raises:
         TypeError: The batches cannot be run through again where they must be, or are tensors themselves.
