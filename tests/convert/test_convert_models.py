@@ -236,17 +236,108 @@ def test_save_report(tmp_path):
 
 
 class TestBadInput:
-    def test_a_plan_for_other_weights(self):
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda m: m[2].weight.data.add_(1),
+            lambda m: m[0].bias.data.add_(1),
+            lambda m: setattr(m[0], "bias", None),
+            lambda m: m[2].requires_grad_(False),
+            lambda m: m[2].double(),
+            lambda m: m.__setitem__(2, nn.Linear(24, 12)),
+        ],
+        ids=["weight", "bias", "no bias", "frozen", "dtype", "another layer"],
+    )
+    def test_a_plan_for_layers_that_have_changed(self, change):
         model = network()
-        plan = mw.plan_conversion(model, mw.MonarchConfig(2))
-        with pytest.raises(ValueError, match="made for another model"):
-            mw.convert_(network(), plan)
-        with torch.no_grad():
-            model[2].weight.add_(1)
+        plan = mw.plan_conversion(model, mw.MonarchConfig(2), tokens=None)
+        change(model)
         before = [type(m) for m in model]
-        with pytest.raises(ValueError, match="'2' has changed since the plan"):
+        with pytest.raises(ValueError, match=r"'[02]' is not what the plan was made for"):
             mw.convert_(model, plan)
         assert [type(m) for m in model] == before
+
+    @pytest.mark.parametrize(
+        ("options", "error"),
+        [
+            ({"nblocks": 0}, ValueError),
+            ({"nblocks": 2.5}, TypeError),
+            ({"refine": -1}, ValueError),
+            ({"rank": True}, TypeError),
+        ],
+    )
+    def test_a_configuration_is_checked_when_it_is_made(self, options, error):
+        with pytest.raises(error, match=f"{next(iter(options))} must be"):
+            mw.MonarchConfig(**options)
+
+    def test_bad_calibration(self):
+        with pytest.raises(TypeError, match="calibration must be an iterable of batches"):
+            mw.plan_conversion(network(), None, 5)
+        with torch.device("meta"):
+            model = network()
+        with pytest.raises(ValueError, match="meta device"):
+            mw.plan_conversion(model, None, [torch.randn(3, 24, device="meta")])
+
+    def test_a_layer_called_by_keyword(self):
+        class Keyword(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = nn.Linear(12, 12)
+
+            def forward(self, x):
+                return self.inner(input=x)
+
+        with pytest.raises(ValueError, match="'inner' is not called with a tensor as its first argument"):
+            mw.plan_conversion(Keyword(), None, [torch.randn(3, 12)])
+
+    def test_a_plan_for_another_model(self):
+        plan = mw.plan_conversion(network(), mw.MonarchConfig(2), tokens=None)
+        with pytest.raises(ValueError, match="there is no linear layer '0'"):
+            mw.convert_(nn.Sequential(nn.ReLU(), nn.Linear(24, 24)), plan)
+
+    def test_what_was_attached_after_planning_is_not_lost(self):
+        model = network()
+        plan = mw.plan_conversion(model, mw.MonarchConfig(2), tokens=None)
+        model[0].register_full_backward_hook(lambda *_: None)
+        with pytest.raises(ValueError, match="'0' can no longer be converted: it has hooks"):
+            mw.convert_(model, plan)
+
+    def test_a_plan_serves_one_copy_of_its_model(self):
+        model = network()
+        plan = mw.plan_conversion(model, mw.MonarchConfig(1), tokens=None)
+        converted, another = copy.deepcopy(model), copy.deepcopy(model)
+        mw.convert_(converted, plan)
+        x = torch.randn(3, model[0].in_features)
+        torch.testing.assert_close(converted(x), model(x))
+        with pytest.raises(ValueError, match="this plan has been carried out"):
+            mw.convert_(another, plan)
+
+    @pytest.mark.parametrize("attach", ["register_forward_hook", "register_forward_pre_hook"])
+    def test_hooks_are_not_lost_by_densifying(self, attach):
+        model = network()
+        mw.convert_(model, mw.MonarchConfig(2))
+        getattr(model[0], attach)(lambda *_: None)
+        with pytest.raises(ValueError, match="'0' cannot be made dense: it has hooks"):
+            mw.densify_(model)
+
+    def test_shared_factors_are_not_untied_by_densifying(self):
+        model = nn.Sequential(mw.nn.MonarchLinear(16, 16), mw.nn.MonarchLinear(16, 16))
+        model[1].right = model[0].right
+        with pytest.raises(ValueError, match="cannot be made dense: its factors are shared"):
+            mw.densify_(model)
+
+    def test_a_parent_that_reads_the_weight(self):
+        class Reads(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner, self.outer = nn.Linear(12, 12), nn.Linear(12, 12)
+
+            def forward(self, x):
+                return self.outer(nn.functional.linear(x, self.inner.weight))
+
+        report = mw.convert_(nn.Sequential(Reads()), mw.MonarchConfig(2))
+        assert [line.name for line in report.converted] == ["0.outer"]
+        assert "its parent Reads reads the weight itself" in str(report)
 
     @pytest.mark.parametrize(
         ("rules", "error", "message"),
@@ -256,6 +347,8 @@ class TestBadInput:
             ({"re:(": mw.MonarchConfig()}, ValueError, "malformed"),
             ({}, ValueError, "empty"),
             ("0", TypeError, "rules must map"),
+            ([("0",)], TypeError, "rules in a list must be pairs"),
+            ([mw.MonarchConfig()], TypeError, "rules in a list must be pairs"),
             ({"0": "monarch"}, TypeError, "must stand for a configuration"),
             ({0: mw.MonarchConfig()}, TypeError, "a rule must be a name"),
             ({"0": None}, ValueError, "nothing to convert"),

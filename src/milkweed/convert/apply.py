@@ -12,7 +12,15 @@ from milkweed.convert.plan import ConversionPlan, plan_conversion
 from milkweed.convert.record import structured_layers
 from milkweed.convert.report import ConversionReport
 from milkweed.convert.rules import Rules
-from milkweed.convert.sites import find_sites, is_conv1d, name_without_adapter, replace
+from milkweed.convert.sites import (
+    digest,
+    find_sites,
+    is_conv1d,
+    name_without_adapter,
+    parameter_owners,
+    replace,
+    what_would_be_lost,
+)
 from milkweed.convert.skeleton import skeleton_of
 from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
 
@@ -21,26 +29,34 @@ def convert_(model: nn.Module, plan: ConversionPlan | Rules | LayerConfig | None
     """Replace linear layers by the structured ones of a plan, in place: all of them or, after an error, none.
 
     Args:
-        model: The model that was planned for.
+        model: The model that was planned for, or a copy of it.
         plan: From `plan_conversion`, or rules or one configuration, for which a plan without calibration is made.
 
     Returns:
         What was done.
 
     Raises:
-        ValueError: The plan was made for another model, or weights have changed since.
+        ValueError: The plan was made for another model or has been carried out, or layers have changed since.
     """
     if not isinstance(plan, ConversionPlan):
         plan = plan_conversion(model, plan, tokens=None)
     sites = {site.name: site for site in find_sites(model)}
-    for name, (weight, version) in plan.weights.items():
-        if name not in sites or sites[name].module.weight is not weight:
-            raise ValueError(f"the plan was made for another model: layer {name!r} is not the one that was planned for")
-        if weight._version != version:
-            raise ValueError(f"the weight of layer {name!r} has changed since the plan was made; plan again")
+    for name, noted in plan.digests.items():
+        if name not in sites:
+            raise ValueError(f"the plan was made for another model: there is no linear layer {name!r}")
+        if sites[name].obstacle is not None:
+            raise ValueError(f"layer {name!r} can no longer be converted: {sites[name].obstacle}; plan again")
+        if digest(sites[name].module) != noted:
+            raise ValueError(
+                f"layer {name!r} is not what the plan was made for: its weight or bias, their dtype, or whether they "
+                "are trained has changed; plan again"
+            )
+    if plan.digests and not plan.layers:
+        raise ValueError("this plan has been carried out, and its layers belong to that model; plan again")
     for line in plan.report.converted:
-        layer = plan.layers[line.name]
-        replace(model, line.names, layer.train(sites[line.name].module.training))
+        site = sites[line.name]
+        layer = plan.layers.pop(line.name).train(site.module.training)
+        replace(model, line.names, layer.to(site.weight.device))
     return plan.report
 
 
@@ -58,13 +74,20 @@ def densify_(model: nn.Module) -> list[str]:
         The names of the layers that are dense now, all paths of each.
 
     Raises:
-        ValueError: The model has no structured layer, or is itself one.
+        ValueError: The model has no structured layer, or is itself one, or a layer has hooks or shares its factors.
     """
     if isinstance(model, StructuredLinear | ConcatLinear):
         raise ValueError("model is itself a structured layer; use model.to_linear()")
     found = structured_layers(model)
     if not found:
         raise ValueError("model has no structured linear layer; it is dense already")
+    owners = parameter_owners(model)
+    for module, names in found.items():
+        lost = what_would_be_lost(module)
+        if any(not owners[id(p)] <= _inside(module, names) for p in module.parameters()):
+            lost = "its factors are shared with another layer"
+        if lost is not None:
+            raise ValueError(f"layer {names[0]!r} cannot be made dense: {lost}")
     skeleton = skeleton_of(model)
     dense: list[tuple[tuple[str, ...], nn.Module]] = []
     for module, names in found.items():
@@ -75,6 +98,11 @@ def densify_(model: nn.Module) -> list[str]:
     for paths, replacement in dense:
         replace(model, paths, replacement)
     return [name for paths, _ in dense for name in paths]
+
+
+def _inside(module: nn.Module, names: list[str]) -> set[str]:
+    """All paths of a layer and of the modules in it."""
+    return {f"{name}.{inner}" if inner else name for name in names for inner, _ in module.named_modules()}
 
 
 def _as_conv1d(linear: nn.Linear) -> nn.Module:

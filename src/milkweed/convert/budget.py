@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -45,12 +46,13 @@ def choose_within(options: Mapping[str, Sequence[tuple[int, float, T]]], budget:
     return {name: hull[position[name]][2] for name, hull in hulls.items()}
 
 
-def check_budget(costs: Mapping[str, Sequence[int]], budget: int) -> None:
+def check_budget(costs: Mapping[str, Sequence[int]], budget: int, whole: int | None = None) -> None:
     """Refuse a budget that no choice meets.
 
     Args:
         costs: What each layer's options cost.
         budget: The most that all costs together may be.
+        whole: What the budget was given as a share of, if it was.
 
     Raises:
         ValueError: A layer has no option, or even the cheapest ones exceed the budget.
@@ -62,9 +64,10 @@ def check_budget(costs: Mapping[str, Sequence[int]], budget: int) -> None:
             )
     least = sum(min(found) for found in costs.values())
     if least > budget:
+        fix = f"raise it to {least}" if whole is None else f"raise the share to {math.ceil(1e3 * least / whole) / 1e3}"
         raise ValueError(
-            f"parameters={budget} is less than the {least} that the cheapest candidates need; raise it to {least}, or "
-            "add candidates with more blocks or lower rank"
+            f"parameters={budget} is less than the {least} that the cheapest candidates need; {fix}, or add candidates "
+            "with more blocks or lower rank"
         )
 
 

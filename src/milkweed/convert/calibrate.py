@@ -16,22 +16,44 @@ _LEAST_MEMORY = 2**28
 
 @dataclasses.dataclass
 class InputMoments:
-    """Sums over the inputs x of one layer.
+    """Mean and spread of the inputs x of one layer.
 
     Args:
-        outer: (n, n), the sum of x xᵀ, in float64.
-        total: (n,), the sum of x.
         count: How many inputs.
+        mean: (n,), E[x], in float64.
+        scatter: (n, n), the sum of (x - mean) (x - mean)ᵀ, in float64.
     """
 
-    outer: Tensor
-    total: Tensor
-    count: int = 0
+    count: int
+    mean: Tensor
+    scatter: Tensor
 
-    @property
-    def mean(self) -> Tensor:
-        """E[x]."""
-        return self.total / self.count
+    @classmethod
+    def of(cls, x: Tensor) -> InputMoments:
+        """Sum up inputs.
+
+        Args:
+            x: (rows, n), rows at least 1.
+
+        Returns:
+            Their moments; products are of x's precision, float32 at least.
+        """
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean, centred = centre(x)
+        return cls(len(x), mean, (centred.T @ centred).double())
+
+    def merge(self, new: InputMoments) -> None:
+        """Take further inputs in.
+
+        Args:
+            new: Their moments.
+        """
+        # Sums of squares about zero would lose what is small beside the mean.
+        total = self.count + new.count
+        step = new.mean - self.mean
+        self.scatter += new.scatter + step.outer(step) * (self.count * new.count / total)
+        self.mean = self.mean + step * (new.count / total)
+        self.count = total
 
     def covariance(self, centred: bool) -> Tensor:
         """Give the second moments.
@@ -42,19 +64,33 @@ class InputMoments:
         Returns:
             E[x xᵀ], centred less E[x] E[x]ᵀ.
         """
-        second = self.outer / self.count
-        return second - self.mean.outer(self.mean) if centred else second
+        spread = self.scatter / self.count
+        return spread if centred else spread + self.mean.outer(self.mean)
 
     def reordered(self, order: Tensor) -> InputMoments:
-        """Give the moments of the same inputs in another order.
+        """Put the inputs into another order.
 
         Args:
-            order: (n,), the input at each place.
+            order: (n,), which of them stands at each place.
 
         Returns:
-            The moments.
+            The moments of the reordered inputs.
         """
-        return InputMoments(self.outer[order][:, order], self.total[order], self.count)
+        return InputMoments(self.count, self.mean[order], self.scatter[order][:, order])
+
+
+def centre(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Split inputs into their mean and what is left.
+
+    Args:
+        x: (rows, n).
+
+    Returns:
+        (n,) in float64, and (rows, n) in x's dtype, rounded after the subtraction.
+    """
+    wide = x.double()
+    mean = wide.mean(0)
+    return mean, (wide - mean).to(x.dtype)
 
 
 class Calibration:
@@ -153,37 +189,52 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def attention_mask(batch: Any) -> Tensor | None:
+def attention_mask(batch: Any, layer: str = "") -> Tensor | None:
     """Find which positions of a batch count.
 
     Args:
         batch: As for `run_batch`.
+        layer: Name of the layer whose inputs are meant: those of a decoder beside an encoder have a mask of their own.
 
     Returns:
         A boolean mask (B, L), or None if all do.
     """
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    mask = batch.get(_mask_name(batch, layer)) if isinstance(batch, Mapping) else None
     return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
-def model_outputs(model: nn.Module, batches: Iterable[Any]) -> Tensor:
-    """Run a model in evaluation mode and keep its first output, padding aside.
+def _mask_name(batch: Any, layer: str) -> str:
+    decodes = isinstance(batch, Mapping) and "decoder_input_ids" in batch and "decoder" in layer.split(".")
+    return "decoder_attention_mask" if decodes else "attention_mask"
+
+
+def model_outputs(model: nn.Module, batches: Iterable[Any]) -> list[Tensor]:
+    """Run a model in evaluation mode and keep its first output of more than one dimension, padding aside.
 
     Args:
         model: The model.
         batches: As for `run_batch`.
 
     Returns:
-        (rows, n), in float32 at least.
+        (rows, n) for each batch, in float32 at least.
+
+    Raises:
+        ValueError: There is no such output.
     """
     found = []
     with evaluating(model):
         for batch in batches:
             outputs = run_batch(model, batch)
-            first = outputs if isinstance(outputs, Tensor) else outputs[0]
-            found.append(valid_rows(first, attention_mask(batch)))
-    rows = torch.cat(found)
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+            several = outputs.values() if isinstance(outputs, Mapping) else outputs
+            candidates = [outputs] if isinstance(outputs, Tensor) else several
+            first = next(
+                (x for x in candidates if isinstance(x, Tensor) and x.is_floating_point() and x.ndim > 1), None
+            )
+            if first is None:
+                raise ValueError("the model gives no floating-point tensor of two dimensions or more to compare")
+            rows = valid_rows(first, attention_mask(batch))
+            found.append(rows.to(torch.promote_types(rows.dtype, torch.float32)))
+    return found
 
 
 def valid_rows(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -221,23 +272,21 @@ def _in_features(layer: nn.Module) -> int:
 
 def _one_pass(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any]) -> dict[str, InputMoments]:
     found: dict[str, InputMoments] = {}
-    mask: Tensor | None = None
-    latest: tuple[Tensor, InputMoments] | None = None  # query, key and value read one tensor: its product is shared
+    latest: tuple[Reading, InputMoments] | None = None  # query, key and value read one tensor: its product is shared
 
     def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             nonlocal latest
-            x = inputs[0]
-            if latest is None or latest[0] is not x:
-                rows = valid_rows(x, mask)
-                rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-                latest = (x, InputMoments((rows.T @ rows).double(), rows.sum(0, dtype=torch.float64), len(rows)))
-            new = latest[1]
-            if name not in found:
-                found[name] = InputMoments(torch.zeros_like(new.outer), torch.zeros_like(new.total))
-            found[name].outer += new.outer
-            found[name].total += new.total
-            found[name].count += new.count
+            reading = Reading.of(name, inputs, batch)
+            if latest is None or not latest[0].same_as(reading):
+                rows = valid_rows(reading.x, attention_mask(batch, name))
+                if not len(rows):
+                    return
+                latest = (reading, InputMoments.of(rows))
+            if name in found:
+                found[name].merge(latest[1])
+            else:
+                found[name] = dataclasses.replace(latest[1], scatter=latest[1].scatter.clone())
 
         return hook
 
@@ -245,13 +294,65 @@ def _one_pass(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterab
     try:
         with evaluating(model):
             for batch in batches:
-                mask, latest = attention_mask(batch), None
+                latest = None
                 run_batch(model, batch)
     finally:
         for handle in handles:
             handle.remove()
     _check(layers, found)
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A tensor as a layer read it; it may be changed in place before the next layer reads it.
+
+    Args:
+        x: The tensor.
+        version: How often it had been changed, None if that is not counted.
+        mask: What the batch calls the mask of its positions.
+    """
+
+    x: Tensor
+    version: int | None
+    mask: str
+
+    @classmethod
+    def of(cls, name: str, inputs: tuple[Any, ...], batch: Any) -> Reading:
+        """Take what a layer was called with.
+
+        Args:
+            name: The layer's.
+            inputs: Its arguments.
+            batch: What the model was called with.
+
+        Returns:
+            The first argument.
+
+        Raises:
+            ValueError: There is none, it is no tensor, or has no numbers.
+        """
+        if not inputs or not isinstance(inputs[0], Tensor):
+            raise ValueError(
+                f"layer {name!r} is not called with a tensor as its first argument, as linear layers are; skip it with "
+                f"the rule {{{name!r}: None}}"
+            )
+        x = inputs[0]
+        if x.is_meta:
+            raise ValueError(f"layer {name!r} was given a tensor on the meta device; calibration needs numbers")
+        return cls(x, None if x.is_inference() else x._version, _mask_name(batch, name))
+
+    def same_as(self, other: Reading) -> bool:
+        """Tell whether two layers read the same numbers.
+
+        Args:
+            other: What the other one read.
+
+        Returns:
+            Whether they did, as far as can be known.
+        """
+        known = self.version is not None
+        return known and self.x is other.x and (self.version, self.mask) == (other.version, other.mask)
 
 
 def _check(layers: Mapping[str, nn.Module], found: Mapping[str, InputMoments]) -> None:
@@ -261,7 +362,10 @@ def _check(layers: Mapping[str, nn.Module], found: Mapping[str, InputMoments]) -
             f"accepts, and the model must call {next(iter(layers))}"
         )
     for name in layers:
-        if name not in found or found[name].count == 0:
+        if name not in found:
             raise ValueError(f"calibration never reached layer {name!r}; skip it with the rule {{{name!r}: None}}")
-        if not found[name].outer.isfinite().all():
-            raise ValueError(f"calibration gave layer {name!r} NaN or infinite inputs; clean the batches")
+        if not (found[name].mean.isfinite().all() and found[name].scatter.isfinite().all()):
+            raise ValueError(
+                f"calibration gave layer {name!r} inputs that are NaN, infinite or too large to square; "
+                "clean the batches"
+            )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from milkweed.convert.budget import check_budget, choose_within
@@ -38,23 +40,24 @@ class Budget:
         candidates: What they may become; None keeps a layer dense.
 
     Raises:
+        TypeError: The number or a candidate is of another type.
         ValueError: There is no candidate, none fits some layer, or even the cheapest ones exceed the budget.
     """
 
     def __init__(
         self, sites: Mapping[str, LinearSite], parameters: float, candidates: Sequence[LayerConfig | None]
     ) -> None:
-        if not any(candidates):
-            raise ValueError(
-                "parameters, a budget, needs candidates to choose from, e.g. "
-                "candidates=[None, MonarchConfig(2), MonarchConfig(4), MonarchConfig(8)]"
-            )
-        self.sites, self.candidates = sites, candidates
+        if isinstance(parameters, bool) or not isinstance(parameters, int | float):
+            raise TypeError(f"parameters must be a number, or a share up to 1; got {parameters!r}")
+        if not 0 < parameters < math.inf:
+            raise ValueError(f"parameters must be above 0 and finite; got {parameters!r}")
+        self.sites, self.candidates = sites, _checked(candidates)
         before = sum(count_parameters(site.module) for site in sites.values())
         self.most = round(parameters * before) if parameters <= 1 else int(parameters)
         # Before any batch is run, so that a budget out of reach costs no time.
         self.sizes = {name: self._sizes(site) for name, site in sites.items()}
-        check_budget({name: list(sizes.values()) for name, sizes in self.sizes.items()}, self.most)
+        costs = {name: list(sizes.values()) for name, sizes in self.sizes.items()}
+        check_budget(costs, self.most, before if parameters <= 1 else None)
 
     def _sizes(self, site: LinearSite) -> dict[LayerConfig | None, int]:
         """Parameters under each candidate that fits the layer."""
@@ -86,9 +89,14 @@ class Budget:
 
         Returns:
             The candidate of each layer by name.
+
+        Raises:
+            ValueError: The model's outputs cannot be compared.
         """
         looked_at = batches[:: -(-len(batches) // _BATCHES_TO_COMPARE)]
         dense = model_outputs(model, looked_at)
+        if not all(outputs.isfinite().all() for outputs in dense):
+            raise ValueError("the model gives outputs that are not finite for the calibration batches")
         options: dict[str, list[tuple[int, float, LayerConfig | None]]] = {}
         for done, (name, sizes) in enumerate(self.sizes.items(), 1):
             options[name] = []
@@ -97,13 +105,31 @@ class Budget:
                 if config is not None:
                     layer = project_site(self.sites[name], config, calibration[name])
                     changed = _outputs_with(model, self.sites[name], layer, looked_at)
-                    error = float((changed - dense).square().mean())
+                    error = _mean_squared_error(changed, dense)
                 options[name].append((size, error, config))
             tell("comparing candidates", done, len(self.sizes))
         return choose_within(options, self.most)
 
 
-def _outputs_with(model: nn.Module, site: LinearSite, layer: nn.Module, batches: Sequence[Any]) -> Tensor:
+def _checked(candidates: Iterable[LayerConfig | None]) -> list[LayerConfig | None]:
+    example = "candidates=[None, MonarchConfig(2), MonarchConfig(4), MonarchConfig(8)]"
+    if isinstance(candidates, str | LayerConfig) or not isinstance(candidates, Iterable):
+        raise TypeError(f"candidates must be a list of configurations and None, e.g. {example}; got {candidates!r}")
+    found = list(candidates)
+    for each in found:
+        if each is not None and not isinstance(each, LayerConfig):
+            raise TypeError(f"candidates must be configurations, or None to stay dense; got {each!r}; e.g. {example}")
+    if not any(found):
+        raise ValueError(f"parameters, a budget, needs candidates to choose from, e.g. {example}")
+    return found
+
+
+def _mean_squared_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    pairs = list(zip(found, expected, strict=True))
+    return sum(float((a - b).square().sum(dtype=torch.float64)) for a, b in pairs) / sum(b.numel() for _, b in pairs)
+
+
+def _outputs_with(model: nn.Module, site: LinearSite, layer: nn.Module, batches: Sequence[Any]) -> list[Tensor]:
     """What the model gives with one layer converted; the dense layer is put back."""
     replace(model, site.names, layer)
     try:

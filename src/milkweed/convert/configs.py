@@ -31,6 +31,16 @@ class LayerConfig(ABC):
     name: ClassVar[str]
     fitting: ClassVar[tuple[str, ...]] = ()
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), 0 if field.name in self.fitting else 1
+            if value is None and field.default is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{field.name} must be an integer; got {value!r}")
+            if value < least:
+                raise ValueError(f"{field.name} must be at least {least}; got {value}")
+
     def spec(self) -> dict[str, Any]:
         """Write the layer down as `milkweed.nn.factory.build_linear` reads it.
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from milkweed.convert.calibrate import Calibration
 from milkweed.convert.candidates import Budget, count_parameters
 from milkweed.convert.configs import LayerConfig
+from milkweed.convert.permute import HiddenPair, check_pairs, hidden_orders, reordered, reordered_sites
 from milkweed.convert.projection import project_site, weight_and_output_error
 from milkweed.convert.report import ConversionReport, LayerReport
 from milkweed.convert.rules import HEADS, Rules, default_rules, match_rules
 from milkweed.convert.sequential import project_sequentially
-from milkweed.convert.sites import LinearSite, find_sites, has_ordinary_weight
+from milkweed.convert.sites import LinearSite, digest, find_sites, has_ordinary_weight
 from milkweed.convert.speed import measured_speedups
 from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
 
@@ -28,14 +29,13 @@ class ConversionPlan:
 
     Args:
         report: A line for each linear layer, converted or not.
-        layers: The converted layers by name; on the meta device where the model is.
-        weights: The dense weights that they were made from, with their version counters: a plan does not outlive a
-            training step.
+        layers: The converted layers by name, until they are carried out; on the meta device where the model is.
+        digests: Of the dense layers that they were made from: a plan does not outlive a training step.
     """
 
     report: ConversionReport
     layers: dict[str, nn.Module]
-    weights: dict[str, tuple[Tensor, int]]
+    digests: dict[str, tuple[object, ...]]
 
     def __str__(self) -> str:
         return str(self.report)
@@ -47,6 +47,7 @@ def plan_conversion(
     calibration: Iterable[Any] | None = None,
     *,
     sequential: bool = False,
+    permute: bool = False,
     parameters: float | None = None,
     candidates: Sequence[LayerConfig | None] = (),
     tokens: int | None = 1024,
@@ -64,6 +65,9 @@ def plan_conversion(
             for the inputs that they get: outputs are kept rather than weights, and biases make up for the mean error.
         sequential: Project layer by layer on inputs from the layers converted so far. Best where there is no training
             afterwards; takes a forward pass over all batches for each group of layers.
+        permute: Put the hidden units of feed-forward layers into the order in which their conversion loses least; needs
+            calibration. The dense model in that order is the same one: pairs of layers are known by their names, and
+            tried on the first batch. Takes a copy of their weights.
         parameters: Budget: at most this many parameters in the layers that rules select, or this share of what they
             have now if at most 1. Each layer gets one of ``candidates`` by the error that it alone causes in the
             model's outputs, never a dearer one's for a lower budget; needs calibration.
@@ -78,7 +82,7 @@ def plan_conversion(
     Raises:
         TypeError: Rules or calibration are of a wrong kind, or a rule selects quantised or sparse weights.
         ValueError: A rule matches nothing, a layer cannot have its configuration, weights or inputs are not finite,
-            calibration misses a layer, or the budget cannot be met.
+            calibration misses a layer, there are no hidden units to permute, or the budget cannot be met.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
@@ -87,22 +91,22 @@ def plan_conversion(
     matched = match_rules(rules, list(sites.values()))
     choices, reasons = _selected(sites, matched)
     tell = progress or (lambda *_: None)
-    batches = _as_list(calibration) if sequential or parameters is not None else None
-    if sequential and not batches:
-        raise ValueError("sequential=True needs calibration: batches that the model can be called with")
-    if parameters is not None and not batches:
-        raise ValueError("parameters, a budget, needs calibration: candidates are compared by what they cost the model")
+    batches = _batches(calibration, sequential=sequential, permute=permute, parameters=parameters)
+    if permute:
+        check_pairs(sites, choices)
     chosen_from = {name: sites[name] for name in choices}
     budget = None if parameters is None else Budget(chosen_from, parameters, candidates)
-    seen: Iterable[Any] | None = calibration if batches is None else batches
     moments = None
-    if seen is not None and (not sequential or budget is not None):
-        moments = Calibration(model, {name: sites[name].module for name in choices}, seen)
+    if batches is not None and (not sequential or permute or budget is not None):
+        moments = Calibration(model, {name: sites[name].module for name in choices}, batches)
     if budget is not None and moments is not None:
-        chosen = budget.choose(model, moments, batches or [], tell)
+        chosen = budget.choose(model, moments, list(batches or ()), tell)
         reasons |= {name: "dense within the budget" for name, config in chosen.items() if config is None}
         choices = {name: config for name, config in chosen.items() if config is not None}
-    layers, errors = _project(model, sites, choices, moments, batches if sequential else None, tell)
+    orders = {}
+    if permute and moments is not None:
+        orders = hidden_orders(model, sites, choices, moments, list(batches or ()), tell)
+    layers, errors = _project(model, sites, choices, orders, moments, list(batches or ()) if sequential else None, tell)
     speedups = measured_speedups(sites, layers, tokens) if tokens else {}
     report = ConversionReport(
         tuple(
@@ -110,9 +114,9 @@ def plan_conversion(
             for name, site in sites.items()
         ),
         sum(p.numel() for p in model.parameters()),
+        tuple(pair.names for pair in orders),
     )
-    weights = {name: (sites[name].weight, sites[name].weight._version) for name in layers}
-    return ConversionPlan(report, layers, weights)
+    return ConversionPlan(report, layers, {name: digest(sites[name].module) for name in layers})
 
 
 def _selected(
@@ -145,18 +149,24 @@ def _why_kept(rule: Any) -> str:
     return f"rule {rule!r} keeps it" if isinstance(rule, str) else "a rule keeps it"
 
 
-def _as_list(calibration: Iterable[Any] | None) -> list[Any] | None:
-    if calibration is None or isinstance(calibration, list):
-        return calibration
-    if isinstance(calibration, Tensor | Mapping | str):
+def _batches(calibration: Iterable[Any] | None, **options: object) -> Iterable[Any] | None:
+    """The calibration batches, a list where an option runs through them more than once."""
+    if isinstance(calibration, Tensor | Mapping | str) or not isinstance(calibration, Iterable | None):
         raise TypeError(f"calibration must be an iterable of batches, e.g. a list; got a {type(calibration).__name__}")
-    return list(calibration)
+    asked = [f"{name}={value!r}" for name, value in options.items() if value is not None and value is not False]
+    if not asked or (isinstance(calibration, list) and calibration):
+        return calibration
+    batches = list(calibration or ())
+    if not batches:
+        raise ValueError(f"{asked[0]} needs calibration: batches that the model can be called with")
+    return batches
 
 
 def _project(
     model: nn.Module,
     sites: Mapping[str, LinearSite],
     choices: Mapping[str, LayerConfig],
+    orders: Mapping[HiddenPair, Tensor],
     moments: Calibration | None,
     batches: Sequence[Any] | None,
     tell: Progress,
@@ -172,15 +182,20 @@ def _project(
             done += count
             tell("projecting", done, len(choices))
 
-        layers, output_errors = project_sequentially(model, choices, sites, batches, advance)
+        with reordered(model, sites, orders) as there:
+            layers, output_errors = project_sequentially(model, choices, there, batches, advance)
         return layers, {
-            name: (weight_and_output_error(sites[name], layer, None)[0], output_errors[name])
+            name: (weight_and_output_error(there[name], layer, None)[0], output_errors[name])
             for name, layer in layers.items()
         }
+    there = {**sites, **reordered_sites(sites, orders)}
+    columns = {pair.reader: order for pair, order in orders.items()}
     for done, (name, config) in enumerate(choices.items(), 1):
         read = None if moments is None else moments[name]
-        layers[name] = project_site(sites[name], config, read)
-        errors[name] = weight_and_output_error(sites[name], layers[name], read)
+        if read is not None and name in columns:
+            read = read.reordered(columns[name])
+        layers[name] = project_site(there[name], config, read)
+        errors[name] = weight_and_output_error(there[name], layers[name], read)
         tell("projecting", done, len(choices))
     return layers, errors
 

@@ -25,20 +25,43 @@ def project_site(site: LinearSite, config: LayerConfig, moments: InputMoments | 
     Raises:
         ValueError: The layer cannot have this configuration, or its weight is not finite.
     """
-    try:
-        parts = [_project(linear, config, moments) for linear in site.linears()]
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"layer {site.name!r} cannot become {config}: {error}") from error
+    parts = [_project(site.name, linear, config, moments) for linear in site.linears()]
     return parts[0] if len(parts) == 1 else ConcatLinear(parts).train(site.module.training)
 
 
+def project_linear(name: str, linear: nn.Linear, config: LayerConfig, covariance: Tensor | None) -> StructuredLinear:
+    """Project one matrix, and name the layer if that fails.
+
+    Args:
+        name: Of the layer that it is part of.
+        linear: The matrix and its bias.
+        config: What it becomes.
+        covariance: Of its inputs; if it is zero, as where inputs never vary, weights are kept as without one.
+
+    Returns:
+        The structured layer.
+
+    Raises:
+        ValueError: The layer cannot have this configuration, or its weight or bias is not finite.
+    """
+    if linear.bias is not None and not linear.bias.isfinite().all():
+        raise ValueError(f"layer {name!r} cannot be converted: its bias holds NaN or infinity")
+    try:
+        return config.project(linear, covariance if covariance is not None and covariance.any() else None)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"layer {name!r} cannot become {config}: {error}") from error
+
+
 @torch.no_grad()
-def _project(linear: nn.Linear, config: LayerConfig, moments: InputMoments | None) -> StructuredLinear:
+def _project(name: str, linear: nn.Linear, config: LayerConfig, moments: InputMoments | None) -> StructuredLinear:
     if linear.weight.is_meta:
-        return config.empty(linear)
+        try:
+            return config.empty(linear)
+        except ValueError as error:
+            raise ValueError(f"layer {name!r} cannot become {config}: {error}") from error
     if moments is None:
-        return config.project(linear, None)
-    part = config.project(linear, moments.covariance(centred=linear.bias is not None))
+        return project_linear(name, linear, config, None)
+    part = project_linear(name, linear, config, moments.covariance(centred=linear.bias is not None))
     if part.bias is not None:
         part.bias.add_((_difference(linear, part).double() @ moments.mean).to(part.bias.dtype))
     return part
@@ -67,8 +90,9 @@ def weight_and_output_error(
             return None, None
         difference = _difference(linear, part)
         weight = linear.weight.to(difference.dtype)
-        lost += float(difference.norm().double() ** 2)
-        whole += float(weight.norm().double() ** 2)
+        # In float64: squares of what float32 holds need not fit float32.
+        lost += float(torch.linalg.vector_norm(difference, dtype=torch.float64) ** 2)
+        whole += float(torch.linalg.vector_norm(weight, dtype=torch.float64) ** 2)
         if moments is not None:
             lost_output += max(_energy(difference, moments.covariance(centred=linear.bias is not None)), 0.0)
             whole_output += _energy(weight, moments.covariance(centred=False))

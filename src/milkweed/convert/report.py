@@ -65,12 +65,14 @@ class ConversionReport:
     Args:
         layers: A line for each linear layer, converted or not.
         model_parameters: Parameters of the whole model before.
+        reordered: Names of layers whose common hidden units were put into another order.
         distillation_losses: Of every step of training against the dense model, if there was any; a loss of 1 is that
             of guessing each mean. The errors of layers are those before.
     """
 
     layers: tuple[LayerReport, ...]
     model_parameters: int
+    reordered: tuple[tuple[str, ...], ...] = ()
     distillation_losses: tuple[float, ...] = ()
 
     @property
@@ -91,8 +93,9 @@ class ConversionReport:
             return ()
         worst = min(slow, key=lambda line: line.speedup or 1.0)
         return (
-            f"{len(slow)} of {len(self.converted)} layers will be slower than dense on this machine, {worst.name} "
-            f"({worst.out_features} x {worst.in_features}) at {worst.speedup:.2f}x; keep them dense for speed",
+            f"{len(slow)} of {len(self.converted)} layers were slower than dense when measured now, {worst.name} "
+            f"({worst.out_features} x {worst.in_features}) at {worst.speedup:.2f}x; if that holds on an idle machine, "
+            "keep them dense for speed",
         )
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -113,8 +116,11 @@ class ConversionReport:
         return (
             f"{len(self.converted)} of {len(self.layers)} linear layers converted; parameters "
             f"{self.model_parameters:,} -> {self.model_parameters_after:,}; FLOPs of linear layers per token "
-            f"{flops[0]:,} -> {flops[1]:,}{self._distilled()}"
+            f"{flops[0]:,} -> {flops[1]:,}{self._reordered()}{self._distilled()}"
         )
+
+    def _reordered(self) -> str:
+        return f"; hidden units of {len(self.reordered)} feed-forward layers reordered" if self.reordered else ""
 
     def _distilled(self) -> str:
         losses = self.distillation_losses
@@ -143,6 +149,7 @@ class ConversionReport:
             "parameters_before": self.model_parameters,
             "parameters_after": self.model_parameters_after,
             "warnings": self.warnings,
+            "reordered": self.reordered,
             "distillation_losses": self.distillation_losses,
             "layers": [dataclasses.asdict(line) for line in self.layers],
         }

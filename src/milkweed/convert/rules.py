@@ -96,6 +96,9 @@ def _checked(
     pairs = list(rules.items() if isinstance(rules, Mapping) else rules)
     if not pairs:
         raise ValueError("rules are empty; use default_rules() for all layers save the heads")
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"rules in a list must be pairs, e.g. ('re:.*mlp.*', {example}); got {pair!r}")
     for rule, choice in pairs:
         if not (isinstance(rule, str) or callable(rule)):
             raise TypeError(f"a rule must be a name, a 're:' pattern or a function; got {rule!r}")

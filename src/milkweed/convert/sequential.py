@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed.convert.calibrate import attention_mask, evaluating, run_batch, valid_rows
+from milkweed.convert.calibrate import Reading, attention_mask, centre, evaluating, run_batch, valid_rows
 from milkweed.convert.configs import LayerConfig
+from milkweed.convert.projection import project_linear
 from milkweed.convert.sites import LinearSite, replace
 from milkweed.nn.structured_linear import ConcatLinear
 
@@ -26,7 +27,7 @@ class _ReachedError(Exception):
 
 @dataclasses.dataclass
 class _PairedMoments:
-    """Sums over pairs of a layer's inputs in the dense model, x, and in the converted one, z."""
+    """Moments of a layer's inputs in the dense model, x, and in the converted one, z: means and sums about them."""
 
     count: int
     x: Tensor
@@ -38,11 +39,17 @@ class _PairedMoments:
     @classmethod
     def of(cls, x: Tensor, z: Tensor) -> _PairedMoments:
         x, z = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (x, z))
-        sums = (x.sum(0), z.sum(0), x.T @ x, x.T @ z, z.T @ z)
-        return cls(len(x), *(each.double() for each in sums))
+        (mean_x, x), (mean_z, z) = centre(x), centre(z)
+        return cls(len(x), mean_x, mean_z, (x.T @ x).double(), (x.T @ z).double(), (z.T @ z).double())
 
-    def __add__(self, other: _PairedMoments) -> _PairedMoments:
-        return _PairedMoments(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+    def merge(self, new: _PairedMoments) -> None:
+        total = self.count + new.count
+        dx, dz, weight = new.x - self.x, new.z - self.z, self.count * new.count / total
+        self.xx += new.xx + dx.outer(dx) * weight
+        self.xz += new.xz + dx.outer(dz) * weight
+        self.zz += new.zz + dz.outer(dz) * weight
+        self.x, self.z = self.x + dx * (new.count / total), self.z + dz * (new.count / total)
+        self.count = total
 
 
 def project_sequentially(
@@ -56,7 +63,9 @@ def project_sequentially(
 
     For a layer with dense weight W the outputs W x of the dense model are regressed on the inputs z that the converted
     model gives the same layer, W' = E[W x zᵀ] E[z zᵀ]⁻¹, and W' is projected for inputs z. Errors of earlier layers are
-    thus made good where they can be. Where there is a bias, moments are centred and the bias takes the mean.
+    thus made good where they can be. Where there is a bias, moments are centred and the bias takes the mean. Inputs are
+    paired by their places, so that models which choose inputs by their values, as mixtures of experts do, are better
+    projected without this.
 
     Args:
         model: The dense model; it is not changed.
@@ -70,7 +79,7 @@ def project_sequentially(
         The converted layers and their relative output errors √(E‖y − ŷ‖² / E‖y‖²), bias aside, by name.
 
     Raises:
-        ValueError: A layer is never reached, or reads NaN or infinity.
+        ValueError: A layer is never reached, reads NaN or infinity, or inputs that cannot be paired.
 
     Source:
         The regression on converted inputs is that of layer-wise quantisation, e.g. GPFQ (arXiv 2201.11113); the
@@ -80,7 +89,7 @@ def project_sequentially(
     layers: dict[str, nn.Module] = {}
     errors: dict[str, float] = {}
     with evaluating(model), evaluating(converted):
-        for group, once in _groups(model, {name: sites[name].module for name in choices}, batches[0]):
+        for group, once in _groups(model, {name: sites[name].module for name in choices}, batches):
             moments = _moments(model, converted, group[0], once, batches)
             for name in group:
                 layers[name], errors[name] = _fit(sites[name], choices[name], moments)
@@ -100,12 +109,33 @@ def _sharing_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def _groups(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> list[tuple[list[str], bool]]:
-    """Layers in the order of their first calls, neighbours that read the same tensor together, and if called once."""
-    calls: list[tuple[str, Tensor]] = []
+def _groups(model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Any]) -> list[tuple[list[str], bool]]:
+    """Layers in the order of their first calls, those that always read one tensor together, and if called only once."""
+    first: dict[str, str] = {}  # the layer that reads a layer's tensor first
+    once: dict[str, bool] = {}
+    for batch in batches:
+        calls = _calls(model, layers, batch)
+        counts = Counter(name for name, _ in calls)
+        readers: list[tuple[str, Reading]] = []
+        for name, reading in calls:
+            leader = next((other for other, seen in reversed(readers) if seen.same_as(reading)), name)
+            readers.append((leader, reading))
+            # Several calls, or another company in another batch: such a layer is fitted by itself.
+            together = once.get(name, True) and counts[name] == 1 and counts[leader] == 1
+            first[name] = leader if together and first.get(name, leader) == leader else name
+            once[name] = once.get(name, True) and counts[name] == 1
+    groups: dict[str, list[str]] = {}
+    for name, leader in first.items():
+        groups.setdefault(leader if once[leader] and once[name] else name, []).append(name)
+    return [(group, once[group[0]]) for group in groups.values()]
+
+
+def _calls(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> list[tuple[str, Reading]]:
+    """Which layers a forward pass calls, in order, and what they read."""
+    calls: list[tuple[str, Reading]] = []
 
     def watch(name: str) -> Any:
-        return lambda module, inputs: calls.append((name, inputs[0]))
+        return lambda module, inputs: calls.append((name, Reading.of(name, inputs, batch)))
 
     handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
     try:
@@ -113,35 +143,34 @@ def _groups(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> li
     finally:
         for handle in handles:
             handle.remove()
-    counts = Counter(name for name, _ in calls)
-    groups: list[tuple[list[str], bool]] = []
-    done: set[str] = set()
-    latest: Tensor | None = None
-    for name, x in calls:
-        if name in done:
-            continue
-        once = counts[name] == 1
-        if x is latest and once and groups[-1][1]:
-            groups[-1][0].append(name)
-        else:
-            groups.append(([name], once))
-        done.add(name)
-        latest = x
-    return groups
+    return calls
 
 
 def _moments(model: nn.Module, converted: nn.Module, name: str, once: bool, batches: Sequence[Any]) -> _PairedMoments:
     total: _PairedMoments | None = None
     for batch in batches:
-        mask = attention_mask(batch)
-        pairs = zip(_inputs(model, name, once, batch), _inputs(converted, name, once, batch), strict=True)
-        for x, z in pairs:
-            moments = _PairedMoments.of(valid_rows(x, mask), valid_rows(z, mask))
-            total = moments if total is None else total + moments
-    if total is None or total.count == 0:
+        mask = attention_mask(batch, name)
+        read, found = (_inputs(each, name, once, batch) for each in (model, converted))
+        if [x.shape for x in read] != [z.shape for z in found]:
+            raise ValueError(
+                f"layer {name!r} reads other numbers of inputs in the converted model than in the dense one, which "
+                f"sequential=True cannot pair, as where experts are chosen; skip it with the rule {{{name!r}: None}}, "
+                "or leave sequential out"
+            )
+        for x, z in zip(read, found, strict=True):
+            x, z = valid_rows(x, mask), valid_rows(z, mask)
+            if not len(x):
+                continue
+            if total is None:
+                total = _PairedMoments.of(x, z)
+            else:
+                total.merge(_PairedMoments.of(x, z))
+    if total is None:
         raise ValueError(f"calibration never reached layer {name!r}; skip it with the rule {{{name!r}: None}}")
     if not (total.xx.isfinite().all() and total.zz.isfinite().all()):
-        raise ValueError(f"calibration gave layer {name!r} NaN or infinite inputs; clean the batches")
+        raise ValueError(
+            f"calibration gave layer {name!r} inputs that are NaN, infinite or too large to square; clean the batches"
+        )
     return total
 
 
@@ -166,21 +195,21 @@ def _inputs(model: nn.Module, name: str, once: bool, batch: Any) -> list[Tensor]
 
 def _fit(site: LinearSite, config: LayerConfig, moments: _PairedMoments) -> tuple[nn.Module, float]:
     centred = site.module.bias is not None
-    n = moments.count
-    x, z = (moments.x / n, moments.z / n) if centred else (torch.zeros_like(moments.x), torch.zeros_like(moments.z))
-    energy = moments.xx / n
-    xx, xz, zz = energy - x.outer(x), moments.xz / n - x.outer(z), moments.zz / n - z.outer(z)
+    xx, xz, zz = (total / moments.count for total in (moments.xx, moments.xz, moments.zz))
+    energy = xx + moments.x.outer(moments.x)
+    if not centred:
+        xx, xz, zz = energy, xz + moments.x.outer(moments.z), zz + moments.z.outer(moments.z)
+    # E[x zᵀ] E[z zᵀ]⁻¹, which is the identity where nothing before has been converted, or nothing varies.
     ridge = _RIDGE * zz.diagonal().mean() * torch.eye(len(zz)).to(zz)
-    # E[x zᵀ] E[z zᵀ]⁻¹, which is the identity where nothing before has been converted.
-    passage = torch.linalg.solve(zz + ridge, xz + ridge, left=False)
+    passage = torch.linalg.solve(zz + ridge, xz + ridge, left=False) if zz.any() else torch.eye(len(zz)).to(zz)
     parts, lost, whole = [], 0.0, 0.0
     for linear in site.linears():
         weight = linear.weight.detach().double()
         linear.weight = nn.Parameter((weight @ passage).to(linear.weight.dtype), linear.weight.requires_grad)
-        part = config.project(linear, zz)
+        part = project_linear(site.name, linear, config, zz)
         found = part.matrix().to_dense().detach().double()
         if part.bias is not None:
-            part.bias.add_((weight @ x - found @ z).to(part.bias.dtype))
+            part.bias.add_((weight @ moments.x - found @ moments.z).to(part.bias.dtype))
         lost += float(((weight @ xx) * weight).sum() - 2 * ((weight @ xz) * found).sum() + ((found @ zz) * found).sum())
         whole += float(((weight @ energy) * weight).sum())
         parts.append(part)

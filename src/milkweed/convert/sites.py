@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,6 +20,8 @@ from milkweed.nn.structured_linear import AdaptedLinear
 _PACKED = {"c_attn", "qkv", "Wqkv", "qkv_proj", "query_key_value", "in_proj"}
 # Modules whose fast paths read `weight` of their children instead of calling them.
 _READ_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+# Classes that do so only where a config asks for slow, exact sums over shards.
+_MENTION_ONLY = {"BloomAttention", "BloomMLP"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +136,27 @@ def replace(model: nn.Module, names: tuple[str, ...], module: nn.Module) -> None
         setattr(model.get_submodule(parent), child, module)
 
 
+@torch.no_grad()
+def digest(module: nn.Module) -> tuple[object, ...]:
+    """Note what a linear layer holds, in a few numbers that any change of its parameters changes.
+
+    Args:
+        module: The layer.
+
+    Returns:
+        For weight and bias: shape, dtype, whether trained, sum and norm; without these two on the meta device.
+    """
+    noted: list[object] = []
+    for parameter in (module.weight, module.bias):
+        if not isinstance(parameter, Tensor):
+            noted.append(None)
+            continue
+        sums = (parameter.sum(dtype=torch.float64), torch.linalg.vector_norm(parameter, dtype=torch.float64))
+        numbers = () if parameter.is_meta else tuple(float(each) for each in sums)
+        noted.append((tuple(parameter.shape), parameter.dtype, parameter.requires_grad, numbers))
+    return tuple(noted)
+
+
 def name_without_adapter(model: nn.Module, name: str) -> str:
     """Name a layer as it was called before an adapter was put around it.
 
@@ -188,8 +214,10 @@ def weight_obstacle(names: Sequence[str], module: nn.Module, owners: Mapping[int
     """
     if not (type(module) is nn.Linear or is_conv1d(module)):
         return f"it is a {type(module).__name__}, which may compute more than a linear layer"
+    weight = cast(Tensor, module.weight)
+    if "weight" not in module._parameters and type(weight) is Tensor:
+        return "its weight is computed from other parameters, as by weight_norm; remove the parametrisation first"
     if not has_ordinary_weight(module):
-        weight = cast(Tensor, module.weight)
         kind = weight.layout if weight.layout != torch.strided else f"{type(weight).__name__}, {weight.dtype}"
         return f"its weight is quantised or sparse ({kind}), not an ordinary tensor of floating-point numbers"
     for parameter in module._parameters.values():
@@ -211,20 +239,42 @@ def reader_of_weight(model: nn.Module, names: Sequence[str]) -> str | None:
     """
     for name in names:
         parent = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(parent, _READ_WEIGHTS) or _asks_for_dtype(type(parent).__name__, name):
+        if isinstance(parent, _READ_WEIGHTS) or name.rpartition(".")[2] in _weights_read(type(parent)):  # type: ignore[arg-type]
             return f"its parent {type(parent).__name__} reads the weight itself"
     return None
 
 
-def _asks_for_dtype(parent: str, name: str) -> bool:
-    """T5 and its kin compare their inputs with ``wo.weight.dtype``."""
-    return parent.endswith(("DenseActDense", "DenseGatedActDense")) and name.endswith(".wo")
+@functools.cache
+def _weights_read(parent: type[nn.Module]) -> frozenset[str]:
+    """Children whose weight the forward pass of a class mentions, as T5 and WavLM do."""
+    if parent.__name__ in _MENTION_ONLY:
+        return frozenset()
+    try:
+        source = inspect.getsource(parent.forward)
+    except (OSError, TypeError):
+        return frozenset()
+    return frozenset(re.findall(r"\bself\.(\w+)\.weight\b", source))
 
 
 def _obstacle(model: nn.Module, names: list[str], module: nn.Module, owners: Mapping[int, set[str]]) -> str | None:
     if isinstance(model.get_submodule(names[0].rpartition(".")[0]), AdaptedLinear):
         return "it has an adapter; merge it first, or convert before adding adapters"
     found = weight_obstacle(names, module, owners) or reader_of_weight(model, names)
-    if found is None and (module._forward_hooks or module._forward_pre_hooks):
-        return "it has forward hooks, which would be lost"
-    return found
+    return found or what_would_be_lost(module)
+
+
+def what_would_be_lost(module: nn.Module) -> str | None:
+    """Say what is attached to a layer that another one in its place would not have.
+
+    Args:
+        module: The layer.
+
+    Returns:
+        The reason not to replace it, or None.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if any(hooks):
+        return "it has hooks, which would be lost"
+    if "forward" in vars(module):
+        return "its forward was replaced on the layer itself, as by offloading, which would be lost"
+    return None

@@ -109,6 +109,11 @@ def add_calibration(parser: CommandParser) -> None:
         "--sequential", action="store_true", help="layer by layer, each making up for those before it: better, slower"
     )
     group.add_argument(
+        "--permute",
+        action="store_true",
+        help="also put the hidden units of feed-forward layers into the order in which least is lost: better, slower",
+    )
+    group.add_argument(
         "--distill",
         type=positive,
         metavar="EPOCHS",
@@ -201,7 +206,7 @@ def check(options: argparse.Namespace) -> None:
         raise UsageError("say where to write the converted model with --out DIR, or only look at it with --plan")
     if options.distill and options.plan:
         raise UsageError("--distill and --plan exclude each other: a plan trains nothing")
-    for option in ("sequential", "parameters"):
+    for option in ("sequential", "permute", "parameters"):
         if getattr(options, option) and options.calibrate is None:
             raise UsageError(f"--{option} needs --calibrate FILE.txt: it compares the outputs of layers")
     if options.refine and options.calibrate is None:
@@ -253,6 +258,7 @@ def convert(
             choices.rules,
             batches,
             sequential=options.sequential,
+            permute=options.permute,
             parameters=options.parameters,
             candidates=choices.candidates,
             progress=steps.tell,

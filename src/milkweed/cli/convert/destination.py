@@ -133,7 +133,8 @@ def _sentence_transformers_modules(source: Path) -> list[str]:
         names = {str(module["path"]) for module in modules}
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return []
-    return sorted(name for name in names if name == Path(name).name and (source / name).is_dir())
+    # The model's own folder, named "", is no module to copy: it holds the dense weights.
+    return sorted(name for name in names if name and name == Path(name).name and (source / name).is_dir())
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
