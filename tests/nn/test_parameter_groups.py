@@ -47,6 +47,41 @@ def test_a_wrong_role_is_refused():
         parameter_groups(nn.Sequential(Odd(2, 2)), lr=0.1)
 
 
+class Fixed(nn.Module):
+    """A layer that speaks for the plain layer within it."""
+
+    def __init__(self, settings):
+        super().__init__()
+        self.inner, self.settings = nn.Linear(3, 3), settings
+
+    def parameter_settings(self):
+        return self.settings
+
+
+def test_settings_do_not_follow_the_model():
+    model = copy.deepcopy(nn.Sequential(Fixed({"inner.weight": (2e-3, 0.3)}), nn.Linear(3, 3)))
+    groups = parameter_groups(model, lr=0.1, weight_decay=0.05)
+    assert {g["name"]: (g["lr"], g["weight_decay"]) for g in groups} == {
+        "decay": (0.1, 0.05),
+        "no_decay": (0.1, 0.0),
+        "lr 0.002 decay 0.3": (2e-3, 0.3),
+    }
+    assert names(model, groups)["lr 0.002 decay 0.3"] == {"0.inner.weight"}
+    assert sum(len(g["params"]) for g in groups) == 4
+    torch.optim.AdamW(groups)
+    # Nothing but settings to train is enough.
+    model[0].inner.bias.requires_grad_(False)
+    assert [g["lr"] for g in parameter_groups(model[0], lr=0.1)] == [2e-3]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"weight": (0.1, 0.0)}, {"inner.weight": (0.0, 0.0)}, {"inner.bias": (0.1, -1.0)}]
+)
+def test_wrong_settings_are_refused(settings):
+    with pytest.raises(ValueError, match="names parameter"):
+        parameter_groups(Fixed(settings), lr=0.1)
+
+
 def test_compiled_layers_are_looked_into():
     from milkweed.nn import S4D
 

@@ -200,6 +200,24 @@ def test_frozen_layers_stay_frozen_when_multiplied_out():
         assert dense.bias.requires_grad
 
 
+@pytest.mark.parametrize("biases", [(False, True), (True, False), (True, True), (False, False)])
+def test_packed_parts_may_differ_in_having_a_bias(biases):
+    parts = [MonarchLinear(12, 8, nblocks=2, bias=bias) for bias in biases]
+    packed, x = ConcatLinear(parts), torch.randn(3, 12)
+    expected = torch.cat(
+        [x @ part.matrix().to_dense().T + (0 if part.bias is None else part.bias) for part in parts], -1
+    )
+    torch.testing.assert_close(packed.to_linear()(x), expected)
+    torch.testing.assert_close(packed(x), expected)
+    assert (packed.to_linear().bias is not None) is any(biases)
+
+
+def test_packed_parts_have_one_dtype():
+    parts = [MonarchLinear(12, 8, nblocks=2, dtype=dtype) for dtype in (torch.float32, torch.float64)]
+    with pytest.raises(ValueError, match=r"parts must be layers of one dtype; got torch\.float32, torch\.float64"):
+        ConcatLinear(parts)
+
+
 def test_from_linear_needs_a_linear():
     with pytest.raises(TypeError, match=r"linear must be a torch\.nn\.Linear; got Conv1d"):
         MonarchLinear.from_linear(nn.Conv1d(4, 4, 1))

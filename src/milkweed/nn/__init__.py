@@ -1,9 +1,16 @@
 """Layers on (batch, length, d_model) and structured linear layers."""
 
 from milkweed.nn.blocks import ResidualBlock, SequenceNorm
+from milkweed.nn.causal_mixer import CausalMonarchMixer
+from milkweed.nn.explicit_filter import ExplicitFilter
 from milkweed.nn.factory import build_linear, build_sequence_layer, check_spec
+from milkweed.nn.gated_mixer import BlockDiagonalGlu, GatedMixer, GatedMixerBlock, ShortConv
+from milkweed.nn.implicit_filter import ImplicitFilter
 from milkweed.nn.learnable_transform import LearnableTransform, LearnableTransform2d
+from milkweed.nn.long_conv import LongConv
 from milkweed.nn.mlp import Mlp
+from milkweed.nn.monarch_mixer import MonarchMixer
+from milkweed.nn.online_conv import ConvState, OnlineConv
 from milkweed.nn.parameter_groups import parameter_groups
 from milkweed.nn.s4 import S4
 from milkweed.nn.s4d import S4D
@@ -25,16 +32,27 @@ __all__ = [
     "S4D",
     "S4ND",
     "AdaptedLinear",
+    "BlockDiagonalGlu",
     "BlockDiagonalLinear",
     "ButterflyLinear",
+    "CausalMonarchMixer",
+    "ConvState",
+    "ExplicitFilter",
+    "GatedMixer",
+    "GatedMixerBlock",
+    "ImplicitFilter",
     "LearnableTransform",
     "LearnableTransform2d",
+    "LongConv",
     "LowRankLinear",
     "Mlp",
     "MonarchLinear",
+    "MonarchMixer",
+    "OnlineConv",
     "PixelflyLinear",
     "ResidualBlock",
     "SequenceNorm",
+    "ShortConv",
     "StateSpaceLayer",
     "Stepper",
     "StructuredLinear",

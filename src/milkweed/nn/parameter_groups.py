@@ -14,9 +14,10 @@ def parameter_groups(
     """Split a model's parameters into optimiser groups.
 
     A layer names its special parameters through a method ``parameter_roles() -> {name: role}``, and learning rates
-    relative to the model's through ``parameter_rates() -> {name: multiplier}``; nothing is marked on the parameters
-    themselves, so the groups survive deepcopy, meta devices and sharding. Vectors (biases, norms) and parameters of the
-    role ``"no_decay"`` are never decayed.
+    relative to the model's through ``parameter_rates() -> {name: multiplier}``; parameters of which neither rate nor
+    decay follow the model's through ``parameter_settings() -> {name: (lr, weight_decay)}``. Nothing is marked on the
+    parameters themselves, so the groups survive deepcopy, meta devices and sharding. Vectors (biases, norms) and
+    parameters of the role ``"no_decay"`` are never decayed.
 
     Args:
         model: Any module; frozen parameters are left out.
@@ -27,7 +28,8 @@ def parameter_groups(
 
     Returns:
         Groups named ``decay``, ``no_decay`` and ``ssm`` as far as they have members, and ``decay x4`` and the like for
-        other rates, each with ``lr`` and ``weight_decay``, for any torch optimiser.
+        other rates, and ``lr 0.001 decay 0.1`` and the like for settings of layers, each with ``lr`` and
+        ``weight_decay``, for any torch optimiser.
 
     Raises:
         ValueError: The model has nothing to train, a rate is negative or not finite, or a layer names a parameter or
@@ -42,14 +44,19 @@ def parameter_groups(
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("ssm_lr", 0.0 if ssm_lr is None else ssm_lr)):
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} must be at least 0 and finite; got {value}")
-    roles, rates = _named_by_layers(model)
+    roles, rates, settings = _named_by_layers(model)
     base = {"decay": lr, "no_decay": lr, "ssm": min(lr, 1e-3) if ssm_lr is None else ssm_lr}
     members: dict[tuple[str, float], list[nn.Parameter]] = {(name, 1.0): [] for name in base}
+    fixed: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
-        if parameter.requires_grad:
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in settings:
+            fixed.setdefault(settings[id(parameter)], []).append(parameter)
+        else:
             role = roles.get(id(parameter), "decay" if parameter.ndim > 1 else "no_decay")
             members.setdefault((role, rates.get(id(parameter), 1.0)), []).append(parameter)
-    if not any(members.values()):
+    if not any(members.values()) and not fixed:
         raise ValueError(f"{type(model).__name__} has no parameter with requires_grad=True")
     return [
         {
@@ -60,13 +67,19 @@ def parameter_groups(
         }
         for (role, rate), group in members.items()
         if group
+    ] + [
+        {"name": f"lr {rate:g} decay {decay:g}", "params": group, "lr": rate, "weight_decay": decay}
+        for (rate, decay), group in fixed.items()
     ]
 
 
-def _named_by_layers(model: nn.Module) -> tuple[dict[int, str], dict[int, float]]:
-    """Roles and learning rate multipliers by the parameter's id, as the layers name them."""
+def _named_by_layers(
+    model: nn.Module,
+) -> tuple[dict[int, str], dict[int, float], dict[int, tuple[float, float]]]:
+    """Roles, learning rate multipliers and whole settings by the parameter's id, as the layers name them."""
     roles: dict[int, str] = {}
     rates: dict[int, float] = {}
+    settings: dict[int, tuple[float, float]] = {}
     for module_name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         where = module_name or type(module).__name__
@@ -81,4 +94,11 @@ def _named_by_layers(model: nn.Module) -> tuple[dict[int, str], dict[int, float]
                 if name not in own or not rate > 0:
                     raise ValueError(f"{where} names parameter {name!r} with learning rate multiplier {rate!r}")
                 rates[id(own[name])] = rate
-    return roles, rates
+        if hasattr(type(module), "parameter_settings"):
+            # A layer may speak for the plain layers that it is made of.
+            own = dict(module.named_parameters())
+            for name, (rate, decay) in module.parameter_settings().items():
+                if name not in own or not rate > 0 or not decay >= 0:
+                    raise ValueError(f"{where} names parameter {name!r} with rate {rate!r} and decay {decay!r}")
+                settings[id(own[name])] = (rate, decay)
+    return roles, rates, settings

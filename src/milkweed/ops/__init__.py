@@ -4,6 +4,7 @@ from milkweed.ops.backends import Backend, Choice, available_backends, explain, 
 from milkweed.ops.block_diagonal import block_diagonal_mm
 from milkweed.ops.dense_ssm_kernel import dense_ssm_advance, dense_ssm_kernel, dense_ssm_state
 from milkweed.ops.fft_conv import fft_conv
+from milkweed.ops.implicit_kernel import implicit_kernel
 from milkweed.ops.monarch import monarch_mm
 from milkweed.ops.recurrence import linear_recurrence
 from milkweed.ops.ssm_kernel import diagonal_ssm_kernel, diagonal_ssm_state
@@ -20,6 +21,7 @@ __all__ = [
     "diagonal_ssm_state",
     "explain",
     "fft_conv",
+    "implicit_kernel",
     "linear_recurrence",
     "monarch_mm",
     "use_backend",

@@ -2,6 +2,7 @@
 
 from milkweed.structures.base import StructuredMatrix
 from milkweed.structures.block_diagonal import BlockDiagonal
+from milkweed.structures.causal import BivariateBasis, CausalBasis, ChebyshevBasis, KroneckerBasis, causal_product
 from milkweed.structures.chain import Chain
 from milkweed.structures.diagonal import Diagonal
 from milkweed.structures.factorize import Factorization, factorize_monarch_product
@@ -37,12 +38,16 @@ from milkweed.structures.transforms import (
 )
 
 __all__ = [
+    "BivariateBasis",
     "BlockDiagonal",
+    "CausalBasis",
     "Chain",
+    "ChebyshevBasis",
     "Circulant",
     "Diagonal",
     "Factorization",
     "FlatBlockButterfly",
+    "KroneckerBasis",
     "LowRank",
     "Monarch",
     "Permutation",
@@ -51,6 +56,7 @@ __all__ = [
     "StructuredMatrix",
     "Sum",
     "Toeplitz",
+    "causal_product",
     "factorize_monarch_product",
     "load",
     "monarch_acdc",

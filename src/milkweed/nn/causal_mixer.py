@@ -1,0 +1,302 @@
+"""Causal Monarch mixing of a sequence: a long convolution in a basis that is learned."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from milkweed._suggest import unknown
+from milkweed.nn.lengths import check_lengths, valid_steps
+from milkweed.nn.options import check_kind
+from milkweed.nn.stepping import Stepper
+from milkweed.structures.causal import (
+    BivariateBasis,
+    CausalBasis,
+    CausalStream,
+    ChebyshevBasis,
+    KroneckerBasis,
+    ProductState,
+    balanced_digits,
+    causal_product,
+    triangular,
+)
+
+CONSTRUCTIONS: dict[str, type[CausalBasis]] = {
+    "bivariate": BivariateBasis,
+    "chebyshev": ChebyshevBasis,
+    "kronecker": KroneckerBasis,
+}
+
+
+class CausalMonarchMixer(nn.Module):
+    """``y = M₀⁻¹(M₁ k ⊙ M₂ u) + D u``, where Monarch matrices M evaluate polynomials and no output sees the future.
+
+    The bases of M₀, M₁ and M₂ are learned per head, the kernel k per channel. All factors start at identities: M is
+    then a Fourier transform, and the layer a long convolution (``"kronecker"``), one without carry between the digits
+    of time (``"bivariate"``), or a product of Chebyshev series (``"chebyshev"``). Weight decay pulls back there. The
+    cost is O(p L^{1 + 1/p}) per channel; lengths up to ``seq_len`` cost as their own length.
+
+    Args:
+        d_model: H, channels in and out.
+        seq_len: Longest sequence.
+        construction: ``"kronecker"``, ``"bivariate"`` or ``"chebyshev"``, see [`milkweed.structures.causal`][].
+        order: p, digits of time, at least 2; blocks have size L^{1/p}.
+        heads: Groups of neighbouring channels that share the Monarch factors; divides ``d_model``.
+        filter: A module that gives k: ``filter(length) -> (kernel (d_model, length), None)``, e.g.
+            [`milkweed.nn.ImplicitFilter`][]. By default k is a parameter, (d_model, seq_len).
+        device: Where parameters live.
+        dtype: Their dtype; the layer computes in float32 at least.
+
+    Raises:
+        ValueError: An option is unknown or out of range.
+        TypeError: An option is of another type.
+
+    Source:
+        Monarch Mixer (arXiv 2310.12109), section 4 and its appendix on causality; that M₀, M₁ and M₂ are learned apart,
+        and the skip D as in long convolutions, are choices of this library.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        seq_len: int,
+        construction: str = "kronecker",
+        *,
+        order: int = 2,
+        heads: int = 1,
+        filter: nn.Module | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_options(d_model, seq_len, construction, order, heads, filter)
+        self.d_model, self.seq_len, self.construction, self.order, self.heads = (
+            d_model,
+            seq_len,
+            construction,
+            order,
+            heads,
+        )
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        basis = CONSTRUCTIONS[construction]
+        digits = balanced_digits(seq_len + basis.lead, order)
+
+        def factors(sizes: tuple[int, ...]) -> nn.ParameterList:
+            shapes = ((heads, *sizes[:a], size, size) for a, size in enumerate(sizes))
+            return nn.ParameterList(torch.empty(shape, **factory) for shape in shapes)
+
+        self.output_factors = factors(basis.output_digits(digits))
+        self.kernel_factors, self.input_factors = factors(digits), factors(digits)
+        self.filter = filter
+        self.kernel = nn.Parameter(torch.empty(d_model, seq_len, **factory)) if filter is None else None
+        self.D = nn.Parameter(torch.empty(d_model, **factory))
+        self._reset_own()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, e.g. after ``to_empty`` moved a meta layer to a device."""
+        self._reset_own()
+        if self.filter is not None:
+            self.filter.reset_parameters()  # type: ignore[operator]
+
+    @torch.no_grad()
+    def _reset_own(self) -> None:
+        for factor in (*self.output_factors, *self.kernel_factors, *self.input_factors):
+            factor.zero_()
+        if self.kernel is not None:
+            self.kernel.normal_(std=0.002)
+        self.D.normal_()
+
+    def bases(self) -> dict[str, CausalBasis]:
+        """The bases as they are now; gradients flow through them.
+
+        Returns:
+            ``output_basis``, ``kernel_basis`` and ``input_basis`` as [`milkweed.structures.causal.causal_product`][]
+            takes them.
+        """
+        kind = CONSTRUCTIONS[self.construction]
+        output, kernel, inputs = (
+            tuple(triangular(free) for free in factors)
+            for factors in (self.output_factors, self.kernel_factors, self.input_factors)
+        )
+        return {"output_basis": kind.for_output(output), "kernel_basis": kind(kernel), "input_basis": kind(inputs)}
+
+    def forward(self, u: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """Mix the steps of a batch of sequences.
+
+        Args:
+            u: (..., L, d_model), 1 <= L <= seq_len.
+            lengths: (...) integers: how much of each right-padded sequence is real. Outputs there equal those of the
+                sequence alone.
+
+        Returns:
+            (..., L, d_model) in u's dtype.
+
+        Raises:
+            ValueError: A shape does not fit, or the filter gives another kernel.
+            TypeError: u is not real floating point.
+        """
+        self._check(u)
+        x = u.reshape(-1, *u.shape[-2:]) if u.ndim != 3 else u
+        if lengths is not None:
+            check_lengths(lengths, u)
+            # Filled, not multiplied: padding may hold NaN.
+            count = lengths.reshape(-1).to(u.device, torch.int64)
+            x = x.masked_fill(~valid_steps(count, u.shape[-2])[..., None], 0)
+        y = causal_product(self.lags(u.shape[-2]), x.transpose(1, 2), **self.bases()).transpose(1, 2)
+        return (y + self.D.to(y.dtype) * x).reshape(u.shape)
+
+    def lags(self, length: int) -> Tensor:
+        """The kernel k.
+
+        Args:
+            length: L.
+
+        Returns:
+            (d_model, L).
+
+        Raises:
+            ValueError: The filter gives another shape, or a kernel over the future.
+        """
+        if self.filter is None:
+            assert self.kernel is not None
+            return self.kernel[:, :length]
+        kernel, reverse = self.filter(length)
+        if reverse is not None:
+            raise ValueError("filter must be causal: it gave a reverse kernel; build it with bidirectional=False")
+        if kernel.shape != (self.d_model, length):
+            raise ValueError(
+                f"filter must give a kernel (d_model, length) = {(self.d_model, length)}; got {tuple(kernel.shape)}"
+            )
+        found: Tensor = kernel
+        return found
+
+    def stepper(self, rate: float = 1.0) -> Stepper:
+        """Give the layer as a recurrence for one step at a time, with the parameters as they are now.
+
+        Args:
+            rate: Must be 1: the layer knows no time but steps.
+
+        Returns:
+            ``y_t, state = stepper(u_t, state)``, starting from ``stepper.initial_state(batch_size)``.
+
+        Raises:
+            ValueError: The rate is another.
+        """
+        if rate != 1:
+            raise ValueError(f"rate must be 1 for a CausalMonarchMixer, whose kernel is one of steps; got {rate!r}")
+        return CausalMixerStepper(self)
+
+    def _check(self, u: Tensor) -> None:
+        if u.ndim < 2 or u.shape[-1] != self.d_model:
+            raise ValueError(f"u must be (..., L, d_model) with d_model={self.d_model}; got shape {tuple(u.shape)}")
+        if not 1 <= u.shape[-2] <= self.seq_len:
+            raise ValueError(f"u must have 1 to seq_len={self.seq_len} steps; got shape {tuple(u.shape)}")
+        if not u.is_floating_point():
+            raise TypeError(f"u must be real floating point; got {u.dtype}; use u.float()")
+
+    def extra_repr(self) -> str:
+        """Describe the layer in one line.
+
+        Returns:
+            The options that shape it.
+        """
+        return (
+            f"{self.d_model}, seq_len={self.seq_len}, construction={self.construction!r}, order={self.order}, "
+            f"heads={self.heads}"
+        )
+
+
+class CausalMixerStepper(Stepper):
+    """A causal mixer one step at a time, exactly.
+
+    A step costs O(√L log L) on average for order 2: L^{1 - 1/p} log L within the row of steps it stands in, and at each
+    row's start one product over the whole past. The past itself is kept, 3 numbers per channel and step; it has no
+    smaller state.
+
+    Args:
+        layer: Its kernel and bases are taken once, here.
+    """
+
+    @torch.no_grad()
+    def __init__(self, layer: CausalMonarchMixer) -> None:
+        layer = copy.deepcopy(layer).eval()
+        dtype = torch.promote_types(layer.D.dtype, torch.float32)
+        self._layer, self._dtype = layer, dtype
+        self._stream = CausalStream(layer.lags(layer.seq_len).to(dtype), **layer.bases())
+
+    @torch.no_grad()
+    def initial_state(self, batch_size: int) -> ProductState:
+        """Give the state before the first step.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            The state of B sequences; its tensors grow.
+        """
+        nothing = self._layer.D.new_zeros(batch_size, self._layer.d_model, 0, dtype=self._dtype)
+        return self._stream.state_after(nothing)[1]
+
+    @torch.no_grad()
+    def __call__(self, u: Tensor, state: ProductState) -> tuple[Tensor, ProductState]:
+        """Take one step, without gradients.
+
+        Args:
+            u: (B, d_model).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The output (B, d_model) and the next state.
+
+        Raises:
+            ValueError: A shape does not fit, or ``seq_len`` steps have been taken.
+        """
+        if u.ndim != 2 or u.shape[1] != self._layer.d_model:
+            raise ValueError(f"u must be (B, {self._layer.d_model}); got shape {tuple(u.shape)}")
+        self._check_room(state, 1)
+        y, state = self._stream.step(u.to(self._dtype), state)
+        return (y + self._layer.D.to(self._dtype) * u).to(u.dtype), state
+
+    @torch.no_grad()
+    def read(self, u: Tensor, state: ProductState) -> tuple[Tensor, ProductState]:
+        """Take many steps at once, as fast as ``forward`` over everything so far: the past is read again.
+
+        Args:
+            u: (B, L, d_model).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The outputs (B, L, d_model) and the state after the last step.
+        """
+        self._check_room(state, u.shape[1])
+        new = u.to(self._dtype).transpose(1, 2)
+        y, state = self._stream.state_after(torch.cat([state.inputs.done, state.inputs.row, new], -1))
+        y = y[..., y.shape[-1] - u.shape[1] :].transpose(1, 2)
+        return (y + self._layer.D.to(self._dtype) * u).to(u.dtype), state
+
+    def _check_room(self, state: ProductState, steps: int) -> None:
+        taken = state.inputs.done.shape[-1] + state.inputs.row.shape[-1]
+        if taken + steps > self._layer.seq_len:
+            raise ValueError(
+                f"a CausalMonarchMixer of seq_len={self._layer.seq_len} has taken {taken} steps and cannot take "
+                f"{steps} more; build it with a larger seq_len"
+            )
+
+
+def _check_options(
+    d_model: int, seq_len: int, construction: str, order: int, heads: int, filter: nn.Module | None
+) -> None:
+    check_kind(int, d_model=d_model, seq_len=seq_len, order=order, heads=heads)
+    check_kind(str, construction=construction)
+    for name, value, least in (("d_model", d_model, 1), ("seq_len", seq_len, 1), ("order", order, 2)):
+        if value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
+    if construction not in CONSTRUCTIONS:
+        raise ValueError(unknown("construction", construction, CONSTRUCTIONS))
+    if heads < 1 or d_model % heads:
+        raise ValueError(f"heads must divide d_model={d_model}; got heads={heads}")
+    if filter is not None and not isinstance(filter, nn.Module):
+        raise TypeError(f"filter must be a module, or None for a kernel per channel; got {type(filter).__name__}")

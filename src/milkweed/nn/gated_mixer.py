@@ -1,0 +1,544 @@
+"""The mixer of M2-BERT: gates around a long convolution, and the block that is made of it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from milkweed.nn.lengths import check_lengths, valid_steps
+from milkweed.nn.long_conv import LongConv
+from milkweed.nn.options import check_kind
+from milkweed.nn.stepping import Stepper
+from milkweed.nn.structured_linear import BlockDiagonalLinear
+from milkweed.ops._common import autocast_dtype, needs_plain_formula
+
+_WIDTH = 3
+# Rows of a feed-forward layer taken together where no graph is kept: what is between the matrices then stays in cache.
+_ROWS = 512
+
+
+class ShortConv(nn.Module):
+    """Depthwise causal convolution of three lags: ``y_t = w_2 x_t + w_1 x_{t-1} + w_0 x_{t-2} + bias``.
+
+    Args:
+        channels: C.
+        device: Where parameters live.
+        dtype: Their dtype.
+
+    Source:
+        A depthwise ``torch.nn.Conv1d`` with padding 2 cut to the input's length, and drawn like one.
+    """
+
+    def __init__(
+        self, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, _WIDTH, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        for parameter in (self.weight, self.bias):
+            nn.init.uniform_(parameter, -(_WIDTH**-0.5), _WIDTH**-0.5)
+
+    def parameter_roles(self) -> dict[str, str]:
+        """Name the parameters that are not decayed.
+
+        Returns:
+            The weight: three numbers per channel, which no matrix product sees.
+        """
+        return {"weight": "no_decay"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: (..., C, L).
+
+        Returns:
+            (..., C, L) in ``x``'s dtype.
+        """
+        # Products of shifted signals: a depthwise conv1d takes several times as long on a CPU.
+        oldest, older, now = self.weight.to(x.dtype)[..., None].unbind(1)
+        y = torch.addcmul(self.bias.to(x.dtype)[:, None], x, now)
+        if torch.compiler.is_compiling():
+            # Views of L - 1 steps would make a case of their own of every short length; the compiler fuses the padding.
+            length, padded = x.shape[-1], F.pad(x, (_WIDTH - 1, 0))
+            return y + padded[..., 1 : length + 1] * older + padded[..., :length] * oldest
+        y[..., 1:].addcmul_(x[..., :-1], older)
+        y[..., 2:].addcmul_(x[..., :-2], oldest)
+        return y
+
+
+class GatedMixer(nn.Module):
+    """Mix a sequence: ``out(conv(v * x1) * x2 + conv'(u))`` with x1, x2, v short convolutions of projections of u.
+
+    Args:
+        d_model: D, channels in and out.
+        l_max: Longest sequence.
+        bidirectional: Whether the long convolutions see the future; the short one never does.
+        residual_long_conv: Whether to add the second long convolution, of the input itself. It stands where other
+            networks have a skip connection, as those of M2-BERT have none around the mixer.
+        kernel: ``"implicit"`` or ``"explicit"``, see [`milkweed.nn.LongConv`][].
+        kernel_options: Further arguments of [`milkweed.nn.LongConv`][], for both convolutions.
+        pre_norm: Whether to normalise the input first; the second long convolution then sees it normalised too.
+        device: Where parameters live.
+        dtype: Their dtype; long convolutions are computed in float32 at least.
+
+    Raises:
+        ValueError: An option is unknown or out of range.
+        TypeError: An option is of another type.
+
+    Source:
+        Monarch Mixer (arXiv 2310.12109), section 4 and its public M2-BERT.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        l_max: int,
+        *,
+        bidirectional: bool = False,
+        residual_long_conv: bool = True,
+        kernel: str = "implicit",
+        kernel_options: Mapping[str, Any] | None = None,
+        pre_norm: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_kind(int, d_model=d_model, l_max=l_max)
+        check_kind(bool, bidirectional=bidirectional, residual_long_conv=residual_long_conv, pre_norm=pre_norm)
+        for name, value in (("d_model", d_model), ("l_max", l_max)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {name}={value}")
+        if not isinstance(kernel_options, Mapping | None):
+            raise TypeError(f"kernel_options must be a mapping of LongConv's arguments; got {kernel_options!r}")
+        self.d_model, self.l_max, self.bidirectional = d_model, l_max, bidirectional
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        options = {"kernel": kernel, "bidirectional": bidirectional, **(kernel_options or {}), **factory}
+        self.norm = nn.LayerNorm(d_model, **factory) if pre_norm else None
+        self.in_linear = nn.Linear(d_model, 3 * d_model, **factory)
+        self.short_conv = ShortConv(3 * d_model, **factory)
+        self.long_conv = LongConv(d_model, l_max, **options)
+        self.residual_conv = LongConv(d_model, l_max, **options) if residual_long_conv else None
+        self.out_linear = nn.Linear(d_model, d_model, **factory)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, e.g. after ``to_empty`` moved a meta layer to a device."""
+        for part in self.children():
+            part.reset_parameters()  # type: ignore[operator]
+
+    def forward(self, u: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """Mix a batch of sequences.
+
+        Args:
+            u: (..., L, d_model), 1 <= L <= l_max.
+            lengths: (...) integers: how much of each right-padded sequence is real. Outputs there equal those of the
+                sequence alone. Without it every step counts.
+
+        Returns:
+            (..., L, d_model).
+
+        Raises:
+            ValueError: A shape or a length does not fit.
+            TypeError: The dtype is not the parameters', and autocast is off.
+        """
+        self._check(u, lengths)
+        x = u.reshape(math.prod(u.shape[:-2]), *u.shape[-2:])
+        valid = None
+        if lengths is not None:
+            valid = valid_steps(lengths.reshape(-1).to(u.device), u.shape[-2])[..., None]
+            # Filled, not multiplied: padding may hold NaN.
+            x = x.masked_fill(~valid, 0)
+        if self.norm is not None:
+            x = self.norm(x)
+        x1, x2, v = self.short_conv(_channels_first(self.in_linear(x))).chunk(3, 1)
+        if valid is not None:
+            # Biases have come in: of the padding, neither convolution may see anything.
+            x1 = x1.masked_fill(~valid.transpose(1, 2), 0)
+            x = x if self.norm is None else x.masked_fill(~valid, 0)
+        y = self.long_conv.convolve(v, pre_gate=x1, post_gate=x2)
+        if self.residual_conv is not None:
+            y += self.residual_conv.convolve(_channels_first(x))
+        mixed: Tensor = self.out_linear(y.transpose(1, 2))
+        return mixed.reshape(u.shape)
+
+    def stepper(self, rate: float = 1.0) -> GatedMixerStepper:
+        """Give a causal mixer step by step, with the parameters as they are now.
+
+        Args:
+            rate: Must be 1; an implicit kernel is tied to the steps that it was trained on.
+
+        Returns:
+            A stepper over (B, d_model).
+
+        Raises:
+            ValueError: The mixer is bidirectional, or the rate is another.
+        """
+        return GatedMixerStepper(self, rate)
+
+    def _check(self, u: Tensor, lengths: Tensor | None) -> None:
+        if u.ndim < 2 or u.shape[-1] != self.d_model:
+            raise ValueError(f"u must be (..., L, d_model) with d_model={self.d_model}; got shape {tuple(u.shape)}")
+        if not 1 <= u.shape[-2] <= self.l_max:
+            raise ValueError(
+                f"u must have 1 to l_max={self.l_max} steps; got shape {tuple(u.shape)}; build the mixer with a larger "
+                "l_max"
+            )
+        if u.dtype != self.long_conv.skip.dtype and autocast_dtype(u) is None:
+            raise TypeError(
+                f"u must be {self.long_conv.skip.dtype} as the layer's parameters are; got {u.dtype}; "
+                "cast u, or use autocast"
+            )
+        if lengths is not None:
+            check_lengths(lengths, u)
+
+    def extra_repr(self) -> str:
+        """Describe the layer in one line.
+
+        Returns:
+            The options that shape it.
+        """
+        return f"{self.d_model}, l_max={self.l_max}, bidirectional={self.bidirectional}"
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    """(B, L, C) to (B, C, L) with time along the memory; one flat transposition, as strided reads cost far more."""
+    batch, length, channels = x.shape
+    turned = x.reshape(batch * length, channels).t().contiguous()
+    return turned.view(channels, batch, length).transpose(0, 1)
+
+
+class GatedMixerState(NamedTuple):
+    """Where a mixer is in its sequences.
+
+    Attributes:
+        recent: The last two projections, (B, 3 d_model, 2); zero before the first step.
+        long: State of the long convolution.
+        residual: State of the second one, or None.
+    """
+
+    recent: Tensor
+    long: Any
+    residual: Any
+
+
+class GatedMixerStepper(Stepper):
+    """A causal mixer step by step.
+
+    Args:
+        mixer: The mixer.
+        rate: Must be 1.
+
+    Raises:
+        ValueError: The mixer is bidirectional, or the rate is another.
+    """
+
+    def __init__(self, mixer: GatedMixer, rate: float = 1.0) -> None:
+        if mixer.bidirectional:
+            raise ValueError(
+                "a bidirectional GatedMixer has no stepper: its output depends on the future; call it on whole "
+                "sequences, or build it with bidirectional=False"
+            )
+        if rate != 1.0:
+            raise ValueError(f"rate must be 1: the kernel of a GatedMixer is tied to its steps; got {rate}")
+        # A copy: training the mixer further must not change a stepper that is half new and half old.
+        self._mixer = copy.deepcopy(mixer).eval()
+        self._long = self._mixer.long_conv.stepper()
+        self._residual = None if self._mixer.residual_conv is None else self._mixer.residual_conv.stepper()
+
+    def initial_state(self, batch_size: int) -> GatedMixerState:
+        """Give the state before the first step.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            The state of B sequences.
+        """
+        skip = self._mixer.long_conv.skip
+        recent = skip.new_zeros(batch_size, 3 * self._mixer.d_model, _WIDTH - 1)
+        residual = None if self._residual is None else self._residual.initial_state(batch_size)
+        return GatedMixerState(recent, self._long.initial_state(batch_size), residual)
+
+    def __call__(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
+        """Take one step, without gradients and dropout.
+
+        Args:
+            u: (B, d_model).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The output (B, d_model) and the next state.
+        """
+        y, state = self._run(u[:, None], state, one=True)
+        return y[:, 0], state
+
+    def read(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
+        """Take many steps at once, e.g. over a prompt.
+
+        Args:
+            u: (B, L, d_model).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The outputs (B, L, d_model) and the state after the last step.
+        """
+        return self._run(u, state, one=False)
+
+    @torch.no_grad()
+    def _run(self, u: Tensor, state: GatedMixerState, *, one: bool) -> tuple[Tensor, GatedMixerState]:
+        mixer = self._mixer
+        u = u if mixer.norm is None else mixer.norm(u)
+        seen = torch.cat([state.recent, mixer.in_linear(u).transpose(1, 2)], -1)
+        gates = mixer.short_conv(seen)[..., _WIDTH - 1 :].transpose(1, 2)
+        x1, x2, v = gates.chunk(3, -1)
+        y, long = _advance(self._long, v * x1, state.long, one)
+        y, residual = y * x2, None
+        if self._residual is not None:
+            more, residual = _advance(self._residual, u, state.residual, one)
+            y = y + more
+        # A copy of the two that are still needed, not a view that keeps the whole prompt.
+        recent = seen[..., -(_WIDTH - 1) :].clone()
+        return mixer.out_linear(y), GatedMixerState(recent, long, residual)
+
+
+def _advance(stepper: Stepper, u: Tensor, state: Any, one: bool) -> tuple[Tensor, Any]:
+    """One step or many; u and the outputs are (B, L, D) either way."""
+    if not one:
+        return stepper.read(u, state)
+    y, state = stepper(u[:, 0], state)
+    return y[:, None], state
+
+
+class BlockDiagonalGlu(nn.Module):
+    """Feed-forward layer of single block-diagonal matrices: ``down(gelu(g) * h)`` with g, h the halves of ``up(x)``.
+
+    The first half comes from the first half of the blocks: groups of features meet in pairs.
+
+    Args:
+        d_model: Channels in and out.
+        d_hidden: Channels between.
+        nblocks: Blocks of both matrices.
+        dropout: Probability, before ``down``.
+        device: Where parameters live.
+        dtype: Their dtype.
+
+    Raises:
+        ValueError: A size is below 1, or there are more blocks than features.
+
+    Source:
+        Monarch Mixer (arXiv 2310.12109), the feature mixing of M2-BERT.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_hidden: int,
+        nblocks: int = 4,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_kind(int, d_model=d_model, d_hidden=d_hidden, nblocks=nblocks)
+        check_kind(float, dropout=dropout)
+        self.up = BlockDiagonalLinear(d_model, 2 * d_hidden, nblocks, bias=False, device=device, dtype=dtype)
+        self.down = BlockDiagonalLinear(d_hidden, d_model, nblocks, device=device, dtype=dtype)
+        self.dropout = nn.Dropout(dropout)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        self.up.reset_parameters()
+        self.down.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to the last dimension.
+
+        Args:
+            x: (..., d_model).
+
+        Returns:
+            (..., d_model).
+        """
+        if self._goes_by_rows(x):
+            return _glu_by_rows(x.reshape(-1, x.shape[-1]), self.up, self.down).reshape(x.shape)
+        gate, hidden = self.up(x).chunk(2, -1)
+        return self.down(self.dropout(F.gelu(gate) * hidden))
+
+    def _goes_by_rows(self, x: Tensor) -> bool:
+        """Whether the shortcut gives what the layers give: nobody derives, traces or looks between the matrices."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or (self.training and self.dropout.p):
+            return False
+        up, down = self.up, self.down
+        if type(up) is not BlockDiagonalLinear or type(down) is not BlockDiagonalLinear or down.bias is None:
+            return False
+        sizes = (
+            up.in_features == x.shape[-1] == up.weight[:, 0].numel() and down.in_features == down.weight[:, 0].numel()
+        )
+        halves = up.weight.shape[:2] == (down.weight.shape[0], 2 * down.weight.shape[2]) and up.nblocks % 2 == 0
+        if not (sizes and halves and down.out_features == down.weight[..., 0].numel()):
+            return False
+        if any(part._forward_hooks or part._forward_pre_hooks for part in (up, down, self.dropout)):
+            return False
+        plain = x.dtype == up.weight.dtype == down.weight.dtype and autocast_dtype(x) is None
+        return plain and x.device.type == "cpu" and needs_plain_formula(x, up.weight, down.weight) is None
+
+
+def _glu_by_rows(x: Tensor, up: BlockDiagonalLinear, down: BlockDiagonalLinear) -> Tensor:
+    """``down(gelu(g) * h)`` for (N, d_model) rows, a block of rows at a time and without copies in between."""
+    assert down.bias is not None
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    nblocks, width = down.nblocks, down.weight.shape[2]
+    biases = down.bias.chunk(nblocks)
+    for rows, target in zip(x.split(_ROWS), out.split(_ROWS), strict=True):
+        between = torch.bmm(rows.unflatten(-1, (nblocks, -1)).transpose(0, 1), up.weight.mT)
+        gate, hidden = between.chunk(2)
+        product = torch.ops.aten.gelu_(gate).mul_(hidden)
+        # Every block of `up` makes the inputs of two blocks of `down`.
+        for index, (bias, part) in enumerate(zip(biases, target.chunk(nblocks, -1), strict=True)):
+            inputs = product[index // 2].narrow(-1, index % 2 * width, width)
+            torch.addmm(bias, inputs, down.weight[index].T, out=part)
+    return out
+
+
+class GatedMixerBlock(nn.Module):
+    """The block of M2-BERT: ``norm(mlp(y) + y)`` with ``y = mixer(x)``, and no skip around the mixer.
+
+    Args:
+        d_model: D, channels in and out.
+        l_max: Longest sequence.
+        d_hidden: Channels inside the feed-forward layer; 4 d_model by default.
+        nblocks: Blocks of its matrices.
+        dropout: Probability, inside the feed-forward layer.
+        norm_eps: Added to the variance in the block's norm.
+        device: Where parameters live.
+        dtype: Their dtype.
+        **mixer: Further arguments of [`milkweed.nn.GatedMixer`][].
+
+    Raises:
+        ValueError: An option is out of range.
+
+    Source:
+        Monarch Mixer (arXiv 2310.12109), its public M2-BERT.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        l_max: int,
+        *,
+        d_hidden: int | None = None,
+        nblocks: int = 4,
+        dropout: float = 0.0,
+        norm_eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **mixer: Any,
+    ) -> None:
+        super().__init__()
+        check_kind(float, norm_eps=norm_eps)
+        hidden = 4 * d_model if d_hidden is None else d_hidden
+        self.d_model = d_model
+        self.mixer = GatedMixer(d_model, l_max, device=device, dtype=dtype, **mixer)
+        self.mlp = BlockDiagonalGlu(d_model, hidden, nblocks, dropout, device=device, dtype=dtype)
+        self.norm = nn.LayerNorm(d_model, eps=norm_eps, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        for part in (self.mixer, self.mlp, self.norm):
+            part.reset_parameters()
+
+    def forward(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """Apply the block.
+
+        Args:
+            x: (..., L, d_model).
+            lengths: As in [`milkweed.nn.GatedMixer`][].
+
+        Returns:
+            (..., L, d_model).
+        """
+        return self.after_mixer(self.mixer(x, lengths=lengths))
+
+    def after_mixer(self, y: Tensor) -> Tensor:
+        """Apply what follows the mixer, to every step by itself.
+
+        Args:
+            y: (..., d_model).
+
+        Returns:
+            (..., d_model).
+        """
+        return self.norm(self.mlp(y) + y)
+
+    def stepper(self, rate: float = 1.0) -> GatedMixerBlockStepper:
+        """Give a causal block step by step, with the parameters as they are now.
+
+        Args:
+            rate: As in [`milkweed.nn.GatedMixer`][].
+
+        Returns:
+            A stepper over (B, d_model), with the mixer's state.
+        """
+        return GatedMixerBlockStepper(self, rate)
+
+
+class GatedMixerBlockStepper(Stepper):
+    """A causal block step by step.
+
+    Args:
+        block: The block.
+        rate: As in [`milkweed.nn.GatedMixer`][].
+    """
+
+    def __init__(self, block: GatedMixerBlock, rate: float = 1.0) -> None:
+        self._inner = block.mixer.stepper(rate)
+        self._block = copy.deepcopy(block).eval()
+
+    def initial_state(self, batch_size: int) -> GatedMixerState:
+        """Give the mixer's state before the first step.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            The state of B sequences.
+        """
+        return self._inner.initial_state(batch_size)
+
+    @torch.no_grad()
+    def __call__(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
+        """Take one step, without gradients and dropout.
+
+        Args:
+            u: (B, d_model).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The output (B, d_model) and the next state.
+        """
+        y, state = self._inner(u, state)
+        return self._block.after_mixer(y), state
+
+    @torch.no_grad()
+    def read(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
+        """Take many steps at once.
+
+        Args:
+            u: (B, L, d_model).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The outputs (B, L, d_model) and the state after the last step.
+        """
+        y, state = self._inner.read(u, state)
+        return self._block.after_mixer(y), state

@@ -1,0 +1,191 @@
+"""Convolution kernels that a small network computes from the lag."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from milkweed import ops
+from milkweed._suggest import unknown
+from milkweed.nn.options import check_kind
+
+# How a filter's parameters are trained.
+FILTERS = ("special", "uniform")
+# The envelopes of the channels reach this value after between 0.3 and 1.5 times l_max.
+_TARGET, _FASTEST, _SLOWEST = 1e-2, 0.3, 1.5
+
+
+class ImplicitFilter(nn.Module):
+    """Kernels as long as the sequence from a network of the lag with sines as activations, under a decaying envelope.
+
+    ``k(n) = W3 sin(f (W2 sin(f (W1 sin(f (W0 z(n))))))) exp(-t |delta|)`` with biases on all but the last layer, where
+    ``z = [t, cos(w f_i), -sin(w f_i)]`` are features of the lag n, ``t = n / (l_max - 1)``, ``w = 2 pi n / l_max`` and
+    ``delta`` runs from slow to fast over the channels. One vector of frequencies f serves every layer and both
+    directions. All of it depends on the lag alone: a kernel for a shorter sequence is the first part of the whole one.
+
+    Args:
+        d_model: D, kernels.
+        l_max: Lags of the longest kernel; it fixes the scale of time.
+        bidirectional: Compute a second kernel, for lags -1, -2, ..., by a network of its own.
+        emb_dim: Features of a lag: 1 + 2 * bands, odd.
+        width: Of the hidden layers.
+        freq: What the frequencies start from.
+        filters: ``"uniform"``, trained like everything else, or ``"special"``: learning rate 1e-3 and weight decay 0.1
+            for the network, learning rate 1e-5 for the features, whatever the model's are.
+        device: Where parameters live.
+        dtype: Their dtype; kernels are computed in float32 at least.
+
+    Raises:
+        ValueError: An option is unknown or out of range.
+        TypeError: An option is of another type.
+
+    Source:
+        Hyena (arXiv 2302.10866), section 3.3, with the frequencies shared by the layers as in the code of Monarch Mixer
+        (arXiv 2310.12109), whose special rates never reached its optimiser: published models were trained uniformly.
+        The features z are parameters, as there.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        l_max: int,
+        *,
+        bidirectional: bool = False,
+        emb_dim: int = 5,
+        width: int = 128,
+        freq: float = 10.0,
+        filters: str = "uniform",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_kind(int, d_model=d_model, l_max=l_max, emb_dim=emb_dim, width=width)
+        check_kind(bool, bidirectional=bidirectional)
+        check_kind(float, freq=freq)
+        check_filters(filters)
+        for name, value in (("d_model", d_model), ("l_max", l_max), ("width", width)):
+            if value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1; got {value}")
+        if emb_dim < 3 or emb_dim % 2 == 0:
+            raise ValueError(
+                f"emb_dim must be odd and at least 3, as 1 + 2 * bands; got {emb_dim}; use {max(emb_dim + 1, 3)}"
+            )
+        if not 0 < freq < math.inf:
+            raise ValueError(f"freq must be above 0 and finite; got {freq}")
+        self.d_model, self.l_max, self.freq, self.filters = d_model, l_max, freq, filters
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.positions = nn.Parameter(torch.empty(l_max, emb_dim, **factory))
+        self.frequency = nn.Parameter(torch.empty(width, **factory))
+
+        def network() -> nn.ModuleList:
+            widths = [emb_dim, width, width, width]
+            hidden = [nn.Linear(p, q, **factory) for p, q in itertools.pairwise(widths)]
+            return nn.ModuleList([*hidden, nn.Linear(width, d_model, bias=False, **factory)])
+
+        self.layers = network()
+        self.reverse_layers = network() if bidirectional else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, e.g. after ``to_empty`` moved a meta layer to a device."""
+        self.positions.copy_(_features(self.l_max, self.positions.shape[1]))
+        self.frequency.fill_(self.freq)
+        for layer in (*self.layers, *(self.reverse_layers or ())):
+            layer.reset_parameters()
+
+    def parameter_roles(self) -> dict[str, str]:
+        """Name the parameters that are not decayed.
+
+        Returns:
+            The features, whose zero means nothing.
+        """
+        return {"positions": "no_decay"}
+
+    def parameter_settings(self) -> dict[str, tuple[float, float]]:
+        """Learning rates and weight decays that do not follow the model's, for ``parameter_groups``.
+
+        Returns:
+            Parameter name to (learning rate, weight decay) for ``filters="special"``, else nothing.
+        """
+        if self.filters == "uniform":
+            return {}
+        network = {name: (1e-3, 0.1 if p.ndim > 1 else 0.0) for name, p in self.named_parameters()}
+        return network | {"positions": (1e-5, 0.0)}
+
+    def forward(self, length: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Compute the kernels.
+
+        Args:
+            length: L, lags from 1 to l_max; all of them by default.
+
+        Returns:
+            (d_model, L) for lags 0 .. L - 1, and for a bidirectional filter (d_model, L) for lags -1 .. -L, else None;
+            in float32 at least.
+
+        Raises:
+            ValueError: There are no so many lags.
+        """
+        length = self.l_max if length is None else length
+        check_lags(length, self.l_max)
+        features, decay = self.positions[:length], self._decay()
+        kernel = ops.implicit_kernel(features, self.frequency, [*self.layers.parameters()], decay)
+        if self.reverse_layers is None:
+            return kernel, None
+        reverse = ops.implicit_kernel(features, self.frequency, [*self.reverse_layers.parameters()], decay)
+        return kernel, reverse
+
+    def _decay(self) -> Tensor:
+        """(d_model,), |delta| per lag: no parameter, and computed here so that no change of dtype rounds it."""
+        slow, fast = (-math.log(_TARGET) / reach for reach in (_SLOWEST, _FASTEST))
+        dtype = torch.promote_types(self.frequency.dtype, torch.float32)
+        delta = torch.linspace(slow, fast, self.d_model, dtype=dtype, device=self.frequency.device)
+        return delta / max(self.l_max - 1, 1)
+
+    def extra_repr(self) -> str:
+        """Describe the filter in one line.
+
+        Returns:
+            The options that shape it.
+        """
+        return f"{self.d_model}, l_max={self.l_max}, bidirectional={self.reverse_layers is not None}"
+
+
+def check_filters(filters: str) -> None:
+    """Refuse an unknown way to train a filter.
+
+    Args:
+        filters: As in `ImplicitFilter`.
+
+    Raises:
+        ValueError: It is unknown.
+    """
+    check_kind(str, filters=filters)
+    if filters not in FILTERS:
+        raise ValueError(unknown("filters", filters, FILTERS))
+
+
+def check_lags(length: int, l_max: int) -> None:
+    """Refuse a length that a filter has no kernel for.
+
+    Args:
+        length: Lags asked for.
+        l_max: Lags there are.
+
+    Raises:
+        ValueError: There are no so many.
+    """
+    if not 1 <= length <= l_max:
+        raise ValueError(f"length must be in 1 .. l_max={l_max}; got {length}; build the layer with a larger l_max")
+
+
+def _features(l_max: int, emb_dim: int) -> Tensor:
+    """(l_max, emb_dim) float64: time from 0 to 1, cosines and negated sines of the bands."""
+    bands = (emb_dim - 1) // 2
+    n = torch.arange(l_max, dtype=torch.float64)
+    angles = torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64) * (2 * math.pi / l_max) * n[:, None]
+    return torch.cat([n[:, None] / max(l_max - 1, 1), angles.cos(), -angles.sin()], -1)

@@ -1,0 +1,262 @@
+"""Long convolution with learned kernels, as a layer."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from milkweed import ops
+from milkweed._suggest import unknown
+from milkweed.nn.explicit_filter import ExplicitFilter
+from milkweed.nn.implicit_filter import ImplicitFilter
+from milkweed.nn.lengths import check_lengths, valid_steps
+from milkweed.nn.online_conv import ConvState, OnlineConv
+from milkweed.nn.options import check_kind
+from milkweed.ops._common import autocast_dtype
+
+KERNELS = ("explicit", "implicit")
+
+
+class LongConv(nn.Module):
+    """``y = post_gate * (K * v + D v)`` with ``v = pre_gate * u``: every channel has a kernel as long as the sequence.
+
+    Args:
+        d_model: D, channels.
+        l_max: The longest sequence.
+        kernel: ``"implicit"``, computed from the lag by an [`milkweed.nn.ImplicitFilter`][], or ``"explicit"``, every
+            lag a parameter.
+        bidirectional: Convolve with a second kernel over the future, lags -1, -2, ...
+        squash: Kernel entries k become sign(k) relu(abs(k) - squash), which leaves only those above it.
+        kernel_dropout: Probability that an entry of a kernel is dropped in training.
+        filters: ``"uniform"`` or ``"special"``: whether the kernels are trained like everything else, or at rates of
+            their own.
+        emb_dim: Features of a lag, of an implicit filter.
+        width: Of an implicit filter's network.
+        freq: Initial frequency of an implicit filter's sines.
+        device: Where parameters live.
+        dtype: Their dtype; kernels are computed in float32 at least.
+
+    Raises:
+        ValueError: An option is unknown or out of range.
+        TypeError: An option is of another type.
+
+    Source:
+        Monarch Mixer (arXiv 2310.12109), section 4; squash and dropout of kernels from Simple hardware-efficient long
+        convolutions (arXiv 2302.06646), section 3.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        l_max: int,
+        *,
+        kernel: str = "implicit",
+        bidirectional: bool = False,
+        squash: float = 0.0,
+        kernel_dropout: float = 0.0,
+        filters: str = "uniform",
+        emb_dim: int = 5,
+        width: int = 128,
+        freq: float = 10.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_kind(str, kernel=kernel)
+        check_kind(float, squash=squash, kernel_dropout=kernel_dropout)
+        if kernel not in KERNELS:
+            raise ValueError(unknown("kernel", kernel, KERNELS))
+        if not 0 <= squash < float("inf"):
+            raise ValueError(f"squash must be at least 0 and finite; got {squash}")
+        if not 0 <= kernel_dropout < 1:
+            raise ValueError(f"kernel_dropout must be in 0 <= p < 1; got {kernel_dropout}")
+        self.d_model, self.l_max, self.bidirectional = d_model, l_max, bidirectional
+        self.squash, self.kernel_dropout = squash, kernel_dropout
+        self.filter: ImplicitFilter | ExplicitFilter
+        if kernel == "implicit":
+            self.filter = ImplicitFilter(
+                d_model,
+                l_max,
+                bidirectional=bidirectional,
+                emb_dim=emb_dim,
+                width=width,
+                freq=freq,
+                filters=filters,
+                device=device,
+                dtype=dtype,
+            )
+        else:
+            self.filter = ExplicitFilter(
+                d_model, l_max, bidirectional=bidirectional, filters=filters, device=device, dtype=dtype
+            )
+        self.skip = nn.Parameter(torch.empty(d_model, device=device, dtype=dtype))
+        nn.init.normal_(self.skip)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, e.g. after ``to_empty`` moved a meta layer to a device."""
+        self.filter.reset_parameters()
+        self.skip.normal_()
+
+    def forward(
+        self,
+        u: Tensor,
+        state: ConvState | None = None,
+        *,
+        pre_gate: Tensor | None = None,
+        post_gate: Tensor | None = None,
+        lengths: Tensor | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, ConvState]:
+        """Convolve a batch of sequences.
+
+        Args:
+            u: (..., L, d_model), 1 <= L <= l_max.
+            state: What came before the first step, from an earlier call; nothing by default. A causal layer only.
+            pre_gate: Same shape as ``u``; multiplies the input.
+            post_gate: Same shape as ``u``; multiplies the output.
+            lengths: (...) integers: how much of each right-padded sequence is real. Outputs there equal those of the
+                sequence alone, and the returned state is the one after its last real step.
+            return_state: Also return the state after the last step.
+
+        Returns:
+            (..., L, d_model) in ``u``'s dtype, and with ``return_state`` the state, for the leading dimensions in one.
+
+        Raises:
+            ValueError: A shape does not fit, or a layer that has no state is given or asked for one.
+            TypeError: The dtype is not the parameters', and autocast is off.
+        """
+        self._check(u, lengths)
+        count = None if lengths is None else lengths.reshape(-1).to(u.device, torch.int64)
+        if count is not None:
+            # Filled, not multiplied: padding may hold NaN.
+            padding = ~valid_steps(count, u.shape[-2]).reshape(*u.shape[:-1], 1)
+            u = u.masked_fill(padding, 0)
+            pre_gate = None if pre_gate is None else pre_gate.masked_fill(padding, 0)
+        if state is not None or return_state:
+            y, state = self._continue(u, state, pre_gate, post_gate, count)
+            return (y, state) if return_state else y
+        before, after = (None if gate is None else gate.transpose(-1, -2) for gate in (pre_gate, post_gate))
+        return self.convolve(u.transpose(-1, -2), pre_gate=before, post_gate=after).transpose(-1, -2)
+
+    def _continue(
+        self,
+        u: Tensor,
+        state: ConvState | None,
+        pre_gate: Tensor | None,
+        post_gate: Tensor | None,
+        count: Tensor | None,
+    ) -> tuple[Tensor, ConvState]:
+        """The outputs that follow on a state, and the state after them."""
+        if state is not None and count is not None:
+            raise ValueError(
+                "lengths cannot go with a state, as the sequences of a state are at one position; give lengths with "
+                "the first call only, or cut the sequences to one length"
+            )
+        online = OnlineConv(self._online_kernel())
+        dtype = torch.promote_types(self.skip.dtype, torch.float32)
+        v = u.to(dtype) if pre_gate is None else u.to(dtype) * pre_gate
+        signal = v.reshape(math.prod(u.shape[:-2]), *u.shape[-2:]).transpose(1, 2)
+        if count is not None:
+            # Padding moved to the front, where zeros add nothing to any output.
+            signal = signal.gather(-1, _rolled(signal, count))
+        y, state = online.extend(signal, online.initial_state(signal.shape[0]) if state is None else state)
+        if count is not None:
+            y = y.gather(-1, _rolled(y, y.shape[-1] - count))
+        y = y.transpose(1, 2).reshape(u.shape)
+        return (y if post_gate is None else y * post_gate).to(u.dtype), state
+
+    def stepper(self) -> OnlineConv:
+        """Give the layer for one step at a time, with the parameters as they are now.
+
+        Returns:
+            ``y_t, state = stepper(u_t, state)`` on (B, d_model), without gates, starting from
+            ``stepper.initial_state(batch_size)`` or from the state that ``forward`` returned. T <= l_max steps cost
+            O(T log² T); see [`milkweed.nn.OnlineConv`][].
+
+        Raises:
+            ValueError: The layer is bidirectional.
+        """
+        with torch.no_grad():
+            return OnlineConv(copy.deepcopy(self).eval()._online_kernel())
+
+    def _online_kernel(self) -> Tensor:
+        """(d_model, l_max), with the skip as part of lag 0."""
+        if self.bidirectional:
+            raise ValueError(
+                "a bidirectional LongConv has no stepper and no state to carry: its output depends on the future; "
+                "call it on whole sequences"
+            )
+        kernel, _ = self.kernels()
+        return torch.cat([kernel[:, :1] + self.skip.to(kernel.dtype)[:, None], kernel[:, 1:]], -1)
+
+    def convolve(self, u: Tensor, *, pre_gate: Tensor | None = None, post_gate: Tensor | None = None) -> Tensor:
+        """Convolve signals with time along the last dimension, for mixers that stay in that layout.
+
+        Args:
+            u: (..., d_model, L), 1 <= L <= l_max.
+            pre_gate: Same shape; multiplies the input.
+            post_gate: Same shape; multiplies the output.
+
+        Returns:
+            (..., d_model, L) in ``u``'s dtype.
+        """
+        kernel, reverse = self.kernels(u.shape[-1])
+        return ops.fft_conv(
+            u,
+            kernel,
+            reverse_kernel=reverse,
+            skip=self.skip.to(kernel.dtype),
+            pre_gate=pre_gate,
+            post_gate=post_gate,
+        )
+
+    def kernels(self, length: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Compute the kernels as the convolution uses them, squashed and in training with dropout.
+
+        Args:
+            length: L, lags from 1 to l_max; all of them by default.
+
+        Returns:
+            (d_model, L) for lags 0 .. L - 1, and for a bidirectional layer (d_model, L) for lags -1 .. -L, else None.
+        """
+        kernel, reverse = self.filter(length)
+        return self._regularised(kernel), None if reverse is None else self._regularised(reverse)
+
+    def _regularised(self, kernel: Tensor) -> Tensor:
+        if self.squash:
+            kernel = F.softshrink(kernel, self.squash)
+        return F.dropout(kernel, self.kernel_dropout, self.training)
+
+    def _check(self, u: Tensor, lengths: Tensor | None) -> None:
+        if u.ndim < 2 or u.shape[-1] != self.d_model:
+            raise ValueError(f"u must be (..., L, d_model) with d_model={self.d_model}; got shape {tuple(u.shape)}")
+        if not 1 <= u.shape[-2] <= self.l_max:
+            raise ValueError(
+                f"u must have 1 to l_max={self.l_max} steps; got shape {tuple(u.shape)}; "
+                "build the layer with a larger l_max"
+            )
+        if u.dtype != self.skip.dtype and autocast_dtype(u) is None:
+            raise TypeError(
+                f"u must be {self.skip.dtype} as the layer's parameters are; got {u.dtype}; cast u, or use autocast"
+            )
+        if lengths is not None:
+            check_lengths(lengths, u)
+
+    def extra_repr(self) -> str:
+        """Describe the layer in one line.
+
+        Returns:
+            The options that shape it, beside those of its filter.
+        """
+        return f"squash={self.squash:g}, kernel_dropout={self.kernel_dropout:g}"
+
+
+def _rolled(signal: Tensor, count: Tensor) -> Tensor:
+    """Indices into (B, D, L) that bring step ``count`` of each sequence to the front, what was before it to the end."""
+    steps = torch.arange(signal.shape[-1], device=signal.device) + count[:, None]
+    return (steps % signal.shape[-1])[:, None].expand_as(signal)

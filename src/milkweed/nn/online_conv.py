@@ -1,0 +1,226 @@
+"""Causal convolution with a kernel as long as the sequence, for an input that arrives step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from milkweed import ops
+from milkweed.nn.stepping import Stepper
+from milkweed.ops._common import rows_per_block
+
+# Steps summed directly: below this an FFT costs more than the sum. 16 and 64 measure the same.
+_UNIT = 32
+# One padded block of inputs; its spectrum and the inverse transform come on top. As in ops.fft_conv.
+_BLOCK_BYTES = 4 * 2**20
+
+
+class ConvState(NamedTuple):
+    """The past of B sequences: inputs, and what they add to outputs still to come.
+
+    Attributes:
+        position: t, steps taken.
+        recent: (B, D, t modulo the unit) inputs since the last full unit.
+        due: (B, D, unit), what all inputs before those add to the outputs of the present unit.
+        blocks: (B, D, p) inputs before those, one block for every power of two p in t // unit * unit, the oldest and
+            largest first.
+        tiles: (B, D, p) for every block: what it adds to the p outputs after it.
+    """
+
+    position: int
+    recent: Tensor
+    due: Tensor
+    blocks: tuple[Tensor, ...]
+    tiles: tuple[Tensor, ...]
+
+
+class OnlineConv(Stepper):
+    """Convolve one step at a time: T steps cost O(T log² T) in all, as against O(T²) for the sum at every step.
+
+    The past is cut into blocks as the binary digits of t say: 13 steps are blocks of 8, 4 and 1. When a block of p
+    inputs is complete, one FFT of length 2p gives its part in the p outputs that follow, a tile. That is as far as it
+    has to reach: then it is merged into a block twice as long, whose own tile goes on from there. So output t is the
+    sum of one number from the tile of every digit of t, and of ``kernel_0 u_t``; each of the log T levels costs
+    O(T log T). Up to 32 steps are summed directly, without tiles.
+
+    A step makes new small tensors and shares the others; of the large ones it replaces those of the digits that change,
+    as seldom as the digits do. So no state is changed in place, old states stay valid (to go on from one prompt in
+    several ways), and nothing of the size of the past is copied at every step. A single step takes long where a large
+    block is complete: O(p log p), once in 2p steps.
+
+    Args:
+        kernel: (D, K), lags 0 .. K - 1, in float32 or float64; K is also the longest sequence.
+
+    Source:
+        Relaxed multiplication (van der Hoeven, 2002) where one factor, the kernel, is known from the start; the tiles
+        of Flash Inference (arXiv 2410.12982), kept apart instead of being added up in one array.
+    """
+
+    def __init__(self, kernel: Tensor) -> None:
+        self._kernel = kernel
+        self._near = torch.nn.functional.pad(kernel, (0, max(_UNIT - kernel.shape[1], 0)))[:, :_UNIT].flip(-1)
+        # By block length; all of them together are twice as long as the kernel.
+        self._spectra: dict[int, Tensor] = {}
+
+    def initial_state(self, batch_size: int) -> ConvState:
+        """Give the state before the first step.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            No inputs.
+        """
+        recent, due = (self._kernel.new_zeros(batch_size, self._kernel.shape[0], size) for size in (0, _UNIT))
+        return ConvState(0, recent, due, (), ())
+
+    @torch.no_grad()
+    def __call__(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
+        """Take one step, without gradients.
+
+        Args:
+            u: (B, D).
+            state: The state before it.
+
+        Returns:
+            The output (B, D) and the next state.
+
+        Raises:
+            ValueError: A shape does not fit, or the kernel's last lag is reached.
+        """
+        if u.ndim != 2 or u.shape[1] != self._kernel.shape[0]:
+            raise ValueError(f"u must be (B, {self._kernel.shape[0]}); got shape {tuple(u.shape)}")
+        self._check(u, state, 1)
+        recent = torch.cat([state.recent, u[..., None].to(self._kernel.dtype)], -1)
+        size = recent.shape[-1]
+        y = torch.linalg.vecdot(recent, self._near[:, _UNIT - size :]) + state.due[..., size - 1]
+        return y.to(u.dtype), self._grown(recent, state)
+
+    @torch.no_grad()
+    def read(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
+        """Take many steps at once, without gradients.
+
+        Args:
+            u: (B, L, D).
+            state: The state before them.
+
+        Returns:
+            The outputs (B, L, D) and the state after the last step.
+
+        Raises:
+            ValueError: A shape does not fit, or the kernel has not so many lags.
+        """
+        if u.ndim != 3 or u.shape[2] != self._kernel.shape[0]:
+            raise ValueError(f"u must be (B, L, {self._kernel.shape[0]}); got shape {tuple(u.shape)}")
+        y, state = self.extend(u.transpose(1, 2), state)
+        return y.transpose(1, 2), state
+
+    def extend(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
+        """Take many steps at once, with gradients, in the layout of sequence operations.
+
+        Args:
+            u: (B, D, L), L >= 1.
+            state: The state before them.
+
+        Returns:
+            The outputs (B, D, L) and the state after the last step.
+
+        Raises:
+            ValueError: A shape does not fit, or the kernel has not so many lags.
+        """
+        length = u.shape[-1]
+        self._check(u, state, length)
+        outputs, taken = [], 0
+        while taken < length:
+            left, filled = length - taken, state.recent.shape[-1]
+            # The largest block that the digits of t have room for, or what is left of the present unit.
+            size = _largest_block(state.position, left) or min(left, _UNIT - filled)
+            piece = u[..., taken : taken + size].to(self._kernel.dtype)
+            if size < _UNIT:
+                recent = torch.cat([state.recent, piece], -1)
+                y = self._convolved(recent)[..., filled:] + state.due[..., filled : filled + size]
+                state = self._grown(recent, state)
+            else:
+                y = sum(_slices(state.position, state.tiles, size), self._convolved(piece))
+                state = self._pushed(piece, state)
+            outputs.append(y)
+            taken += size
+        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+        return y.to(u.dtype), state
+
+    def _check(self, u: Tensor, state: ConvState, steps: int) -> None:
+        if not isinstance(state, ConvState):
+            raise TypeError(f"state must be from initial_state or an earlier step; got {type(state).__name__}")
+        if state.due.shape[:2] != (u.shape[0], self._kernel.shape[0]) or state.due.device != u.device:
+            raise ValueError(
+                f"state must be of {u.shape[0]} sequences of {self._kernel.shape[0]} channels on {u.device} for this "
+                f"u; got {tuple(state.due.shape[:2])} on {state.due.device}"
+            )
+        if state.position + steps > self._kernel.shape[1]:
+            raise ValueError(
+                f"a sequence has at most l_max={self._kernel.shape[1]} steps; {state.position} were taken, and {steps} "
+                "more were given; build the layer with a larger l_max"
+            )
+
+    def _convolved(self, piece: Tensor) -> Tensor:
+        return ops.fft_conv(piece, self._kernel[:, : piece.shape[-1]])
+
+    def _grown(self, recent: Tensor, state: ConvState) -> ConvState:
+        """The state after a piece that ends within the present unit, or with it."""
+        if recent.shape[-1] == _UNIT:
+            return self._pushed(recent, state._replace(recent=recent[..., :0]))
+        position = state.position + recent.shape[-1] - state.recent.shape[-1]
+        return state._replace(position=position, recent=recent)
+
+    def _pushed(self, block: Tensor, state: ConvState) -> ConvState:
+        """The state after a whole block: equal blocks merge as a digit carries, and the sum gets its tile."""
+        position = state.position - state.position % _UNIT + block.shape[-1]
+        blocks, tiles = list(state.blocks), list(state.tiles)
+        carried = [block]
+        while blocks and blocks[-1].shape[-1] == sum(each.shape[-1] for each in carried):
+            carried.insert(0, blocks.pop())
+            tiles.pop()
+        block = torch.cat(carried, -1) if len(carried) > 1 else block
+        blocks.append(block)
+        if position == self._kernel.shape[1]:
+            # Nothing comes after the last step.
+            return ConvState(position, state.recent, torch.zeros_like(state.due), tuple(blocks), ())
+        tiles.append(self._tile(block))
+        due = sum(_slices(position, tiles, _UNIT), torch.zeros_like(state.due))
+        return ConvState(position, state.recent, due, tuple(blocks), tuple(tiles))
+
+    def _tile(self, block: Tensor) -> Tensor:
+        """What p inputs add to the p outputs after them: the half of a cyclic convolution that nothing wraps into."""
+        batch, channels, size = block.shape
+        if batch == 0:
+            return torch.zeros_like(block)  # FFTs refuse to transform nothing.
+        row_bytes = 2 * size * batch * block.element_size()
+        step = rows_per_block(channels, row_bytes, block.device, budget=_BLOCK_BYTES)
+        spectrum = self._spectrum(size)
+        parts = []
+        for rows in (slice(c, c + step) for c in range(0, channels, step)):
+            product = torch.fft.rfft(block[:, rows], 2 * size) * spectrum[rows]
+            parts.append(torch.fft.irfft(product, 2 * size)[..., size:])
+        return torch.cat(parts, 1)
+
+    def _spectrum(self, size: int) -> Tensor:
+        if size not in self._spectra:
+            self._spectra[size] = torch.fft.rfft(self._kernel[:, : 2 * size], 2 * size)
+        return self._spectra[size]
+
+
+def _largest_block(position: int, steps: int) -> int:
+    """The largest power of two that divides the position and is no more than the steps; 0 for less than a unit."""
+    size = 1 << (steps.bit_length() - 1)
+    if position:
+        size = min(size, position & -position)
+    return size if size >= _UNIT else 0
+
+
+def _slices(position: int, tiles: Sequence[Tensor], size: int) -> list[Tensor]:
+    """What each block adds to the next outputs, as many as ``size``, which divides the position."""
+    starts = [position % tile.shape[-1] for tile in tiles]
+    return [tile[..., start : start + size] for tile, start in zip(tiles, starts, strict=True)]

@@ -1,0 +1,66 @@
+"""Kernels from a network of sines under a decaying envelope."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from milkweed.ops import backends
+from milkweed.ops._common import needs_plain_formula
+from milkweed.ops.implicit_kernel import eager, reference
+
+backends.register(
+    "implicit_kernel",
+    backends.Backend("eager", eager.implicit_kernel, needs_plain_formula),
+    backends.Backend("reference", reference.implicit_kernel),
+)
+_NAMES = ("weight 0", "bias 0", "weight 1", "bias 1", "weight 2", "bias 2", "weight 3")
+
+
+def implicit_kernel(
+    features: Tensor, frequency: Tensor, network: Sequence[Tensor], decay: Tensor, *, backend: str | None = None
+) -> Tensor:
+    """Evaluate ``k_n = W3 sin(f (W2 sin(f (W1 sin(f (W0 z_n + b0)) + b1)) + b2)) * exp(-decay n)`` for n = 0 .. L - 1.
+
+    In float32 at least, whether or not autocast is on. Nothing of length L is kept for the backward pass but the
+    features: it computes the network anew, block by block.
+
+    Args:
+        features: (L, E), the rows z_n.
+        frequency: (W,), f, which multiplies the argument of every sine.
+        network: W0 (W, E), b0 (W,), W1 (W, W), b1 (W,), W2 (W, W), b2 (W,), W3 (D, W).
+        decay: (D,), of each kernel's envelope, per lag.
+        backend: ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
+
+    Returns:
+        (D, L), in float32 or float64.
+
+    Raises:
+        ValueError: A shape does not fit, or the backend is unknown.
+        TypeError: A tensor is not real floating point.
+
+    Source:
+        Hyena (arXiv 2302.10866), section 3.3.
+    """
+    if len(network) != len(_NAMES):
+        raise ValueError(f"network must be {len(_NAMES)} tensors, {', '.join(_NAMES)}; got {len(network)}")
+    if features.ndim != 2 or 0 in features.shape:
+        raise ValueError(f"features must be (L, E) with L, E >= 1; got shape {tuple(features.shape)}")
+    if frequency.ndim != 1 or decay.ndim != 1:
+        raise ValueError(
+            f"frequency and decay must be vectors; got shapes {tuple(frequency.shape)} and {tuple(decay.shape)}"
+        )
+    (width,), (channels,), inputs = frequency.shape, decay.shape, features.shape[1]
+    hidden = (width, width)
+    shapes = ((width, inputs), (width,), hidden, (width,), hidden, (width,), (channels, width))
+    for name, tensor, shape in zip(_NAMES, network, shapes, strict=True):
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{name} must be {shape} for E = {inputs}, W = {width}, D = {channels}; got shape {tuple(tensor.shape)}"
+            )
+    names = ("features", "frequency", *_NAMES, "decay")
+    for name, tensor in zip(names, (features, frequency, *network, decay), strict=True):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be real floating point; got {tensor.dtype}")
+    return backends.dispatch("implicit_kernel", backend, features, frequency, *network, decay)

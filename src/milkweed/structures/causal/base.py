@@ -1,0 +1,330 @@
+"""What the causal constructions share: triangular blocks on the digits of time, and the product of polynomials."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from milkweed.ops._common import compute_dtype, without_autocast
+from milkweed.structures.base import check_numbers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CausalBasis(ABC):
+    """A basis of polynomials, in which a causal sequence is a polynomial whose first steps are its end coefficients.
+
+    Time has p digits, t = t_0 + b_0 t_1 + b_0 b_1 t_2 + ..., and n = b_0 ⋯ b_{p-1} steps. Basis element j is a product
+    of p polynomials, one per digit; ``factors`` holds their coefficients, digit by digit. The map from a sequence to
+    the plain coefficients of its polynomial, ``to_polynomial``, is lower triangular in time. The Monarch matrix M of
+    the paper evaluates that polynomial at N nodes (``evaluate``); ``interpolate`` goes back.
+
+    README.md beside this file has the derivation, and why the number of digits' values is the degree cap.
+
+    Args:
+        factors: One per digit, the lowest first: (heads, b_0, ..., b_{a-1}, b_a, b_a), lower triangular with a diagonal
+            away from zero, one block for every value of the digits below. `triangular` makes such from free numbers.
+
+    Raises:
+        ValueError: The shapes do not follow from each other.
+        TypeError: A factor is no real floating-point tensor.
+    """
+
+    factors: tuple[Tensor, ...]
+
+    # Steps of the output basis before the first output.
+    lead: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.factors, tuple) or not self.factors:
+            raise TypeError(f"factors must be a tuple of tensors, one per digit; got {type(self.factors).__name__}")
+        for index, factor in enumerate(self.factors):
+            check_numbers(f"factors[{index}]", factor, index + 3)
+            if factor.is_complex():
+                raise TypeError(f"factors[{index}] must be real; got {factor.dtype}")
+            expected = (self.heads, *self.digits[:index], factor.shape[-1], factor.shape[-1])
+            if factor.shape != expected:
+                raise ValueError(
+                    f"factors[{index}] must be (heads, digits below, b, b) = {expected}; got {tuple(factor.shape)}"
+                )
+
+    @classmethod
+    def for_output(cls, factors: tuple[Tensor, ...]) -> Self:
+        """The basis M₀ that a product is read in.
+
+        Args:
+            factors: Of `output_digits`.
+
+        Returns:
+            The basis.
+        """
+        return cls(factors)
+
+    @staticmethod
+    def output_digits(digits: tuple[int, ...]) -> tuple[int, ...]:
+        """The digits that M₀ needs for sequences of these digits.
+
+        Args:
+            digits: Of M₁ and M₂, the lowest first.
+
+        Returns:
+            The lowest first.
+        """
+        return digits
+
+    @property
+    def digits(self) -> tuple[int, ...]:
+        """b_0, ..., b_{p-1}."""
+        return tuple(factor.shape[-1] for factor in self.factors)
+
+    @property
+    def heads(self) -> int:
+        """Groups of channels that share factors."""
+        return self.factors[0].shape[0]
+
+    @property
+    def length(self) -> int:
+        """n, the longest sequence."""
+        return math.prod(self.digits)
+
+    @property
+    def flops(self) -> int:
+        """Operations of ``to_polynomial`` per channel, a multiply-add as two: 2 n (b_0 + ... + b_{p-1})."""
+        return 2 * self.length * sum(self.digits)
+
+    # ------------------------------------------------------------------ sequences and polynomials
+
+    def to_polynomial(self, x: Tensor) -> Tensor:
+        """Coefficients of the polynomial whose basis coefficients are the sequence.
+
+        Args:
+            x: (B, H, L), L <= n, real; H is a multiple of ``heads``.
+
+        Returns:
+            (B, H, L), in time's order; element t depends on x up to t only.
+
+        Raises:
+            ValueError: A size does not fit.
+        """
+        basis = self._covering(x)
+        return basis._mixed(basis._on_digits(x, solve=False))[..., : x.shape[-1]]
+
+    def from_polynomial(self, coefficients: Tensor) -> Tensor:
+        """The inverse of ``to_polynomial``, by triangular solves.
+
+        Args:
+            coefficients: (B, H, L), L <= n.
+
+        Returns:
+            (B, H, L); element t depends on coefficients up to t only.
+
+        Raises:
+            ValueError: A size does not fit.
+        """
+        length = coefficients.shape[-1]
+        basis = self._covering(coefficients)
+        padded = F.pad(coefficients, (0, basis.length - length))
+        return basis._on_digits(basis._unmixed(padded), solve=True)[..., :length]
+
+    @abstractmethod
+    def multiply(self, kernel: Tensor, u: Tensor) -> Tensor:
+        """The product of polynomials, as far as L steps of the output depend on it.
+
+        Args:
+            kernel: (H, L), in time's order.
+            u: (B, H, L).
+
+        Returns:
+            (B, H, L).
+        """
+
+    # ------------------------------------------------------------------ the Monarch matrix
+
+    @abstractmethod
+    def evaluate(self, x: Tensor) -> Tensor:
+        """M [x; 0]: the values of the sequence's polynomial at the nodes.
+
+        Args:
+            x: (B, H, n).
+
+        Returns:
+            (B, H, N).
+        """
+
+    @abstractmethod
+    def interpolate(self, values: Tensor) -> Tensor:
+        """[M⁻¹ values]_{0:n}: the sequence, from the values of a polynomial at the nodes.
+
+        Args:
+            values: (B, H, N).
+
+        Returns:
+            (B, H, n), real.
+        """
+
+    # ------------------------------------------------------------------ one step at a time
+
+    def scale(self, row: int, position: int) -> float:
+        """How much of the digits' own product a plain coefficient takes.
+
+        Args:
+            row: Value of the highest digit.
+            position: Of the step within the row.
+
+        Returns:
+            1 where products of powers are powers.
+        """
+        return 1.0
+
+    def echo(self, previous: Tensor) -> Tensor:
+        """What a row's plain coefficients take from the row before.
+
+        Args:
+            previous: (B, H, W), the digits' own products there.
+
+        Returns:
+            (B, H, W).
+        """
+        return torch.zeros_like(previous)
+
+    # ------------------------------------------------------------------ mechanism
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        """From products of the digits' polynomials to plain coefficients, (B, H, n) both."""
+        return x
+
+    def _unmixed(self, x: Tensor) -> Tensor:
+        """The inverse of ``_mixed``."""
+        return x
+
+    def _covering(self, x: Tensor) -> Self:
+        """The leading part of the basis that sequences of x's length need."""
+        if x.ndim != 3 or x.shape[1] % self.heads or x.shape[2] > self.length:
+            raise ValueError(
+                f"a sequence must be (B, H, L) with H a multiple of heads={self.heads} and L <= {self.length}; "
+                f"got shape {tuple(x.shape)}"
+            )
+        rows = max(1, -(-x.shape[2] // (self.length // self.digits[-1])))
+        return self._leading(rows)
+
+    def _leading(self, rows: int) -> Self:
+        """The basis for the first values of the highest digit."""
+        *low, top = self.factors
+        return dataclasses.replace(self, factors=(*low, top[..., :rows, :rows]))
+
+    def _on_digits(self, x: Tensor, solve: bool) -> Tensor:
+        """Apply the factors, the highest digit first, or undo them in the other order: (B, H, <= n) to (B, H, n)."""
+        # Every block is one product with all that share it as columns. Time is laid out with the lowest digit first and
+        # the columns last: no stage needs a copy then.
+        batch, channels, length = x.shape
+        digits, order = self.digits, len(self.digits)
+        shared = channels // self.heads
+        x = F.pad(x, (0, self.length - length)).reshape(batch, self.heads, shared, *digits[::-1])
+        x = x.permute(1, *range(order + 2, 2, -1), 0, 2)
+        for a in range(order) if solve else reversed(range(order)):
+            blocks, size = self.heads * math.prod(digits[:a]), digits[a]
+            columns = x.reshape(blocks, size, math.prod(digits[a + 1 :]) * batch * shared)
+            factor = self.factors[a].reshape(blocks, size, size)
+            x = torch.linalg.solve_triangular(factor, columns, upper=False) if solve else factor @ columns
+        # Out in the memory order (B, n, H), as layers have it.
+        x = x.reshape(self.heads, *digits, batch, shared).permute(order + 1, *range(order, 0, -1), 0, order + 2)
+        return x.reshape(batch, self.length, channels).transpose(1, 2)
+
+
+def causal_product(
+    kernel: Tensor, u: Tensor, *, output_basis: CausalBasis, kernel_basis: CausalBasis, input_basis: CausalBasis
+) -> Tensor:
+    """A product of sequences in which no output depends on the future: [M₀⁻¹(M₁[k; 0] ⊙ M₂[u; 0])]_{0:n}.
+
+    It costs O(p N^{1 + 1/p}) for the three bases, which are shared by the channels of a head, and one convolution.
+    Computed in float32 at least, whether or not autocast is on.
+
+    Args:
+        kernel: (H, L), k.
+        u: (B, H, L), L at most the bases' length.
+        output_basis: M₀, made by its class's ``for_output``.
+        kernel_basis: M₁.
+        input_basis: M₂.
+
+    Returns:
+        (B, H, L) in u's dtype.
+
+    Raises:
+        ValueError: A shape does not fit, or the bases are of different constructions or digits.
+        TypeError: A tensor is not real floating point.
+
+    Source:
+        Monarch Mixer (arXiv 2310.12109), section 4 and its appendix on causality, in the form that README.md derives:
+        the evaluations and the interpolation cancel but for the triangular parts around a convolution.
+    """
+    _check_product(kernel, u, output_basis, kernel_basis, input_basis)
+    dtype = compute_dtype(kernel, u, *output_basis.factors, *kernel_basis.factors, *input_basis.factors)
+    with without_autocast(u):
+        k = _in(kernel_basis, dtype).to_polynomial(kernel.to(dtype)[None])[0]
+        v = _in(input_basis, dtype).to_polynomial(u.to(dtype))
+        product = input_basis.multiply(k, v)
+        lead = output_basis.lead
+        y = _in(output_basis, dtype).from_polynomial(F.pad(product, (lead, 0)))
+    return y[..., lead:].to(u.dtype)
+
+
+def triangular(free: Tensor) -> Tensor:
+    """Make invertible lower-triangular blocks of free numbers, the identity of zeros.
+
+    The diagonal is 2^tanh of what stands there: between ½ and 2. What stands above it has no effect.
+
+    Args:
+        free: (..., b, b).
+
+    Returns:
+        (..., b, b), in single precision at least.
+    """
+    free = free.to(torch.promote_types(free.dtype, torch.float32))
+    return free.tril(-1) + torch.diag_embed(free.diagonal(dim1=-2, dim2=-1).tanh().exp2())
+
+
+def balanced_digits(size: int, order: int) -> tuple[int, ...]:
+    """Split a size into digits as even as may be: the least work per step.
+
+    Args:
+        size: At least 1.
+        order: How many digits.
+
+    Returns:
+        The smallest first; they multiply to at least ``size``.
+    """
+    digits = [math.ceil(size ** (1 / order))] * order
+    if math.prod(digits) < size:  # the root was rounded
+        digits = [digit + 1 for digit in digits]
+    for index in range(order):
+        while digits[index] > 1 and math.prod(digits) // digits[index] * (digits[index] - 1) >= size:
+            digits[index] -= 1
+    return tuple(sorted(digits))
+
+
+def _in(basis: CausalBasis, dtype: torch.dtype) -> CausalBasis:
+    return dataclasses.replace(basis, factors=tuple(factor.to(dtype) for factor in basis.factors))
+
+
+def _check_product(kernel: Tensor, u: Tensor, output: CausalBasis, first: CausalBasis, second: CausalBasis) -> None:
+    for name, tensor in (("kernel", kernel), ("u", u)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be real floating point; got {tensor.dtype}")
+    if u.ndim != 3 or u.shape[2] == 0:
+        raise ValueError(f"u must be (B, H, L) with L >= 1; got shape {tuple(u.shape)}")
+    if kernel.shape != u.shape[1:]:
+        raise ValueError(f"kernel must be (H, L) = {tuple(u.shape[1:])} as u is; got shape {tuple(kernel.shape)}")
+    if not type(output) is type(first) is type(second):
+        kinds = ", ".join(type(basis).__name__ for basis in (output, first, second))
+        raise ValueError(f"the three bases must be of one construction; got {kinds}")
+    expected = first.output_digits(first.digits)
+    if first.digits != second.digits or output.digits != expected:
+        raise ValueError(
+            f"kernel_basis and input_basis must have the same digits, and output_basis {expected} for them; got "
+            f"{first.digits}, {second.digits} and {output.digits}"
+        )

@@ -1,0 +1,82 @@
+"""One variable per digit: no twiddle factors, and no carry from digit to digit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from milkweed.structures.causal.base import CausalBasis
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BivariateBasis(CausalBasis):
+    """q_j(X, Y, ...) = f⁰_{j_0}(X) f¹_{j_0; j_1}(Y) ⋯ on a grid of 2 b_a roots of unity per digit, 2^p times n nodes.
+
+    With identities the product is the causal convolution of the digits' grid: step t is reached from t - s where no
+    digit of s is larger than that of t. Everything else is as in `KroneckerBasis`, but nothing carries.
+
+    Source:
+        Monarch Mixer (arXiv 2310.12109), appendix on causality with bivariate polynomials; more variables are this
+        library's.
+    """
+
+    def multiply(self, kernel: Tensor, u: Tensor) -> Tensor:
+        """The coefficients of the product on the grid, in time's order.
+
+        Args:
+            kernel: (H, L).
+            u: (B, H, L).
+
+        Returns:
+            (B, H, L).
+        """
+        if u.shape[0] == 0:  # which not every FFT takes
+            return u * kernel
+        length = u.shape[-1]
+        rows = -(-length // math.prod(self.digits[:-1]))
+        grid = (rows, *self.digits[-2::-1])
+        sizes, axes = [2 * size for size in grid], list(range(-len(grid), 0))
+
+        def spectrum(x: Tensor) -> Tensor:
+            return torch.fft.rfftn(F.pad(x, (0, math.prod(grid) - length)).unflatten(-1, grid), sizes, axes)
+
+        product = torch.fft.irfftn(spectrum(u) * spectrum(kernel), sizes, axes)
+        return _corner(product, grid)[..., :length]
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        """The values on the grid of roots of unity, the highest digit's variable outermost.
+
+        Args:
+            x: (B, H, n).
+
+        Returns:
+            (B, H, 2^p n), complex.
+        """
+        grid = self.digits[::-1]
+        sizes, axes = [2 * size for size in grid], list(range(-len(grid), 0))
+        return torch.fft.fftn(self.to_polynomial(x).unflatten(-1, grid), sizes, axes).flatten(2)
+
+    def interpolate(self, values: Tensor) -> Tensor:
+        """The sequence from its values.
+
+        Args:
+            values: (B, H, 2^p n), complex.
+
+        Returns:
+            (B, H, n), real.
+        """
+        grid = self.digits[::-1]
+        axes = list(range(-len(grid), 0))
+        coefficients = torch.fft.ifftn(values.unflatten(-1, [2 * size for size in grid]), dim=axes).real
+        return self.from_polynomial(_corner(coefficients, grid))
+
+
+def _corner(x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """(..., *larger grid) to the values of the smaller one, flat."""
+    for axis, size in enumerate(grid, x.ndim - len(grid)):
+        x = x.narrow(axis, 0, size)
+    return x.flatten(-len(grid))
