@@ -92,13 +92,14 @@ def spearman(model, tokenizer, pairs):
 #
 # Plain: the nearest weights. Calibrated: the nearest outputs for what each layer reads. Sequential: layer by layer,
 # each fitted to the dense model's outputs from what the converted layers before it really give. Refined: rounds of
-# least squares on top. Under a budget, every layer gets its own number of blocks.
+# least squares on top. Permuted: hidden units of the feed-forward layers in the order in which least is lost. Under a
+# budget, every layer gets its own number of blocks.
 
 
 # %%
 def conversions(quick):
     monarch = mw.MonarchConfig
-    layer_by_layer = {"sequential": True}
+    layer_by_layer, permuted = {"sequential": True}, {"permute": True}
     if quick:
         return [("nblocks 4, feed-forward", FEED_FORWARD, monarch(4), "calibrated", {})]
     found = []
@@ -107,17 +108,20 @@ def conversions(quick):
         ("nblocks 4, feed-forward", FEED_FORWARD, 4),
         ("nblocks 4, all layers", EVERY_LAYER, 4),
     ):
+        refined = monarch(nblocks, refine=3)
         found += [
             (label, layers, monarch(nblocks), "plain", None),
             (label, layers, monarch(nblocks), "calibrated", {}),
-            (label, layers, monarch(nblocks, refine=3), "calibrated, refined", {}),
+            (label, layers, refined, "calibrated, refined", {}),
+            (label, layers, refined, "calibrated, refined, permuted", permuted),
             (label, layers, monarch(nblocks), "sequential", layer_by_layer),
-            (label, layers, monarch(nblocks, refine=3), "sequential, refined", layer_by_layer),
+            (label, layers, refined, "sequential, refined", layer_by_layer),
+            (label, layers, refined, "sequential, refined, permuted", layer_by_layer | permuted),
         ]
     candidates = [None, *(monarch(nblocks, refine=3) for nblocks in (2, 3, 4, 6, 8))]
-    choose = {"candidates": candidates}
-    budget = ("nblocks by budget, all layers", EVERY_LAYER, monarch(4), "calibrated, refined", choose)
-    return [*found[:-2], budget, *found[-2:]]
+    choose = {"candidates": candidates, **permuted}
+    budget = ("nblocks by budget, all layers", EVERY_LAYER, monarch(4), "calibrated, refined, permuted", choose)
+    return [*found[:-3], budget, *found[-3:]]
 
 
 def convert(dense, layers, config, how, batches, budget):
