@@ -187,5 +187,7 @@ def _features(l_max: int, emb_dim: int) -> Tensor:
     """(l_max, emb_dim) float64: time from 0 to 1, cosines and negated sines of the bands."""
     bands = (emb_dim - 1) // 2
     n = torch.arange(l_max, dtype=torch.float64)
-    angles = torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64) * (2 * math.pi / l_max) * n[:, None]
+    # Where n is: transformers builds models on the meta device, and leaves only linspace on the CPU.
+    frequencies = torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64, device=n.device)
+    angles = frequencies * (2 * math.pi / l_max) * n[:, None]
     return torch.cat([n[:, None] / max(l_max - 1, 1), angles.cos(), -angles.sin()], -1)

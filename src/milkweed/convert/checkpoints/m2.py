@@ -1,0 +1,287 @@
+"""M2-BERT checkpoints of the HazyResearch/m2 repository, and longer models from shorter ones."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from milkweed.convert.files import SUFFIX, read_tensors
+from milkweed.models import M2Bert
+from milkweed.nn import ImplicitFilter
+
+_LAYER = "bert.encoder.layer."
+_EMBEDDINGS = {
+    "word_embeddings": "tokens",
+    "position_embeddings": "positions",
+    "token_type_embeddings": "types",
+}
+# Theirs to ours, inside one layer; those of the two filters, which are alike, follow.
+_MIXER = {"attention.in_linear": "mixer.in_linear", "attention.out_linear": "mixer.out_linear"}
+_WITH_BIAS = _MIXER | {"attention.short_filter": "mixer.short_conv", "mlp.wo": "mlp.down", "mlp.layernorm": "norm"}
+_FILTERS = {"filter_fn": "long_conv", "filter_fn2": "residual_conv"}
+_NETWORKS = {"implicit_filter": "layers", "implicit_filter_rev": "reverse_layers"}
+# The same vector is there once per sine; this name stands for all of them.
+_FREQUENCY = "implicit_filter.1.freq"
+_ALIAS = re.compile(r"(.*\.)implicit_filter(?:_rev)?\.[135]\.freq")
+_MASKED_LM = {
+    "cls.predictions.transform.dense.weight": "head.dense.weight",
+    "cls.predictions.transform.dense.bias": "head.dense.bias",
+    "cls.predictions.transform.LayerNorm.weight": "head.norm.weight",
+    "cls.predictions.transform.LayerNorm.bias": "head.norm.bias",
+    "cls.predictions.decoder.bias": "head.bias",
+}
+_CLASSIFICATION = {
+    f"{theirs}.{part}": f"head.{ours}.{part}"
+    for theirs, ours in (("bert.pooler.dense", "pooler"), ("classifier", "classifier"))
+    for part in ("weight", "bias")
+}
+# The decoder's weight is the embedding; its own tensor is only looked at.
+_TIED = "cls.predictions.decoder.weight"
+_POSITION_IDS = "bert.embeddings.position_ids"
+
+
+def read_m2_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the tensors of a published file as data; nothing in it is executed.
+
+    Args:
+        path: A ``.safetensors`` file, or one that ``torch.save`` wrote (``.bin``, ``.pt``), of tensors by name or of
+            Composer, which has them under ``state``, ``model``.
+
+    Returns:
+        The tensors by their names there, for [`milkweed.convert.checkpoints.m2.load_m2_bert`][].
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read, holds anything but data, or is not of this kind.
+    """
+    path = Path(path)
+    if path.suffix == SUFFIX:
+        return read_tensors(path, "whoever published the model")[0]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give a .safetensors, .bin or .pt file")
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} cannot be read as data ({str(error).splitlines()[0]}); where you trust it, read it with torch and "
+            "write its tensors with safetensors"
+        ) from error
+    for name in ("state", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ValueError(f"{path} must hold tensors by name, alone or under state, model; it holds other things")
+    return dict(found)
+
+
+def load_m2_bert(state: Mapping[str, Tensor], *, padding: str = "legacy", dropout: float = 0.1) -> M2Bert:
+    """Make an M2-BERT from a published state dict, in which every key must be known and none may be missing.
+
+    Sizes, and whether there is a masked language model's head, a classifier or none, are read off the tensors.
+
+    Args:
+        state: Its tensors, with or without ``model.`` or ``module.`` before the names; read files with
+            [`milkweed.convert.checkpoints.m2.read_m2_checkpoint`][]. Buffers of fused convolutions (``flashfft``) are
+            passed over.
+        padding: As in [`milkweed.models.M2Bert`][]; published models were trained on ``"legacy"``.
+        dropout: As in [`milkweed.models.M2Bert`][].
+
+    Returns:
+        The model with the original's outputs, in evaluation mode.
+
+    Raises:
+        ValueError: Keys are missing or left over, a shape does not fit, or a tensor contradicts what it repeats.
+
+    Source:
+        HazyResearch/m2 at 7d359e8.
+    """
+    tensors = _bare(state)
+    options = _options(tensors)
+    names = _names(options["depth"], options["head"], tensors)
+    with torch.device("meta"):
+        model = M2Bert(**options, padding=padding, dropout=dropout)
+    _check_repeated(tensors, options)
+    expected = set(names)
+    found = {name for name in tensors if name not in _repeated(options)}
+    if found != expected:
+        raise ValueError(
+            f"not an M2-BERT state dict: missing {sorted(expected - found)}, unexpected {sorted(found - expected)}"
+        )
+    model.to_empty(device="cpu").to(tensors[_embedding("word_embeddings")].dtype)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    renamed = {}
+    for theirs, ours in names.items():
+        # Of theirs some have a dimension of size 1 more.
+        fits = tensors[theirs].numel() == math.prod(shapes[ours])
+        renamed[ours] = tensors[theirs].view(shapes[ours]) if fits else tensors[theirs]
+    try:
+        model.load_state_dict(renamed)
+    except RuntimeError as error:
+        raise ValueError(f"the tensors do not make one M2-BERT: {error}") from error
+    return model.eval()
+
+
+def extend_positions(model: M2Bert, length: int) -> M2Bert:
+    """Make a model for longer sequences from a shorter one, to be trained further.
+
+    Position embeddings are repeated. The kernels of the long convolutions are stretched, so that they span the longer
+    sequences as they spanned the shorter ones: their time scale is that of the longest sequence.
+
+    Args:
+        model: With implicit kernels.
+        length: Longest sequence of the new model, at least that of the old one.
+
+    Returns:
+        A new model with copies of all parameters, in the old one's dtype, mode and place.
+
+    Raises:
+        ValueError: The length is below the model's, or its kernels are explicit.
+    """
+    old = model.encoder.length
+    if length < old:
+        raise ValueError(f"length must be at least the model's, {old}; got {length}; shorter inputs need no new model")
+    state = model.state_dict()
+    for name, module in model.named_modules():
+        if isinstance(module, ImplicitFilter):
+            key = f"{name}.positions"
+            features = state[key].T[None].float()
+            stretched = F.interpolate(features, size=length, mode="linear", align_corners=True)
+            state[key] = stretched[0].T.to(state[key].dtype)
+    positions = state["encoder.positions.weight"]
+    state["encoder.positions.weight"] = positions.repeat(-(-length // old), 1)[:length]
+    with torch.device("meta"):
+        longer = M2Bert(**(model.options | {"length": length}))
+    longer.to_empty(device=positions.device).to(positions.dtype)
+    try:
+        longer.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError("only implicit kernels can be stretched; build the model with kernel='implicit'") from error
+    return longer.train(model.training)
+
+
+def _embedding(name: str) -> str:
+    return f"bert.embeddings.{name}.weight"
+
+
+def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by names without prefixes, one frequency per convolution, and no buffers of fused convolutions."""
+    tensors: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = key
+        while name.startswith(("model.", "module.")):
+            name = name.split(".", 1)[1]
+        if "flashfft" in name.lower():
+            continue
+        alias = _ALIAS.fullmatch(name)
+        if alias is not None:
+            name = alias[1] + _FREQUENCY
+        value = torch.as_tensor(value)
+        if name in tensors and (alias is None or not torch.equal(tensors[name], value)):
+            what = "the frequencies of one filter must be equal" if alias else "is there twice, with and without prefix"
+            raise ValueError(f"{key!r}: {what}; give the tensors of one model")
+        tensors[name] = value
+    return tensors
+
+
+def _options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The constructor's options that shapes tell."""
+    try:
+        d_input, d_model = tensors[_embedding("word_embeddings")].shape
+        first = f"{_LAYER}0.attention.filter_fn."
+        width, features = tensors[f"{first}implicit_filter.0.weight"].shape
+        nblocks, per_block, _ = tensors[f"{_LAYER}0.mlp.gated_layers.weight"].shape
+        options = {
+            "d_input": d_input,
+            "length": tensors[_embedding("position_embeddings")].shape[0],
+            "d_model": d_model,
+            "depth": len({name.split(".")[3] for name in tensors if name.startswith(_LAYER)}),
+            "d_hidden": nblocks * per_block // 2,
+            "nblocks": nblocks,
+            "token_types": tensors[_embedding("token_type_embeddings")].shape[0],
+            "pre_norm": f"{_LAYER}0.attention.layernorm.weight" in tensors,
+            "residual_long_conv": f"{_LAYER}0.attention.filter_fn2.bias" in tensors,
+            "kernel_options": {"emb_dim": features, "width": width},
+        }
+        head, d_output = "none", None
+        if any(name.startswith("cls.") for name in tensors):
+            head = "masked_lm"
+        elif "classifier.weight" in tensors:
+            head, d_output = "classification", tensors["classifier.weight"].shape[0]
+    except KeyError as error:
+        raise ValueError(f"not an M2-BERT state dict: missing {error}") from error
+    except ValueError as error:
+        raise ValueError(f"not an M2-BERT state dict: a tensor has another number of dimensions ({error})") from error
+    return options | {"head": head, "d_output": d_output}
+
+
+def _names(depth: int, head: str, tensors: Iterable[str]) -> dict[str, str]:
+    """Every name that the state dict must have, and ours for it."""
+    names = {_embedding(theirs): f"encoder.{ours}.weight" for theirs, ours in _EMBEDDINGS.items()}
+    names |= {f"bert.embeddings.LayerNorm.{part}": f"encoder.norm.{part}" for part in ("weight", "bias")}
+    first = f"{_LAYER}0.attention."
+    within = dict(_WITH_BIAS)
+    if f"{first}layernorm.weight" in tensors:
+        within["attention.layernorm"] = "mixer.norm"
+    filters = {theirs: ours for theirs, ours in _FILTERS.items() if f"{first}{theirs}.bias" in tensors}
+    for index in range(depth):
+        layer, block = f"{_LAYER}{index}.", f"encoder.blocks.{index}."
+        for theirs, ours in within.items():
+            names |= {f"{layer}{theirs}.{part}": f"{block}{ours}.{part}" for part in ("weight", "bias")}
+        names[f"{layer}mlp.gated_layers.weight"] = f"{block}mlp.up.weight"
+        for theirs, ours in filters.items():
+            names |= _filter_names(f"{layer}attention.{theirs}.", f"{block}mixer.{ours}.")
+    return names | {"masked_lm": _MASKED_LM, "classification": _CLASSIFICATION, "none": {}}[head]
+
+
+def _filter_names(theirs: str, ours: str) -> dict[str, str]:
+    names = {
+        f"{theirs}bias": f"{ours}skip",
+        f"{theirs}pos_emb.z": f"{ours}filter.positions",
+        f"{theirs}{_FREQUENCY}": f"{ours}filter.frequency",
+    }
+    for network, layers in _NETWORKS.items():
+        for index in range(4):
+            for part in ("weight", "bias") if index < 3 else ("weight",):
+                names[f"{theirs}{network}.{2 * index}.{part}"] = f"{ours}filter.{layers}.{index}.{part}"
+    return names
+
+
+def _repeated(options: Mapping[str, Any]) -> set[str]:
+    """Names of tensors that say again what others or the sizes say."""
+    filters = list(_FILTERS)[: 1 + options["residual_long_conv"]]
+    constants = {
+        f"{_LAYER}{index}.attention.{name}.{part}"
+        for index in range(options["depth"])
+        for name in filters
+        for part in ("pos_emb.t", "modulation.deltas")
+    }
+    return constants | {_POSITION_IDS} | ({_TIED} if options["head"] == "masked_lm" else set())
+
+
+def _check_repeated(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> None:
+    """Refuse tensors that would have made another model of the original than we make of it."""
+    length, d_model = options["length"], options["d_model"]
+    constants = {
+        "pos_emb.t": torch.linspace(0, 1, length),
+        "modulation.deltas": torch.linspace(math.log(0.01) / 1.5, math.log(0.01) / 0.3, d_model),
+        "position_ids": torch.arange(length),
+    }
+    for name in sorted(_repeated(options) & set(tensors)):
+        if name == _TIED:
+            expected, meaning = tensors[_embedding("word_embeddings")], "the token embedding"
+        else:
+            expected = next(value for suffix, value in constants.items() if name.endswith(suffix))
+            meaning = f"what {length} positions and {d_model} channels make it"
+        value, expected = tensors[name].reshape(-1).double(), expected.reshape(-1).double()
+        tolerance = 0.0 if name in {_TIED, _POSITION_IDS} else 1e-2 if tensors[name].dtype.itemsize < 4 else 1e-5
+        if value.shape != expected.shape or not torch.allclose(value, expected, rtol=tolerance, atol=tolerance):
+            raise ValueError(f"{name} must be {meaning}; it is not, so that the original would be another model")
