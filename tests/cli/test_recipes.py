@@ -11,15 +11,36 @@ TWO_STEPS = [
     *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
     *("--trainer.limit_test_batches", "1", "--data.batch_size", "4", "--data.limit", "16"),
 ]
+TEXTS = Path(__file__).parents[1] / "data" / "texts"
+TINY_BERT = [
+    *("--data.tokenizer", str(TEXTS / "tokenizer"), "--data.vocabulary_size", "192", "--data.length", "32"),
+    *("--model.d_model", "16", "--model.depth", "1"),
+]
 # What spares a recipe its files, or its size.
 SMALLER = {
+    "m2-bert-mlm": ["--data.source", __file__, "--trainer.accumulate_grad_batches", "1", *TINY_BERT],
+    "m2-bert-glue": ["--data.source", str(TEXTS / "stsb"), *TINY_BERT],
+    "m2-bert-retrieval": ["--data.source", str(TEXTS / "pairs"), "--data.documents", "null", *TINY_BERT],
     "smnist": ["--data.synthetic=true"],
+    "m2-vit": ["--data.synthetic=true"],
+    "m2-gpt": ["--data.file", str(Path(__file__)), "--data.length", "32", "--model.d_model", "16"],
     "shakespeare": ["--data.file", str(Path(__file__)), "--data.length", "32", "--model.d_model", "16"],
     "delay": ["--data.length", "64", "--data.lag", "16", "--model.layer.d_state", "8"],
     "reconstruct": ["--data.length", "64", "--data.memory", "16", "--model.layer.d_state", "8"],
 }
-NEEDED = {"shakespeare": ["--data.file", str(Path(__file__))]}
-METRICS = {"shakespeare": "bits_per_character", "delay": "rmse", "reconstruct": "rmse"}
+NEEDED = {
+    "m2-gpt": ["--data.file", str(Path(__file__))],
+    "shakespeare": ["--data.file", str(Path(__file__))],
+}
+METRICS = {
+    "m2-bert-mlm": "perplexity",
+    "m2-bert-glue": "pearson",
+    "m2-bert-retrieval": "ndcg",
+    "m2-gpt": "bits_per_character",
+    "shakespeare": "bits_per_character",
+    "delay": "rmse",
+    "reconstruct": "rmse",
+}
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

@@ -25,6 +25,11 @@ EXAMPLES = {
         ["delay", "--scale", "0.02", "--train", "--epochs", "1", "--figure", "figure.png"],
         ["length 80, 20 steps asked for, N = 20", "LegT and FouT win", "trained readout", "A, B and dt too"],
     ),
+    "m2_gpt_against_gpt2.py": (
+        ["transformers"],
+        ["--contexts", "32", "--batch", "64", "--steps", "8", "--repeats", "1"],
+        ["context", "parameters", "tokens/s trained", "tokens/s written"],
+    ),
     "monarch_transforms.py": (
         ["matplotlib"],
         ["--figure", "figure.png"],

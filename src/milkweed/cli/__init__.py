@@ -12,7 +12,7 @@ from milkweed.cli.errors import UsageError, caused_by_input, debugging, print_er
 COMMANDS = {
     "train": "train a recipe and leave its results under runs/",
     "evaluate": "test the model of a finished run again",
-    "convert": "make the linear layers of a transformers model structured, without training",
+    "convert": "make the linear layers of a transformers model structured, with little or no training",
     "recipes": "list the recipes that come with milkweed",
     "inspect": "show layers, parameters, FLOPs and memory of a recipe",
     "demo": "train three small models on handwritten digits and compare them",

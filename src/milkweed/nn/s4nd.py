@@ -252,8 +252,9 @@ def _without_skip(layer: S4 | S4D) -> S4 | S4D:
     """Keep the system of a layer only: the input is added once, not once per axis."""
     empty = layer.D.detach().new_empty(0)
     del layer.D
-    # No parameter, in no state dict; there only because the layer draws its D with the rest of its system.
-    layer.register_buffer("D", empty, persistent=False)
+    # Neither parameter nor buffer, which could not leave the meta device when a model is loaded; there only because the
+    # layer draws its D with the rest of its system.
+    layer.D = empty  # type: ignore[assignment]
     return layer
 
 

@@ -1,0 +1,458 @@
+"""M2-GPT: a causal language model of gated long convolutions alone, without attention and without MLPs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from milkweed._suggest import unknown
+from milkweed.models.base import Model, check_tokens
+from milkweed.models.layer_options import layer_options
+from milkweed.nn import CausalMonarchMixer, ImplicitFilter, LongConv, ResidualBlock, ShortConv, Stepper
+
+
+class HeadConv(nn.Module):
+    """Causal long convolution of many channels with few kernels: those of a head share one.
+
+    Args:
+        channels: C.
+        length: Longest sequence.
+        heads: Kernels, a divisor of C; channel c belongs to head c modulo ``heads``.
+        options: Further arguments of [`milkweed.nn.LongConv`][].
+    """
+
+    def __init__(self, channels: int, length: int, heads: int, options: Mapping[str, Any] | None) -> None:
+        super().__init__()
+        self.channels, self.heads = channels, heads
+        decided = ("d_model", "l_max", "bidirectional")
+        self.conv = LongConv(heads, length, **layer_options("mixer_options", options, LongConv, decided))
+
+    def forward(self, u: Tensor, pre_gate: Tensor, post_gate: Tensor) -> Tensor:
+        """Convolve between two gates.
+
+        Args:
+            u: (B, C, L).
+            pre_gate: Same shape; multiplies the input.
+            post_gate: Same shape; multiplies the output.
+
+        Returns:
+            (B, C, L).
+        """
+        u, pre_gate, post_gate = (x.unflatten(1, (-1, self.heads)) for x in (u, pre_gate, post_gate))
+        return self.conv.convolve(u, pre_gate=pre_gate, post_gate=post_gate).flatten(1, 2)
+
+    def stepper(self) -> HeadConvStepper:
+        """Give the convolution step by step, without gates.
+
+        Returns:
+            A stepper over (B, C).
+        """
+        return HeadConvStepper(self)
+
+
+class HeadConvStepper(Stepper):
+    """A convolution by heads step by step: the channels of a head are sequences of one batch.
+
+    Args:
+        conv: The convolution.
+    """
+
+    def __init__(self, conv: HeadConv) -> None:
+        self._heads, self._group = conv.heads, conv.channels // conv.heads
+        self._inner: Stepper = conv.conv.stepper()
+
+    def initial_state(self, batch_size: int) -> Any:
+        """Give the state before the first step.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            The state of B sequences.
+        """
+        return self._inner.initial_state(batch_size * self._group)
+
+    def __call__(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Take one step.
+
+        Args:
+            u: (B, C).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The output (B, C) and the next state.
+        """
+        y, state = self._inner(u.reshape(-1, self._heads), state)
+        return y.reshape(u.shape), state
+
+    def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Take many steps at once.
+
+        Args:
+            u: (B, L, C).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The outputs (B, L, C) and the state after the last step.
+        """
+        sequences = u.unflatten(2, (self._group, self._heads)).transpose(1, 2).flatten(0, 1)
+        y, state = self._inner.read(sequences, state)
+        return y.unflatten(0, (-1, self._group)).transpose(1, 2).flatten(2), state
+
+
+class HeadMonarch(nn.Module):
+    """Causal Monarch map with an implicit kernel per channel; the channels of a head share its Monarch matrices.
+
+    Args:
+        channels: C.
+        length: Longest sequence.
+        heads: Sets of Monarch matrices, a divisor of C.
+        options: Further arguments of [`milkweed.nn.CausalMonarchMixer`][]; ``filter`` holds those of its
+            [`milkweed.nn.ImplicitFilter`][].
+    """
+
+    def __init__(self, channels: int, length: int, heads: int, options: Mapping[str, Any] | None) -> None:
+        super().__init__()
+        further = layer_options("mixer_options", options, CausalMonarchMixer, ("d_model", "seq_len", "heads"))
+        decided = ("d_model", "l_max", "bidirectional")
+        kernel = layer_options("mixer_options.filter", further.pop("filter", None), ImplicitFilter, decided)
+        self.mix = CausalMonarchMixer(
+            channels, length, heads=heads, filter=ImplicitFilter(channels, length, **kernel), **further
+        )
+
+    def forward(self, u: Tensor, pre_gate: Tensor, post_gate: Tensor) -> Tensor:
+        """Mix between two gates.
+
+        Args:
+            u: (B, C, L).
+            pre_gate: Same shape; multiplies the input.
+            post_gate: Same shape; multiplies the output.
+
+        Returns:
+            (B, C, L).
+        """
+        return post_gate * self.mix((pre_gate * u).transpose(1, 2)).transpose(1, 2)
+
+    def stepper(self) -> Stepper:
+        """Give the map step by step, without gates.
+
+        Returns:
+            A stepper over (B, C).
+        """
+        return self.mix.stepper()
+
+
+_CONVOLUTIONS: dict[str, type[HeadConv] | type[HeadMonarch]] = {"causal_monarch": HeadMonarch, "long_conv": HeadConv}
+
+
+class GptMixer(nn.Module):
+    """Mix a sequence by ``out(conv(v * x1) * x2)``, where x1, x2, v are short convolutions of projections of the input.
+
+    Args:
+        d_model: D, channels in and out.
+        length: Longest sequence.
+        heads: As in `M2Gpt`.
+        expand: Between the linear layers there are ``expand * d_model`` channels.
+        mixer: As in `M2Gpt`.
+        options: Its ``mixer_options``.
+    """
+
+    def __init__(
+        self, d_model: int, length: int, heads: int, expand: int, mixer: str, options: Mapping[str, Any] | None
+    ) -> None:
+        super().__init__()
+        self.in_linear = nn.Linear(d_model, 3 * expand * d_model)
+        self.short_conv = ShortConv(3 * expand * d_model)
+        self.conv: HeadConv | HeadMonarch = _CONVOLUTIONS[mixer](expand * d_model, length, heads, options)
+        self.out_linear = nn.Linear(expand * d_model, d_model)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Mix a batch of sequences.
+
+        Args:
+            u: (B, L, d_model).
+
+        Returns:
+            (B, L, d_model).
+        """
+        x = self.in_linear(u).transpose(1, 2).contiguous()
+        x1, x2, v = self.short_conv(x).chunk(3, 1)
+        return self.out_linear(self.conv(v, x1, x2).transpose(1, 2))
+
+    def stepper(self, rate: float = 1.0) -> GptMixerStepper:
+        """Give the mixer step by step, with the parameters as they are now.
+
+        Args:
+            rate: Must be 1, as in `M2Gpt`.
+
+        Returns:
+            A stepper over (B, d_model).
+
+        Raises:
+            ValueError: The rate is another.
+        """
+        if rate != 1.0:
+            raise ValueError(f"rate must be 1: the kernels of M2-GPT are tied to its steps; got {rate}")
+        return GptMixerStepper(self)
+
+
+class GptMixerState(NamedTuple):
+    """Where a mixer is in its sequences.
+
+    Attributes:
+        recent: The last two projections, (B, 3 channels, 2); zero before the first step.
+        conv: State of the long convolution.
+    """
+
+    recent: Tensor
+    conv: Any
+
+
+class GptMixerStepper(Stepper):
+    """A mixer step by step.
+
+    Args:
+        mixer: The mixer.
+    """
+
+    def __init__(self, mixer: GptMixer) -> None:
+        self._in, self._short, self._out = (
+            copy.deepcopy(part).eval() for part in (mixer.in_linear, mixer.short_conv, mixer.out_linear)
+        )
+        self._conv: Stepper = mixer.conv.stepper()
+
+    def initial_state(self, batch_size: int) -> GptMixerState:
+        """Give the state before the first step.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            The state of B sequences.
+        """
+        channels, reach = self._short.weight.shape
+        recent = self._short.weight.new_zeros(batch_size, channels, reach - 1)
+        return GptMixerState(recent, self._conv.initial_state(batch_size))
+
+    def __call__(self, u: Tensor, state: GptMixerState) -> tuple[Tensor, GptMixerState]:
+        """Take one step, without gradients.
+
+        Args:
+            u: (B, d_model).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The output (B, d_model) and the next state.
+        """
+        x1, x2, v, recent = self._gates(u[:, None], state.recent)
+        y, conv = self._conv((v * x1)[:, 0], state.conv)
+        return self._out(y * x2[:, 0]), GptMixerState(recent, conv)
+
+    def read(self, u: Tensor, state: GptMixerState) -> tuple[Tensor, GptMixerState]:
+        """Take many steps at once, e.g. over a prompt.
+
+        Args:
+            u: (B, L, d_model).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The outputs (B, L, d_model) and the state after the last step.
+        """
+        x1, x2, v, recent = self._gates(u, state.recent)
+        y, conv = self._conv.read(v * x1, state.conv)
+        return self._out(y * x2), GptMixerState(recent, conv)
+
+    def _gates(self, u: Tensor, recent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x1, x2 and v of the new steps, (B, L, channels), and the projections that the next ones need."""
+        seen = torch.cat([recent, self._in(u).transpose(1, 2)], -1)
+        kept = recent.shape[-1]
+        x1, x2, v = self._short(seen)[..., kept:].transpose(1, 2).chunk(3, -1)
+        # A copy of the two that are still needed, not a view that keeps the whole prompt.
+        return x1, x2, v, seen[..., -kept:].clone()
+
+
+class M2Gpt(Model):
+    """Embedding → residual blocks of a causal mixer → norm → head, which is the embedding.
+
+    The defaults are of the smaller published size, the larger one is ``d_model=1024, depth=36``. There are no MLPs; a
+    mixer of twice the model's width has as many weights as attention and a narrow MLP together. There are no positions
+    either: a convolution knows how long ago something was.
+
+    Args:
+        d_input: Number of different tokens.
+        d_output: The same.
+        length: Longest context, in tokens.
+        d_model: Channels.
+        depth: Number of blocks.
+        heads: Groups of channels in every mixer, which must divide their number. A group shares its kernel, or with
+            ``"causal_monarch"`` its Monarch matrices.
+        expand: Channels inside a mixer are ``expand * d_model``.
+        mixer: ``"long_conv"``, or ``"causal_monarch"`` for a [`milkweed.nn.CausalMonarchMixer`][], which starts as a
+            long convolution.
+        mixer_options: Further arguments of [`milkweed.nn.LongConv`][], or of [`milkweed.nn.CausalMonarchMixer`][] with
+            those of an [`milkweed.nn.ImplicitFilter`][] under ``filter``.
+        dropout: Probability, at the end of every branch.
+        vocabulary: The characters that the tokens stand for, for those who use the model; not needed to run it.
+
+    Raises:
+        ValueError: A size is below 1, or does not fit another.
+
+    Source:
+        Monarch Mixer (arXiv 2310.12109), section 5.3, M2-GPT of 145M and 360M parameters. Neither code nor weights were
+        published. This is a reconstruction from what the paper says: width and depth, gates, no MLP; ``expand`` was
+        chosen to come near the published counts.
+    """
+
+    def __init__(
+        self,
+        d_input: int = 50257,
+        d_output: int = 50257,
+        length: int = 2048,
+        d_model: int = 864,
+        depth: int = 18,
+        heads: int = 8,
+        expand: int = 2,
+        mixer: str = "long_conv",
+        mixer_options: Mapping[str, Any] | None = None,
+        dropout: float = 0.0,
+        vocabulary: str | None = None,
+    ) -> None:
+        super().__init__(
+            d_input=d_input,
+            d_output=d_output,
+            length=length,
+            d_model=d_model,
+            depth=depth,
+            heads=heads,
+            expand=expand,
+            mixer=mixer,
+            mixer_options=mixer_options,
+            dropout=dropout,
+            vocabulary=vocabulary,
+        )
+        sizes = {"d_input": d_input, "length": length, "d_model": d_model, "depth": depth}
+        for name, value in (sizes | {"heads": heads, "expand": expand}).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        if d_input != d_output:
+            raise ValueError(f"M2-GPT tells the tokens that it reads: d_output={d_output} must be d_input={d_input}")
+        if expand * d_model % heads:
+            raise ValueError(
+                f"heads must divide expand * d_model; got heads={heads}, expand={expand}, d_model={d_model}"
+            )
+        if mixer not in _CONVOLUTIONS:
+            raise ValueError(unknown("mixer", mixer, _CONVOLUTIONS))
+        if vocabulary is not None and len(vocabulary) != d_input:
+            raise ValueError(f"vocabulary must have d_input={d_input} characters; got {len(vocabulary)}")
+        self.d_input, self.length = d_input, length
+        self.encoder = nn.Embedding(d_input, d_model)
+        nn.init.normal_(self.encoder.weight, std=0.02)
+        self.blocks = nn.ModuleList(
+            ResidualBlock(GptMixer(d_model, length, heads, expand, mixer, mixer_options), d_model, dropout=dropout)
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(d_model)
+
+    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Run the network.
+
+        Args:
+            inputs: (B, L) tokens, L <= length.
+            lengths: Not used: no step sees the padding after it.
+
+        Returns:
+            Logits for the next token at every step, (B, L, d_output).
+
+        Raises:
+            ValueError: The inputs are no tokens, or too many.
+        """
+        check_tokens(inputs, self.d_input)
+        if inputs.shape[1] > self.length:
+            raise ValueError(f"this M2Gpt was built for contexts up to length={self.length}; got {tuple(inputs.shape)}")
+        x = self.encoder(inputs)
+        for block in self.blocks:
+            x = block(x)
+        return F.linear(self.norm(x), self.encoder.weight)
+
+    def stepper(self, rate: float = 1.0) -> M2GptStepper:
+        """Give the network token by token, with the parameters as they are now.
+
+        Args:
+            rate: Must be 1; kernels are tied to the steps that they were trained on.
+
+        Returns:
+            A stepper over (B,) tokens, up to ``length`` of them; all together cost O(length log² length).
+
+        Raises:
+            ValueError: The rate is another.
+        """
+        return M2GptStepper(self, rate)
+
+
+class M2GptStepper(Stepper):
+    """The whole network token by token.
+
+    Args:
+        model: The model.
+        rate: Passed to the mixers.
+    """
+
+    def __init__(self, model: M2Gpt, rate: float = 1.0) -> None:
+        self._encoder, self._norm = (copy.deepcopy(part).eval() for part in (model.encoder, model.norm))
+        self._blocks: list[Stepper] = [block.stepper(rate) for block in model.blocks]  # type: ignore[operator]
+        self._d_input = model.d_input
+
+    def initial_state(self, batch_size: int) -> tuple[Any, ...]:
+        """Give the state before the first token.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            The blocks' states.
+        """
+        return tuple(block.initial_state(batch_size) for block in self._blocks)
+
+    @torch.no_grad()
+    def __call__(self, u: Tensor, state: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
+        """Take one step, without gradients and dropout.
+
+        Args:
+            u: (B,) tokens.
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            Logits for the next token, (B, d_output), and the next state.
+        """
+        check_tokens(u[:, None], self._d_input)
+        x, states = self._encoder(u), []
+        for block, own in zip(self._blocks, state, strict=True):
+            x, own = block(x, own)
+            states.append(own)
+        return self._logits(x), tuple(states)
+
+    @torch.no_grad()
+    def read(self, u: Tensor, state: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
+        """Take many steps at once, e.g. over a prompt.
+
+        Args:
+            u: (B, L) tokens.
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            Logits for the next token at every step, (B, L, d_output), and the state after the last step.
+        """
+        check_tokens(u, self._d_input)
+        x, states = self._encoder(u), []
+        for block, own in zip(self._blocks, state, strict=True):
+            x, own = block.read(x, own)
+            states.append(own)
+        return self._logits(x), tuple(states)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return F.linear(self._norm(x), self._encoder.weight)
