@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milkweed.benchmarks.cases import fft_conv, s4, s4d
+from milkweed.benchmarks.cases import fft_conv, long_conv, m2_bert, s4, s4d
 from milkweed.benchmarks.memory import peak_extra_bytes
 from milkweed.benchmarks.registry import Pair, Size
 from milkweed.benchmarks.run import relative_errors, seconds, without_garbage_collection
@@ -31,12 +31,14 @@ class Growth:
         description: One line.
         build: Makes milkweed's side and its reference for a size.
         size: All of the size but its ``length``.
+        lengths: Where it is measured.
     """
 
     name: str
     description: str
     build: Callable[[Size], Pair]
     size: Size
+    lengths: tuple[int, ...] = LENGTHS
 
     def at(self, length: int) -> Size:
         """Complete the size.
@@ -95,7 +97,7 @@ def all_growths() -> list[Growth]:
     """List what is measured.
 
     Returns:
-        S4, S4D and the convolution alone, forward and backward.
+        Layers and the convolution alone, forward and backward; a block of M2-BERT, forward.
     """
     layer = {"batch": 4, "d_model": 64, "d_state": 64}
     convolution = partial(fft_conv.build, training=True, gated=False)
@@ -103,6 +105,14 @@ def all_growths() -> list[Growth]:
         Growth("growth-s4", "S4 layer (LegS), all gradients", s4.build_layer, layer),
         Growth("growth-s4d", "S4D layer, all gradients", s4d.build_layer, layer),
         Growth("growth-fft-conv", "causal convolution, all gradients", convolution, {"batch": 4, "channels": 64}),
+        Growth("growth-long-conv", "LongConv layer, all gradients", long_conv.build, {"batch": 4, "d_model": 64}),
+        Growth(
+            "growth-m2-bert",
+            "a block of M2-BERT 80M with its embeddings",
+            m2_bert.build,
+            {"d_model": 768, "depth": 1, "heads": 12},
+            tuple(2**power for power in range(9, 16)),
+        ),
     ]
 
 
@@ -111,7 +121,7 @@ def measure_growth(
     *,
     repeats: int = 10,
     memory: bool = True,
-    lengths: Sequence[int] = LENGTHS,
+    lengths: Sequence[int] | None = None,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> GrowthMeasurement:
     """Check the shortest length against float64 and, if it is right, measure all lengths in turn.
@@ -120,13 +130,13 @@ def measure_growth(
         case: What to measure.
         repeats: Samples of each length.
         memory: Whether to measure memory too.
-        lengths: The lengths.
+        lengths: The lengths, if not the case's own.
         on_step: Told before each step what is about to happen.
 
     Returns:
         The measurement, with ``failure`` set where there is no figure.
     """
-    result = GrowthMeasurement(case)
+    result, lengths = GrowthMeasurement(case), lengths or case.lengths
     try:
         on_step("check against float64")
         result.failure = _wrong(case.build(case.at(lengths[0])))
