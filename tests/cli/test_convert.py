@@ -1,7 +1,9 @@
 import importlib.util
 import json
+import os
 import re
 import shutil
+import signal
 
 import pytest
 import torch
@@ -95,7 +97,7 @@ def test_the_page_needs_nothing_else_and_escapes_names(folder):
     assert "<b>" not in page
     assert page.count("data:image/svg+xml;base64,") == 3
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
-    assert "Inputs 8 × 38" in page
+    assert "Inputs 8 × 40" in page
 
 
 @pytest.mark.parametrize("model", ["bert", "gpt2"])
@@ -302,6 +304,173 @@ def test_weights_that_do_not_belong_to_the_config(folder, capsys):
     assert "bert lacks encoder.layer.2" in refused(["bert", "--out", "x"], capsys)
     file.write_text(json.dumps(config | {"intermediate_size": 48}))
     assert "the weights of bert cannot be read" in refused(["bert", "--out", "x"], capsys)
+
+
+def save_other(folder, name):
+    """Tiny models of further families, whose inputs are not what BERT's are."""
+    common = {"vocab_size": SIZES["vocab_size"], "max_position_embeddings": 40}
+    t5 = {"vocab_size": SIZES["vocab_size"], "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
+    bart = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in BART_SIDE.items()}
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = {
+        "roberta": lambda: transformers.RobertaModel(
+            transformers.RobertaConfig(**SIZES, intermediate_size=64, max_position_embeddings=40, pad_token_id=1)
+        ),
+        "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**t5, decoder_start_token_id=0)),
+        "t5-encoder": lambda: transformers.T5EncoderModel(transformers.T5Config(**t5)),
+        "bart": lambda: transformers.BartForConditionalGeneration(
+            transformers.BartConfig(**common, d_model=32, **bart)
+        ),
+        "clip": lambda: transformers.CLIPModel(
+            transformers.CLIPConfig(
+                text_config=common | tower | {"eos_token_id": 2},
+                vision_config=tower | {"image_size": 16, "patch_size": 8},
+                projection_dim=32,
+            )
+        ),
+        "vit": lambda: transformers.ViTModel(transformers.ViTConfig(**tower, image_size=16, patch_size=8)),
+        "wav2vec2": lambda: transformers.Wav2Vec2Model(
+            transformers.Wav2Vec2Config(
+                **tower,
+                conv_dim=(8, 8),
+                conv_stride=(5, 2),
+                conv_kernel=(10, 3),
+                num_feat_extract_layers=2,
+                num_conv_pos_embeddings=4,
+                num_conv_pos_embedding_groups=2,
+            )
+        ),
+    }[name]()
+    model.save_pretrained(folder / name)
+    save_tokenizer(folder / name)
+    return model
+
+
+BART_SIDE = {"layers": 1, "attention_heads": 2, "ffn_dim": 64}
+
+
+@pytest.mark.parametrize("family", ["roberta", "t5", "t5-encoder", "bart"])
+def test_families_that_are_called_in_other_ways(folder, family, capsys):
+    save_other(folder, family)
+    (folder / "long.txt").write_text("\n".join(" ".join(WORDS[:13] * n) for n in range(1, 9)))
+    convert(family, "--calibrate", "long.txt", "--distill", "1", "--nblocks", "2", "--out", "out")
+    shown = capsys.readouterr().out
+    assert "the whole model on cpu" in shown
+    loaded = mw.load_pretrained("out")
+    inputs = {"input_ids": torch.arange(6).view(1, 6)}
+    if family in {"t5", "bart"}:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    assert loaded(**inputs)[0].isfinite().all()
+
+
+def test_the_decoder_reads_the_texts_one_token_later(folder):
+    from milkweed.cli.convert.inputs import with_decoder
+
+    model = save_other(folder, "bart")
+    tokens, mask = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    found = with_decoder(model, {"input_ids": tokens, "attention_mask": mask})
+    start = model.config.decoder_start_token_id
+    assert found["decoder_input_ids"].tolist() == [[start, 5, 6], [start, 8, 9]]
+    assert found["decoder_attention_mask"].tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert found["input_ids"] is tokens
+
+
+@pytest.mark.parametrize("family", ["clip", "vit", "wav2vec2"])
+def test_models_that_read_more_than_texts(folder, family, capsys):
+    save_other(folder, family)
+    message = refused([family, "--calibrate", "text.txt", "--nblocks", "2", "--out", "x"], capsys)
+    assert "does not run on texts alone" in message
+    assert "convert it without --calibrate" in message
+    convert(family, "--nblocks", "2", "--out", "out")
+    assert ("the whole model on cpu" in capsys.readouterr().out) is (family != "clip")
+
+
+def test_a_model_that_would_not_run_is_not_written(folder, capsys, monkeypatch):
+    # As if it were not known that T5 reads `wo.weight`.
+    monkeypatch.setattr("milkweed.convert.sites.reader_of_weight", lambda *_: None)
+    save_other(folder, "t5")
+    message = refused(["t5", "--nblocks", "2", "--out", "out"], capsys)
+    wo = "encoder.block.0.layer.1.DenseReluDense.wo"
+    assert f"the converted model would not run: AttributeError in {wo}" in message
+    assert f"--keep '{wo}'" in message
+    assert not (folder / "out").exists()
+    convert("t5", "--nblocks", "2", "--keep", "re:.*DenseReluDense.wo", "--out", "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": "x"}, "bert/config.json"),
+        ({"num_attention_heads": 5}, "bert/config.json"),
+        ({"num_hidden_layers": 10**8}, "has 100000000 layers, but only 39 tensors are stored beside it"),
+        ("[" * 100_000, "is no JSON: maximum recursion depth"),
+        ("[]", "must hold a JSON object; got a list"),
+    ],
+)
+def test_configs_that_make_no_model(folder, capsys, change, message):
+    file = folder / "bert" / "config.json"
+    text = change if isinstance(change, str) else json.dumps(json.loads(file.read_text()) | change)
+    file.write_text(text)
+    assert message in refused(["bert", "--out", "x"], capsys)
+    assert not (folder / "x").exists()
+
+
+def test_weights_that_the_config_has_no_place_for(folder, capsys):
+    file = folder / "bert" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 1}))
+    convert("bert", "--out", "out")
+    warning = " ".join(capsys.readouterr().err.split())
+    assert "BertModel, which config.json of bert describes, has no place for encoder.layer.1.attention" in warning
+    assert "and 11 more: stored, but not in the converted model" in warning
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_appears_in_its_place_meanwhile_is_not_replaced(folder, capsys, monkeypatch, kind):
+    def appear(*_):
+        if kind == "file":
+            (folder / "out").write_text("precious")
+        else:
+            (folder / "out").mkdir()
+            (folder / "out" / "thesis.txt").write_text("precious")
+
+    monkeypatch.setattr("milkweed.cli.convert.page.write_page", appear)
+    assert "choose a new folder" in refused(["bert", "--out", "out"], capsys)
+    path = folder / "out" if kind == "file" else folder / "out" / "thesis.txt"
+    assert path.read_text() == "precious"
+    assert sorted(path.name for path in folder.iterdir()) == ["bert", "gpt2", "out", "text.txt"]
+
+
+def test_being_ended_leaves_nothing(folder, monkeypatch):
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("milkweed.cli.convert.page.write_page", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = content(folder)
+    with pytest.raises(SystemExit) as raised:
+        main(["convert", "bert", "--out", "new/out"])
+    assert raised.value.code == 128 + signal.SIGTERM
+    assert content(folder).keys() == before.keys()
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_while_distilling(folder, monkeypatch, number, code):
+    real = mw.nn.MonarchLinear.forward
+
+    def forward(self, x):
+        if self.training is False and torch.is_grad_enabled():
+            os.kill(os.getpid(), number)
+        return real(self, x)
+
+    monkeypatch.setattr(mw.nn.MonarchLinear, "forward", forward)
+    before = content(folder)
+    arguments = ["convert", "bert", "--calibrate", "text.txt", "--distill", "9", "--out", "out"]
+    if number == signal.SIGINT:
+        assert main(arguments) == code
+    else:
+        with pytest.raises(SystemExit) as raised:
+            main(arguments)
+        assert raised.value.code == code
+    assert content(folder).keys() == before.keys()
 
 
 def test_texts_are_spread_over_the_file(tmp_path):

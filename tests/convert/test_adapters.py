@@ -1,6 +1,7 @@
 """Adapters: added without a change, trained alone, merged and taken apart exactly, kept in files of their own."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -210,26 +211,71 @@ def test_one_layer_under_two_names(tmp_path):
     assert torch.equal(model(x), expected)
 
 
-def test_merging_keeps_hooks_and_the_way_back_only_if_asked():
-    model = network()
-    seen = []
-    model[0].register_forward_hook(lambda *_: seen.append(1))
-    mw.add_adapters_(model, CONFIG)
-    assert mw.merge_adapters_(model).kept == []
-    model(torch.randn(2, 24))
-    assert seen == [1]
+def test_the_way_back_only_if_asked():
+    assert mw.merge_adapters_(adapted_network()).kept == []
     with pytest.raises(ValueError, match="keep=True"):
         mw.merge_adapters_(adapted_network()).unmerge_()
 
 
-def test_unmerging_refuses_what_would_be_lost():
+@pytest.mark.parametrize("place", ["", ".base", ".update"])
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook", "forward"])
+def test_merging_refuses_layers_that_do_more(place, kind):
+    # Such a hook sees W x and M x apart, or one of them; merged, it would see their sum, or be lost.
+    model, x = adapted_network(), torch.randn(2, 24)
+    layer = model.get_submodule(f"0{place}")
+    if kind == "forward":
+        plain = layer.forward
+        layer.forward = lambda x: 3 * plain(x)
+    else:
+        getattr(layer, kind)(lambda _, inputs, *outputs: 3 * (outputs or inputs)[0])
+    expected = model(x)
+    with pytest.raises(
+        ValueError, match=r"layer '0' cannot be merged: (it has hooks|its forward was replaced).*see other numbers"
+    ):
+        mw.merge_adapters_(model)
+    assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda layer: layer.weight.mul_(2), "its weight changed"),
+        (lambda layer: layer.bias.add_(100), "its bias changed"),
+        (lambda layer: setattr(layer.weight, "data", torch.zeros(48, 24)), "its weight changed"),
+        (lambda layer: setattr(layer, "bias", None), "its bias changed"),
+        (lambda layer: setattr(layer, "bias", nn.Parameter(torch.zeros(48))), "its bias changed"),
+        (lambda layer: layer.double(), "its weight changed"),
+    ],
+)
+def test_unmerging_refuses_what_would_be_lost(change, message):
     model = adapted_network()
     merged = mw.merge_adapters_(model, keep=True)
     with torch.no_grad():
-        model[2].weight.mul_(2)
-    with pytest.raises(ValueError, match="'2' was replaced or its weight changed after merging"):
+        change(model[0])
+    with pytest.raises(ValueError, match=f"layer '0' cannot be unmerged: {message} after merging"):
         merged.unmerge_()
     assert type(model[0]) is nn.Linear
+    assert type(model[2]) is nn.Linear
+
+
+def test_unmerging_refuses_replaced_layers():
+    model = adapted_network()
+    merged = mw.merge_adapters_(model, keep=True)
+    model[2] = nn.Linear(48, 24)
+    with pytest.raises(ValueError, match="'2' was replaced after merging"):
+        merged.unmerge_()
+
+
+@pytest.mark.parametrize(("number", "dtype"), [(torch.nan, torch.float32), (1e4, torch.float16)])
+def test_merging_refuses_a_sum_that_is_not_finite(number, dtype):
+    model = network().to(dtype)
+    mw.add_adapters_(model, CONFIG)
+    with torch.no_grad():
+        for parameter in model[2].update.parameters():
+            parameter.fill_(number)
+    with pytest.raises(ValueError, match=rf"layer '2' cannot be merged: .* NaN or infinite numbers in {dtype}"):
+        mw.merge_adapters_(model)
+    assert isinstance(model[0], AdaptedLinear)  # all of them or none
 
 
 class TestMechanism:
@@ -384,10 +430,12 @@ def test_layers_whose_weights_are_read_by_others():
     [
         ({"re:.*attention": CONFIG}, {}, ValueError, "matches none of the 3 linear layers; near names"),
         ({"0": mw.AdapterConfig(nblocks=2, rank=13)}, {}, ValueError, r"layer '0' cannot have .*got rank=13"),
-        ({"0": mw.AdapterConfig(scale=float("inf"))}, {}, ValueError, "layer '0' cannot have .*scale must be finite"),
         ({"0": mw.MonarchConfig(2)}, {}, TypeError, r"such as AdapterConfig\(nblocks=4\)"),
         ({"re:.*": None}, {}, ValueError, "no layer can have an adapter"),
         (mw.MonarchConfig(2), {}, TypeError, "rules must map names"),
+        (CONFIG, {"train": "re:("}, ValueError, r"train: 're:\(' is neither a name nor a well-formed 're:' pattern"),
+        (CONFIG, {"train": ["3", 5]}, ValueError, "train: 5 is neither a name"),
+        (CONFIG, {"train": None}, TypeError, "train must be a name, .*; got None"),
         (CONFIG, {"train": "classifier"}, ValueError, "train: rule 'classifier' matches none of the 8 modules and par"),
     ],
 )
@@ -397,6 +445,19 @@ def test_refused(rules, options, error, message):
         mw.add_adapters_(model, rules, **options)
     assert all(type(layer) is not AdaptedLinear for layer in model)
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("options", [{"nblocks": 0}, {"nblocks": 2.5}, {"nblocks": "4"}, {"rank": True}, {"rank": -1}])
+def test_a_config_of_the_wrong_kind(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name} must be a whole number from 1 on; got {name}={value!r}"):
+        mw.AdapterConfig(**options)
+
+
+@pytest.mark.parametrize("scale", ["x", None, float("inf"), float("nan")])
+def test_a_scale_of_the_wrong_kind(scale):
+    with pytest.raises(ValueError, match=f"scale must be a finite number; got scale={scale!r}"):
+        mw.AdapterConfig(scale=scale)
 
 
 def test_refused_states(tmp_path):
@@ -413,6 +474,23 @@ def test_refused_states(tmp_path):
 class TestFiles:
     def saved(self, path):
         return mw.save_adapters(adapted_network(train="3"), path)
+
+    def test_every_frozen_parameter_is_sampled(self, tmp_path):
+        layers = [nn.Embedding(50, 24), *(nn.Linear(24, 24) for _ in range(8)), nn.LayerNorm(24)]
+        model = nn.Sequential(*layers)
+        other = copy.deepcopy(model)
+        mw.add_adapters_(model, CONFIG, train="8.bias")
+        file = mw.save_adapters(model, tmp_path)
+        assert file.stat().st_size < 20_000 + 4 * 8 * 2 * 2 * 48
+        mw.load_adapters_(copy.deepcopy(other), file)
+        for name, parameter in other.named_parameters():
+            changed = copy.deepcopy(other)
+            changed.get_parameter(name).data += 0.1 * torch.randn_like(parameter)
+            if name == "8.bias":
+                mw.load_adapters_(changed, file)
+                continue
+            with pytest.raises(ValueError, match=f"'{name}' has other numbers there"):
+                mw.load_adapters_(changed, file)
 
     def test_another_dtype_is_the_same_model(self, tmp_path):
         self.saved(tmp_path)
@@ -434,6 +512,8 @@ class TestFiles:
             (lambda m: m.__setitem__(2, nn.Linear(48, 30, bias=False)), r"'2' has 48 inputs and 24 outputs.*48 and 30"),
             (lambda m: m[0].weight.data.mul_(1.001), "'0.weight' has other numbers there"),
             (lambda m: m.__setitem__(0, MonarchLinear(24, 48, 2)), "was one of them converted"),
+            (lambda m: m[0].bias.data.add_(1), "'0.bias' has other numbers there"),
+            (lambda m: m[2].weight.data.normal_(), "'2.weight' has other numbers there"),
         ],
     )
     def test_another_model(self, change, message, tmp_path):
@@ -486,3 +566,47 @@ class TestFiles:
             mw.load_adapters_(model, tmp_path)
         assert type(model[0]) is nn.Linear
         assert all(p.requires_grad for p in model.parameters())
+
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [
+            ("adapters", [], "the adapters in .* must be a list of one or more"),
+            ("adapters", 0, r"the adapters\[0\] in .* must be a mapping with names, .*, scale; got \{\}"),
+            ("names", [], r"the adapters\[0\]\['names'\] in .* must be a list of one or more; got \[\]"),
+            ("names", "0", r"\['names'\] in .* must be a list of one or more; got '0'"),
+            ("scale", "x", r"\['scale'\] in .* must be a finite number; got 'x'"),
+            ("scale", float("nan"), r"\['scale'\] in .* must be a finite number; got nan"),
+            ("in_features", float("inf"), r"\['in_features'\] in .* must be a whole number from 1 .*; got inf"),
+            ("out_features", ["48"], r"\['out_features'\]\[0\] in .* must be a whole number"),
+            ("layers", [{"name": "monarch"}] * 2, r"(?s)do not fit their description.*2 layers for 1 sizes"),
+            ("samples", [], r"the base\['samples'\] in .* must be a mapping"),
+            ("samples", {"zz": {"dtype": "torch.float32", "values": []}}, "has no parameter 'zz'"),
+            ("samples", {"0.weight": {"dtype": "torch.int8", "values": []}}, "names a dtype 'torch.int8'"),
+        ],
+    )
+    def test_descriptions_that_are_malformed(self, key, value, message, tmp_path):
+        file = self.saved(tmp_path)
+        with safe_open(file, "pt") as stored:
+            metadata = stored.metadata()
+        entries, base = json.loads(metadata["adapters"]), json.loads(metadata["base"])
+        if key == "samples":
+            base[key] = value
+        elif key == "adapters":
+            entries = [{}] if value == 0 else value
+        else:
+            entries[0][key] = value
+        metadata |= {"adapters": json.dumps(entries), "base": json.dumps(base)}
+        save_file(load_file(file), file, metadata)
+        model = network()
+        with pytest.raises(ValueError, match=message):
+            mw.load_adapters_(model, tmp_path)
+        assert type(model[0]) is nn.Linear
+
+    @pytest.mark.parametrize("number", [torch.nan, torch.inf])
+    def test_numbers_that_are_not_finite(self, number, tmp_path):
+        model = adapted_network()
+        with torch.no_grad():
+            model[0].update.left[0, 0, 0] = number
+        file = mw.save_adapters(model, tmp_path)
+        with pytest.raises(ValueError, match=rf"{file.name} holds '0.update.left', .* with NaN, infinite"):
+            mw.load_adapters_(network(), tmp_path)

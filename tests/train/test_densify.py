@@ -163,7 +163,13 @@ def test_gradients_are_accumulated_over_one_kind_of_layers():
         ({"at": 1}, r"densify.at=1 must be a fraction"),
         ({"at": 20.5}, r"densify.at=20.5 must be a fraction"),
         ({"state": "keep"}, "densify.state='keep' must be 'reset' or 'carry'"),
-        ({"warmup_steps": -1}, "densify.warmup_steps=-1 must be at least 0"),
+        ({"at": "0.5"}, r"densify.at='0.5' must be a fraction"),
+        ({"at": True}, r"densify.at=True must be a fraction"),
+        ({"at": float("nan")}, r"densify.at=nan must be a fraction"),
+        ({"warmup_steps": -1}, "densify.warmup_steps=-1 must be a whole number from 0 on"),
+        ({"warmup_steps": float("nan")}, "densify.warmup_steps=nan must be a whole number from 0 on"),
+        ({"warmup_steps": 1.5}, "densify.warmup_steps=1.5 must be a whole number from 0 on"),
+        ({"warmup_steps": "3"}, "densify.warmup_steps='3' must be a whole number from 0 on"),
     ],
 )
 def test_bad_options_are_refused(options, message):

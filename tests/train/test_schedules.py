@@ -1,6 +1,6 @@
 import pytest
 
-from milkweed.train.schedules import warmup_constant, warmup_cosine
+from milkweed.train.schedules import warmup_constant, warmup_cosine, warmup_linear
 
 
 def test_cosine_after_linear_warmup():
@@ -16,6 +16,11 @@ def test_cosine_ends_at_the_final_factor():
     assert warmup_cosine(100, final=0.1)(100) == pytest.approx(0.1)
 
 
+def test_linear_after_linear_warmup():
+    factor = warmup_linear(110, warmup_steps=10, final=0.02)
+    assert [factor(step) for step in (0, 9, 10, 60, 110, 500)] == pytest.approx([0.1, 1.0, 1.0, 0.51, 0.02, 0.02])
+
+
 def test_short_training_is_all_warmup():
     factor = warmup_cosine(3, warmup_steps=10)
     assert [factor(step) for step in range(3)] == pytest.approx([0.1, 0.2, 0.3])
@@ -27,7 +32,9 @@ def test_constant_after_warmup():
     assert warmup_constant()(0) == 1.0
 
 
-@pytest.mark.parametrize("make", [lambda: warmup_cosine(10, -1), lambda: warmup_constant(-1)])
+@pytest.mark.parametrize(
+    "make", [lambda: warmup_cosine(10, -1), lambda: warmup_linear(10, -1), lambda: warmup_constant(-1)]
+)
 def test_negative_warmup_is_refused(make):
     with pytest.raises(ValueError, match="warmup_steps=-1"):
         make()
@@ -36,3 +43,5 @@ def test_negative_warmup_is_refused(make):
 def test_final_must_be_a_fraction():
     with pytest.raises(ValueError, match="final=2"):
         warmup_cosine(10, final=2)
+    with pytest.raises(ValueError, match="final=-1"):
+        warmup_linear(10, final=-1)

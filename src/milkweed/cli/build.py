@@ -80,6 +80,7 @@ def make_parser() -> ArgumentParser:
     for source in ("d_input", "d_output", "length", "vocabulary"):
         parser.link_arguments(f"data.{source}", f"model.init_args.{source}", apply_on="instantiate")
     parser.link_arguments("data.d_output", "task.init_args.num_classes", apply_on="instantiate")
+    parser.link_arguments("data.judged_by", "task.init_args.judged_by", apply_on="instantiate")
     parser.link_arguments("model", "task.init_args.model", apply_on="instantiate")
     return parser
 

@@ -49,8 +49,8 @@ def run(arguments: list[str]) -> int:
     with torch.device("meta"):
         parts = build(config)
     data, model = parts.data, parts.task.model
-    shape = (data.batch_size, data.length) if data.vocabulary else (data.batch_size, data.length, data.d_input)
-    report = measure(model, torch.zeros(shape, dtype=torch.long if data.vocabulary else None, device="meta"))
+    shape = (data.batch_size, data.length) if data.tokens else (data.batch_size, data.length, data.d_input)
+    report = measure(model, torch.zeros(shape, dtype=torch.long if data.tokens else None, device="meta"))
     console = Console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer")
@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> int:
     rows = Table.grid(padding=(0, 3))
     rows.add_row(
         "inputs",
-        " × ".join(map(str, shape)) + (" (batch, length)" if data.vocabulary else " (batch, length, features)"),
+        " × ".join(map(str, shape)) + (" (batch, length)" if data.tokens else " (batch, length, features)"),
     )
     rows.add_row("parameters", f"{megabytes(report.parameter_bytes)}")
     rows.add_row("gradients", f"{megabytes(report.gradient_bytes)}")

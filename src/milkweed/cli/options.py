@@ -13,6 +13,7 @@ FIXED = {
     "model.d_output": "the data decide it",
     "model.length": "the data decide it",
     "task.num_classes": "the data decide it",
+    "task.judged_by": "the data decide it",
     "task.model": "it is the section model",
     "data.seed": "it is --seed",
     "trainer.max_steps": "trainings are bounded by --trainer.max_epochs, and epochs by --trainer.limit_train_batches",

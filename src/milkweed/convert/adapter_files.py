@@ -16,21 +16,25 @@ from torch import Tensor, nn
 from milkweed._files import atomic_write
 from milkweed._version import __version__
 from milkweed.convert.adapters import adaptable_sites, adapted_layers, attach, base_parameters
-from milkweed.convert.files import file_in, read_tensors
-from milkweed.convert.record import build_entry, layer_entry
+from milkweed.convert.files import file_in, read_tensors, writing
+from milkweed.convert.metadata import read_json
+from milkweed.convert.record import ENTRY, build_entry, layer_entry
 from milkweed.convert.sites import LinearSite
 from milkweed.nn.structured_linear import AdaptedLinear
 from milkweed.nn.structured_linear.adapted import Update
 
 FILE_NAME = "adapters.safetensors"
-_SAMPLE = 16
+_SAMPLE = 8
+_ENTRY = ENTRY | {"scale": float}
+_BASE = {"class": str, "count": int, "names": str, "samples": {str: {"dtype": str, "values": [float]}}}
+_DTYPES = {str(d): d for d in vars(torch).values() if isinstance(d, torch.dtype) and d.is_floating_point}
 
 
 def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write a model's adapters, and whatever else of it is trainable, to ``path/adapters.safetensors``, atomically.
 
     The file also holds what tells its base model from others: the names of its parameters, the sizes of the adapted
-    layers, and a few numbers of frozen weights.
+    layers, and a few numbers of each frozen parameter.
 
     Args:
         model: A model with adapters, not merged.
@@ -41,6 +45,7 @@ def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         ValueError: The model has no adapters, or they have no numbers yet (meta device).
+        OSError: The disk is full or cannot be written.
     """
     layers = adapted_layers(model)
     tensors = {
@@ -54,9 +59,9 @@ def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         raise ValueError("the adapters are on the meta device and have no numbers; load some, or to_empty and reset")
     entries = [layer_entry(names, a.update) | {"scale": a.scale} for a, names in layers.items()]
     metadata = {"format": "pt", "milkweed": __version__, "adapters": json.dumps(entries)}
-    metadata["base"] = json.dumps(_fingerprint(model, [names[0] for names in layers.values()]))
+    metadata["base"] = json.dumps(_fingerprint(model))
     file = file_in(path, FILE_NAME)
-    with atomic_write(file) as temporary:
+    with writing(file), atomic_write(file) as temporary:
         contiguous = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
         save_file(contiguous, temporary, metadata)
     return file
@@ -83,6 +88,9 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     """
     file = file_in(path, FILE_NAME)
     tensors, entries, base = _read(file)
+    for name, tensor in tensors.items():
+        if not (tensor.is_floating_point() and tensor.isfinite().all()):
+            raise ValueError(f"{file} holds {name!r}, {tensor.dtype}, with NaN, infinite or whole numbers; train again")
     sites = {name: site for site in adaptable_sites(model) for name in site.names}
     parameters = base_parameters(model)
     if any(parameter.is_meta for parameter in parameters.values()):
@@ -96,8 +104,8 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
         raise ValueError(f"the adapters in {file} do not fit their description: {error}") from error
     for name, tensor in tensors.items():  # those of the adapters have been taken out
         if name not in parameters or parameters[name].shape != tensor.shape:
-            found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
-            raise ValueError(f"{file} holds {name!r} of shape {tuple(tensor.shape)}; the model has {found}")
+            size = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+            raise ValueError(f"{file} holds {name!r} of shape {tuple(tensor.shape)}; the model has {size}")
     attach(model, pairs, [parameters[name] for name in tensors])
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -107,15 +115,14 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
 
 def _read(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
     tensors, metadata = read_tensors(file, "save_adapters")
-    try:
-        entries, base = json.loads(metadata["adapters"]), json.loads(metadata["base"])
-        described = all(
-            {"names", "in_features", "out_features", "layers", "scale"} <= entry.keys() for entry in entries
+    if not {"adapters", "base"} <= metadata.keys():
+        raise ValueError(f"{file} has no adapters in its metadata; it was not written by save_adapters")
+    entries = read_json(file, metadata, "adapters", (_ENTRY,))
+    base = read_json(file, metadata, "base", _BASE)
+    if unknown := {sample["dtype"] for sample in base["samples"].values()} - _DTYPES.keys():
+        raise ValueError(
+            f"the base in {file} names a dtype {min(unknown)!r}, which this version of torch does not have"
         )
-        if not described or not {"class", "names", "count", "samples"} <= base.keys():
-            raise KeyError("descriptions are incomplete")
-    except (KeyError, AttributeError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} has no adapters in its metadata; it was not written by save_adapters") from error
     return tensors, entries, base
 
 
@@ -129,15 +136,15 @@ def _adapted(site: LinearSite, entry: dict[str, Any], tensors: dict[str, Tensor]
     return AdaptedLinear(site.module, update.to(device), entry["scale"]).train(site.module.training)
 
 
-def _fingerprint(model: nn.Module, layers: Sequence[str]) -> dict[str, Any]:
-    """What tells a base model from others, whatever its dtype or quantisation."""
+def _fingerprint(model: nn.Module) -> dict[str, Any]:
+    """What tells a base model from others, whatever its dtype or quantisation: a sample of all that is frozen."""
     parameters = base_parameters(model)
-    samples = {}
-    for layer in {layers[0], layers[len(layers) // 2], layers[-1]}:
-        for name, parameter in parameters.items():
-            if name.startswith(f"{layer}.") and _has_numbers(parameter) and not parameter.requires_grad:
-                samples[name] = {"dtype": str(parameter.dtype), "values": _sample(parameter).tolist()}
-                break
+    frozen = {p: name for name, p in parameters.items() if _has_numbers(p) and not p.requires_grad}  # tied ones once
+    samples = {
+        name: {"dtype": str(parameter.dtype), "values": values.tolist()}
+        for parameter, name in frozen.items()
+        if (values := _sample(parameter)).isfinite().all()
+    }
     return {"class": type(model).__name__, "count": len(parameters), "names": _digest(parameters), "samples": samples}
 
 
@@ -164,14 +171,19 @@ def _difference(
             f"{type(model).__name__}; was one of them converted?"
         )
     for name, sample in base["samples"].items():
-        parameter = parameters[name]
+        parameter = parameters.get(name)
+        if parameter is None:
+            return f"this {type(model).__name__} has no parameter {name!r}"
         if _has_numbers(parameter) and not _same_numbers(parameter, sample):
-            return f"{name!r} has other numbers there; load the weights that the adapters were trained on"
+            return (
+                f"{name!r} has other numbers there; load the weights that the adapters were trained on (what was "
+                "trained with them is saved with them if add_adapters_ was told to train it)"
+            )
     return None
 
 
 def _same_numbers(parameter: nn.Parameter, sample: dict[str, Any]) -> bool:
-    dtypes = parameter.dtype, getattr(torch, sample["dtype"].removeprefix("torch."))
+    dtypes = parameter.dtype, _DTYPES[sample["dtype"]]
     rounding = max(torch.finfo(dtype).eps for dtype in dtypes) if dtypes[0] != dtypes[1] else 0.0
     found, expected = _sample(parameter), torch.tensor(sample["values"], dtype=torch.float64)
     return found.shape == expected.shape and torch.allclose(found, expected, rtol=rounding, atol=1e-7 * (rounding > 0))

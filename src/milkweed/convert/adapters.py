@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
+import numbers
+import re
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -22,6 +25,7 @@ from milkweed.convert.sites import (
     reader_of_weight,
     replace,
     weight_obstacle,
+    what_would_be_lost,
 )
 from milkweed.nn.structured_linear import AdaptedLinear, ConcatLinear, MonarchLinear, StructuredLinear
 
@@ -38,6 +42,9 @@ class AdapterConfig:
         rank: Rank of each slice. What MoRe calls the block rank is rank · nblocks, so the default is its 4.
         scale: Multiplies M.
 
+    Raises:
+        ValueError: A number is no whole one from 1 on, or the scale is not finite.
+
     Source:
         MoRe (arXiv 2408.17383), which zero-initialises one factor and needs no scale; LoRA (arXiv 2106.09685).
     """
@@ -45,6 +52,14 @@ class AdapterConfig:
     nblocks: int = 4
     rank: int = 1
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("nblocks", "rank"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1 on; got {name}={value!r}")
+        if not isinstance(self.scale, numbers.Real) or not math.isfinite(self.scale):
+            raise ValueError(f"scale must be a finite number; got scale={self.scale!r}")
 
     def adapt(self, site: LinearSite) -> AdaptedLinear:
         """Put an update that starts at zero beside a layer; the model is not changed.
@@ -58,7 +73,7 @@ class AdapterConfig:
             features among them.
 
         Raises:
-            ValueError: The layer is too small for the rank or the number of blocks, or the scale is not finite.
+            ValueError: The layer is too small for the rank or the number of blocks.
         """
         base = site.module
         first = next(itertools.chain(base.parameters(), base.buffers()), torch.empty(0))
@@ -99,12 +114,15 @@ def add_adapters_(
     Raises:
         ValueError: A rule or a name to train matches nothing, a layer has an adapter already, cannot have one, or is
             too small for it.
+        TypeError: Rules or names are of another kind.
     """
     if isinstance(model, nn.Linear | StructuredLinear | ConcatLinear | AdaptedLinear) or is_conv1d(model):
         raise ValueError(
             f"model is itself a linear layer, a {type(model).__name__}, which cannot be replaced in place; put it into "
             "a torch.nn.Sequential"
         )
+    if not isinstance(train, Sequence):
+        raise TypeError(f"train must be a name, a 're:' pattern or a list of them; got {train!r}")
     if rules is None or isinstance(rules, AdapterConfig):
         rules = {HEADS: None, "re:.*": rules or AdapterConfig()}
     sites = adaptable_sites(model)
@@ -132,6 +150,30 @@ def remove_adapters_(model: nn.Module) -> list[str]:
     return [name for names in layers.values() for name in names]
 
 
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """A parameter as it was: the object, its version counter, its dtype and where its numbers lie."""
+
+    name: str
+    parameter: nn.Parameter
+    version: int
+    dtype: torch.dtype
+    place: tuple[torch.device, int]
+
+    @classmethod
+    def all_of(cls, layer: nn.Module) -> list[_State]:
+        """Note the parameters of a layer."""
+        found = [(name, p) for name, p in layer._parameters.items() if p is not None]
+        return [cls(name, p, p._version, p.dtype, (p.device, p.data_ptr())) for name, p in found]
+
+    def holds(self, layer: nn.Module) -> bool:
+        """Ask whether a layer has this parameter unchanged; on another device it may lie elsewhere."""
+        now = layer._parameters.get(self.name)
+        if now is not self.parameter or (now._version, now.dtype) != (self.version, self.dtype):
+            return False
+        return now.device != self.place[0] or now.data_ptr() == self.place[1]
+
+
 @dataclasses.dataclass
 class MergedAdapters:
     """What `merge_adapters_` did. With ``keep=True`` it holds the adapters and the frozen weights, and can go back.
@@ -139,25 +181,28 @@ class MergedAdapters:
     Args:
         model: The model.
         names: The merged layers, all paths of each.
-        kept: All paths, the adapted layer, the merged one and the version counter of its weight.
+        kept: All paths, the adapted layer, the merged one and the state of its weight and bias.
     """
 
     model: nn.Module
     names: list[str]
-    kept: list[tuple[tuple[str, ...], AdaptedLinear, nn.Module, int]]
+    kept: list[tuple[tuple[str, ...], AdaptedLinear, nn.Module, list[_State]]]
 
     def unmerge_(self) -> None:
         """Put the adapted layers back, the very ones: their frozen weights are those from before, bit for bit.
 
         Raises:
-            ValueError: Nothing was kept, or merged layers have been replaced or trained since.
+            ValueError: Nothing was kept, or merged layers have been replaced, trained or cast since.
         """
         if not self.kept:
             raise ValueError("there is nothing to go back to; merge with merge_adapters_(model, keep=True)")
-        for names, _, merged, version in self.kept:
+        for names, _, merged, states in self.kept:
             current = [self.model.get_submodule(name) for name in names]
-            if any(module is not merged for module in current) or _weight(merged)._version != version:
-                raise ValueError(f"layer {names[0]!r} was replaced or its weight changed after merging")
+            if any(module is not merged for module in current):
+                raise ValueError(f"layer {names[0]!r} was replaced after merging")
+            for state in states:
+                if not state.holds(merged):
+                    raise ValueError(f"layer {names[0]!r} cannot be unmerged: its {state.name} changed after merging")
         for names, adapted, merged, _ in self.kept:
             adapted.to(_weight(merged).device)  # where the model has been moved
             replace(self.model, names, adapted.train(merged.training))
@@ -168,7 +213,7 @@ def merge_adapters_(model: nn.Module, *, keep: bool = False) -> MergedAdapters:
     """Add all updates to the weights, in place: plain dense layers of W + scale · M with the same outputs.
 
     The sum is taken in float32 at least and rounded once to the dtype of W. Every layer keeps its class, ``nn.Linear``
-    or ``Conv1D``, its bias and its hooks, and stays frozen where it was.
+    or ``Conv1D``, and its bias, and stays frozen where it was.
 
     Args:
         model: A model with adapters. If a layer cannot be merged, none is.
@@ -179,8 +224,8 @@ def merge_adapters_(model: nn.Module, *, keep: bool = False) -> MergedAdapters:
         The names of the merged layers, and the way back.
 
     Raises:
-        ValueError: The model has no adapters, or the weight of a layer cannot take the update: it is structured,
-            quantised or tied.
+        ValueError: The model has no adapters, or a layer cannot take its update: its weight is structured, quantised
+            or tied, it has hooks, or the sum is not finite.
     """
     layers = adapted_layers(model)
     _check_mergeable(model, layers)
@@ -192,7 +237,7 @@ def merge_adapters_(model: nn.Module, *, keep: bool = False) -> MergedAdapters:
         merged = _merged(adapted)
         replace(model, paths, merged)
         if keep:
-            kept.append((paths, adapted, merged, _weight(merged)._version))
+            kept.append((paths, adapted, merged, _State.all_of(merged)))
     return MergedAdapters(model, names, kept)
 
 
@@ -312,7 +357,12 @@ def _matching(model: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:
     paths = {name: list(itertools.accumulate(name.split("."), "{}.{}".format)) for name in parameters}
     found = []
     for pattern in patterns:
-        hits = [name for name, known in paths.items() if any(matches(pattern, path, model) for path in known)]
+        try:
+            hits = [name for name, known in paths.items() if any(matches(pattern, path, model) for path in known)]
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"train: {pattern!r} is neither a name nor a well-formed 're:' pattern: {error}"
+            ) from error
         if not hits:
             known = {path for each in paths.values() for path in each}
             raise ValueError(f"train: {nothing_matched(pattern, known, 'modules and parameters')}")
@@ -331,22 +381,30 @@ def _check_mergeable(model: nn.Module, layers: Mapping[AdaptedLinear, tuple[str,
         base = adapted.base
         if isinstance(base, StructuredLinear | ConcatLinear):
             reason = f"W is a {type(base).__name__}, and W + M has not its structure; densify_(model) first"
+        elif found := weight_obstacle([f"{name}.base" for name in names], base, owners):
+            reason = f"{found}; give it an ordinary weight of its own first"
+        elif lost := next(filter(None, map(what_would_be_lost, (adapted, base, adapted.update))), None):
+            reason = f"{lost} or see other numbers"
+        elif not _weight(base).is_meta and not _merged_weight(adapted).isfinite().all():
+            reason = f"W + scale · M has NaN or infinite numbers in {_weight(base).dtype}; look at its update"
         else:
-            found = weight_obstacle([f"{name}.base" for name in names], base, owners)
-            reason = f"{found}; give it an ordinary weight of its own first" if found else ""
-        if reason:
-            raise ValueError(f"layer {names[0]!r} cannot be merged: {reason}, or leave the adapters unmerged")
+            continue
+        raise ValueError(f"layer {names[0]!r} cannot be merged: {reason}, or leave the adapters unmerged")
 
 
 @torch.no_grad()
-def _merged(adapted: AdaptedLinear) -> nn.Module:
+def _merged_weight(adapted: AdaptedLinear) -> Tensor:
     base, weight = adapted.base, _weight(adapted.base)
     update = adapted.scale * adapted.update.to_linear().weight.to(weight.device)
     wide = torch.promote_types(torch.promote_types(weight.dtype, update.dtype), torch.float32)
     total = weight.to(wide) + (update.T if is_conv1d(base) else update).to(wide)
-    merged = copy.copy(base)
-    merged._parameters = dict(base._parameters)  # the copy shares everything but the weight
-    merged.weight = nn.Parameter(total.to(weight.dtype).contiguous(), weight.requires_grad)
+    return total.to(weight.dtype).contiguous()
+
+
+def _merged(adapted: AdaptedLinear) -> nn.Module:
+    merged = copy.copy(adapted.base)
+    merged._parameters = dict(adapted.base._parameters)  # the copy shares everything but the weight
+    merged.weight = nn.Parameter(_merged_weight(adapted), _weight(adapted.base).requires_grad)
     return merged
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,7 +25,12 @@ def file_in(path: str | os.PathLike[str], name: str) -> Path:
 
     Returns:
         The file, which need not exist.
+
+    Raises:
+        TypeError: The path is of another kind.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be a folder or a file name ending in {SUFFIX}; got {path!r}")
     path = Path(path)
     return path if path.suffix == SUFFIX else path / name
 
@@ -29,7 +38,7 @@ def file_in(path: str | os.PathLike[str], name: str) -> Path:
 def read_tensors(
     file: Path, writer: str, device: torch.device | str = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read all of a file.
+    """Read all of a file into memory of its own, so that nothing happens to the tensors if the file changes later.
 
     Args:
         file: The file.
@@ -41,16 +50,50 @@ def read_tensors(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is truncated or no safetensors file.
+        ValueError: It is truncated or no safetensors file, or there is no such device.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; give the folder or file that {writer} wrote")
+    _check_device(device)
     try:
-        with safe_open(file, framework="pt", device=str(device)) as stored:
+        with safe_open(file, framework="pt") as stored:
             names = stored.keys()
-            return {name: stored.get_tensor(name) for name in names}, stored.metadata() or {}
+            return {name: _own(stored.get_tensor(name), device) for name in names}, stored.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{file} is corrupt or truncated ({error}); restore it or write it again") from error
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Report a disk that is full, or another failure to write a file, as safetensors and Python differ in that.
+
+    Args:
+        file: The file.
+
+    Raises:
+        OSError: The block could not write; it names the file and the reason.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = re.search(r"(?:os error |Errno )(\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code) if number else str(error), str(file)) from error
+
+
+def _own(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A copy of a map of a file; unlike that, it is aligned as torch's own tensors are."""
+    return tensor.to(device, copy=True)
+
+
+def _check_device(device: torch.device | str) -> None:
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA asserts
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"device={device!r} cannot be used: {reason}") from error
+    if found.type == "meta":
+        raise ValueError("device='meta' has no numbers; give one that has, e.g. 'cpu'")
 
 
 def written_by_milkweed(file: Path) -> bool:

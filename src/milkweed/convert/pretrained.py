@@ -7,9 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -17,49 +17,64 @@ from torch import Tensor, nn
 
 from milkweed._files import atomic_write
 from milkweed._version import __version__
-from milkweed.convert.files import file_in, read_tensors, written_by_milkweed
-from milkweed.convert.record import conversion_record, rebuild
+from milkweed.convert.files import file_in, read_tensors, writing, written_by_milkweed
+from milkweed.convert.metadata import read_json
+from milkweed.convert.record import ENTRY, conversion_record, misfit, rebuild, recorded_layers
 from milkweed.convert.skeleton import skeleton_of
 from milkweed.models.base import Model, build_model
 
 FILE_NAME = "model.safetensors"
 # transformers would read a model.safetensors beside its config.json, miss the dense weights and draw them at random.
 CONVERTED_FILE_NAME = "milkweed.safetensors"
+GENERATION = "generation_config.json"
 
 
 def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write a model's parameters, architecture and conversions to ``path/model.safetensors``, atomically.
 
-    A transformers model also gets its ``config.json`` there, as transformers itself writes it. Has it been converted,
-    so that only `load_pretrained` can read it, the file is ``path/milkweed.safetensors``.
+    A transformers model also gets its ``config.json`` there, and ``generation_config.json`` if it generates, as
+    transformers itself writes them. Has it been converted, so that only `load_pretrained` can read it, the file is
+    ``path/milkweed.safetensors``. What was there before stays until everything is written. Buffers that are not
+    persistent and ``requires_grad`` are not saved.
 
     Args:
-        model: A milkweed model, a transformers model, or any other module, which can be loaded only into a model of
-            its architecture.
+        model: A milkweed model, a transformers model, or any other module, a subclass of a transformers model included,
+            which can be loaded only into a model of its architecture.
         path: A folder, made if needed, or a file name ending in ``.safetensors``.
 
     Returns:
         The file written.
 
     Raises:
-        TypeError: The model is no module.
+        TypeError: The model is no module, or holds something else than ordinary tensors with numbers.
+        ValueError: It has adapters, or its config describes another model, e.g. as its head was replaced.
+        OSError: The disk is full or cannot be written.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    record = conversion_record(model, skeleton_of(model))
+    skeleton = skeleton_of(model)
+    record, state = conversion_record(model, skeleton), _plain_state(model)
+    if skeleton is not None:
+        difference = misfit(skeleton, recorded_layers(skeleton, record), state)
+        if difference is not None:
+            raise ValueError(
+                f"this {type(model).__name__} could not be loaded again, since its config describes another model: "
+                f"{difference}; change the config with the modules, or wrap the model in a torch.nn.Module of your own"
+            )
     foreign = _is_transformers(model) and bool(record)
     file = file_in(path, CONVERTED_FILE_NAME if foreign else FILE_NAME)
     metadata = {"format": "pt", "milkweed": __version__, "conversion": json.dumps(record)}
     if isinstance(model, Model):
         metadata["config"] = json.dumps(model.config)
-    elif _is_transformers(model):
+    elif _is_transformers(model) and getattr(sys.modules["transformers"], type(model).__name__, None) is type(model):
         metadata["transformers"] = type(model).__name__
-    tensors, aliases = _without_aliases(model.state_dict())
+    tensors, aliases = _without_aliases(state)
     metadata["aliases"] = json.dumps(aliases)
-    if "transformers" in metadata:
-        _write_config(model, file.parent)
-    with atomic_write(file) as temporary:
-        save_file(tensors, temporary, metadata)
+    with writing(file), ExitStack() as stack:
+        # Whatever comes last takes its place first: a config changes only after the weights that it describes.
+        for name, text in _configs(model).items():
+            stack.enter_context(atomic_write(file.with_name(name))).write_text(text, encoding="utf-8")
+        save_file(tensors, stack.enter_context(atomic_write(file)), metadata)
     _remove_other(file)
     return file
 
@@ -72,7 +87,7 @@ def load_pretrained(
     Args:
         path: The folder that holds ``model.safetensors`` or ``milkweed.safetensors``, or the file.
         into: For models that neither milkweed nor transformers knows: a model of the architecture before conversion,
-            whose layers are replaced and filled in place.
+            whose layers are replaced and filled in place. After an error it is as before.
         device: Where the parameters go.
 
     Returns:
@@ -80,37 +95,52 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is truncated, not written by ``save_pretrained``, or its parameters do not fit its config.
+        TypeError: ``into`` is no module.
+        ValueError: The file is truncated, not written by ``save_pretrained``, or its parameters do not fit its config;
+            or there is no such device.
     """
+    if not (into is None or isinstance(into, nn.Module)):
+        raise TypeError(f"into must be a torch.nn.Module, the dense architecture; got {into!r}")
     file = file_in(path, FILE_NAME)
     converted = file_in(path, CONVERTED_FILE_NAME)
     file = converted if converted.is_file() else file
     tensors, metadata = read_tensors(file, "save_pretrained", device)
     if into is None:
-        into = _build(file, metadata)
+        into = _build(file, metadata, len(tensors))
     elif "milkweed" not in metadata:
         raise ValueError(f"{file} was not written by save_pretrained; load its tensors with safetensors")
-    conversion, aliases = (_json(file, metadata, key, kind) for key, kind in (("conversion", list), ("aliases", dict)))
+    conversion = read_json(file, metadata, "conversion", [ENTRY])
+    aliases = read_json(file, metadata, "aliases", {str: str})
     try:
-        rebuild(into, conversion)
-        _fill(into, tensors, aliases)
-    except (RuntimeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        state = _with_aliases(tensors, aliases)
+        layers = recorded_layers(into, conversion)
+        difference = misfit(into, layers, state)
+        if difference is not None:
+            raise ValueError(difference)
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"the parameters in {file} do not fit its config: {error}") from error
+    rebuild(into, layers)
+    _fill(into, state, aliases)
     return into.to(device).eval()
 
 
-def _build(file: Path, metadata: dict[str, str]) -> nn.Module:
+def _build(file: Path, metadata: dict[str, str], count: int) -> nn.Module:
     if "config" in metadata:
-        with torch.device("meta"):
-            return build_model(_json(file, metadata, "config", dict))
+        config = read_json(file, metadata, "config", {"name": str, "options": dict})
+        _check_depth(file, config["options"].get("depth"), count)
+        try:
+            with torch.device("meta"):
+                return build_model(config)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"the config in {file} makes no model: {error}") from error
     if "transformers" in metadata:
-        return _build_transformers(file, metadata["transformers"])
+        return _build_transformers(file, metadata["transformers"], count)
     if "milkweed" in metadata:
         raise ValueError(f"{file} holds a model of your own; give load_pretrained(..., into=the dense architecture)")
     raise ValueError(f"{file} has no milkweed config in its metadata; it was not written by save_pretrained")
 
 
-def _build_transformers(file: Path, name: str) -> nn.Module:
+def _build_transformers(file: Path, name: str, count: int) -> nn.Module:
     try:
         import transformers
     except ImportError as error:
@@ -120,10 +150,22 @@ def _build_transformers(file: Path, name: str) -> nn.Module:
         raise ValueError(f"{file} holds a {name!r}, which is no model of transformers {transformers.__version__}")
     if not (file.parent / "config.json").is_file():
         raise FileNotFoundError(f"{file.parent / 'config.json'} does not exist; it belongs to {file.name}")
-    config = transformers.AutoConfig.from_pretrained(file.parent)
-    with _without_initialisation():
-        model: nn.Module = kind(config)
-    return model
+    try:
+        config = transformers.AutoConfig.from_pretrained(file.parent)
+        _check_depth(file, getattr(config, "num_hidden_layers", None), count)
+        with _without_initialisation():
+            model: Any = kind(config)
+        if model.can_generate() and (file.parent / GENERATION).is_file():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(file.parent)
+    except Exception as error:  # transformers and its checks of values have many kinds
+        raise ValueError(f"{file.parent / 'config.json'} does not describe a {name}: {error}") from error
+    return cast(nn.Module, model)
+
+
+def _check_depth(file: Path, depth: Any, count: int) -> None:
+    """Refuse a number of layers for which a file cannot hold the parameters, before they are made one by one."""
+    if isinstance(depth, int) and depth > count:
+        raise ValueError(f"the config of {file} has {depth} layers, but the file holds {count} tensors")
 
 
 @contextmanager
@@ -149,10 +191,32 @@ def _remove_other(file: Path) -> None:
             other.unlink()
 
 
-def _write_config(model: nn.Module, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / "config.json") as temporary:
-        temporary.write_text(model.config.to_json_string())  # type: ignore[operator, union-attr]
+def _configs(model: nn.Module) -> dict[str, str]:
+    """The files by which transformers knows a model, by name."""
+    if not _is_transformers(model):
+        return {}
+    found: dict[str, Any] = {"config.json": model.config}
+    if model.can_generate():  # type: ignore[operator]
+        found[GENERATION] = model.generation_config
+    return {name: config.to_json_string() for name, config in found.items() if config is not None}
+
+
+def _plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """A model's tensors as they can be written, or an error for the first that cannot."""
+    found = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            reason = f"is a {type(value).__name__}, no tensor"
+        elif value.is_meta:
+            reason = "is on the meta device and has no numbers"
+        elif value.layout != torch.strided or value.is_quantized:
+            reason = f"is sparse or quantised ({value.layout}, {value.dtype})"
+        else:
+            # A conjugate is a view with a mark, which a file would lose.
+            found[name] = value.detach().resolve_conj().resolve_neg()
+            continue
+        raise TypeError(f"save_pretrained writes ordinary tensors; {name!r} {reason}")
+    return found
 
 
 def _without_aliases(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -177,23 +241,17 @@ def _without_aliases(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     return tensors, aliases
 
 
-def _fill(model: nn.Module, tensors: dict[str, Tensor], aliases: dict[str, str]) -> None:
-    state = tensors | {alias: tensors[name] for alias, name in aliases.items()}
+def _with_aliases(tensors: dict[str, Tensor], aliases: dict[str, str]) -> dict[str, Tensor]:
+    for alias, name in aliases.items():
+        if alias in tensors or name not in tensors:
+            problem = "the first is stored itself" if alias in tensors else "the second is not stored"
+            raise ValueError(f"the aliases say that {alias!r} is {name!r}, but {problem}")
+    return tensors | {alias: tensors[name] for alias, name in aliases.items()}
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], aliases: dict[str, str]) -> None:
     model.load_state_dict(state, assign=True)
     for alias, name in aliases.items():
         owner, _, leaf = alias.rpartition(".")
         if leaf in model.get_submodule(owner)._parameters:
             setattr(model.get_submodule(owner), leaf, model.get_parameter(name))
-
-
-def _json(file: Path, metadata: dict[str, str], key: str, kind: type) -> Any:
-    if key not in metadata:
-        return kind()
-    try:
-        value = json.loads(metadata[key])
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the {key} in {file} is not JSON: {error}") from error
-    if not isinstance(value, kind):
-        expected = "mapping" if kind is dict else "list"
-        raise ValueError(f"the {key} in {file} must be a {expected}; got {value!r}")
-    return value

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from milkweed.convert.sites import is_conv1d, replace
+from milkweed.convert.sites import LinearSite, is_conv1d, replace
 from milkweed.nn.factory import build_linear, linear_spec
 from milkweed.nn.structured_linear import AdaptedLinear, ConcatLinear, StructuredLinear
+
+# What an entry of a record looks like in a file; see `metadata.read_json`.
+ENTRY = {"names": (str,), "in_features": int, "out_features": (int,), "layers": (dict,)}
 
 
 def conversion_record(model: nn.Module, skeleton: nn.Module | None) -> list[dict[str, Any]]:
@@ -63,22 +66,77 @@ def structured_layers(model: nn.Module) -> dict[nn.Module, list[str]]:
     return found
 
 
-def rebuild(model: nn.Module, record: list[dict[str, Any]]) -> None:
-    """Put structured layers without numbers where a record says.
+Layers = dict[tuple[str, ...], nn.Module]
+
+
+def recorded_layers(model: nn.Module, record: list[dict[str, Any]]) -> Layers:
+    """Make the layers of a record, without numbers; the model is not changed.
 
     Args:
-        model: The architecture before conversion, changed in place.
+        model: The architecture before conversion.
         record: From `conversion_record`.
+
+    Returns:
+        The layers by all their paths.
 
     Raises:
         ValueError: An entry does not fit the model.
     """
+    found: Layers = {}
     for entry in record:
-        names = tuple(entry["names"])
-        old = model.get_submodule(names[0])
-        if not isinstance(old, nn.Linear | StructuredLinear | ConcatLinear) and not is_conv1d(old):
-            raise ValueError(f"{names[0]} is a {type(old).__name__}, no linear layer")
-        replace(model, names, build_entry(entry))
+        new = build_entry(entry)
+        sizes = new.in_features, new.out_features
+        for name in entry["names"]:
+            old = model.get_submodule(name)
+            if not isinstance(old, nn.Linear | StructuredLinear | ConcatLinear) and not is_conv1d(old):
+                raise ValueError(f"{name!r} is a {type(old).__name__}, no linear layer")
+            site = LinearSite((name,), old, None)
+            if (site.in_features, site.out_features) != sizes:
+                raise ValueError(
+                    f"layer {name!r} has {sizes[0]} inputs and {sizes[1]} outputs there, {site.in_features} and "
+                    f"{site.out_features} in the model"
+                )
+        found[tuple(entry["names"])] = new
+    return found
+
+
+def misfit(model: nn.Module, layers: Layers, state: Mapping[str, Tensor]) -> str | None:
+    """Compare the tensors that a model would have with some layers replaced to others; it is not changed.
+
+    Args:
+        model: The architecture before conversion.
+        layers: From `recorded_layers`.
+        state: The tensors to fill it with, by name.
+
+    Returns:
+        In what they differ, or None if they fit.
+    """
+    replaced = tuple(f"{name}." for names in layers for name in names)
+    expected = {key: value for key, value in model.state_dict(keep_vars=True).items() if not key.startswith(replaced)}
+    for names, layer in layers.items():
+        for name in names:
+            expected |= {f"{name}.{key}": value for key, value in layer.state_dict(keep_vars=True).items()}
+    for name in sorted(expected.keys() ^ state.keys()):
+        return f"{name!r} is missing" if name in expected else f"the model has no {name!r}"
+    for name, value in expected.items():
+        found = state[name]
+        if not isinstance(value, Tensor) or value.shape != found.shape:
+            size = tuple(value.shape) if isinstance(value, Tensor) else "no"
+            return f"{name!r} has shape {tuple(found.shape)}, in the model {size}"
+        if value.requires_grad and not (found.is_floating_point() or found.is_complex()):
+            return f"{name!r} is {found.dtype}, a parameter in the model"
+    return None
+
+
+def rebuild(model: nn.Module, layers: Layers) -> None:
+    """Put recorded layers in their places.
+
+    Args:
+        model: The architecture before conversion, changed in place.
+        layers: From `recorded_layers`.
+    """
+    for names, layer in layers.items():
+        replace(model, names, layer)
 
 
 def build_entry(entry: dict[str, Any]) -> nn.Module:
@@ -89,10 +147,17 @@ def build_entry(entry: dict[str, Any]) -> nn.Module:
 
     Returns:
         The layer, several parts side by side.
+
+    Raises:
+        ValueError: The entry describes no layer.
     """
+    if len(entry["layers"]) != len(entry["out_features"]):
+        raise ValueError(
+            f"{entry['names'][0]!r} has {len(entry['layers'])} layers for {len(entry['out_features'])} sizes of outputs"
+        )
     with torch.device("meta"):
         parts = [
-            build_linear(spec, int(entry["in_features"]), int(out))
+            build_linear(spec, entry["in_features"], out)
             for spec, out in zip(entry["layers"], entry["out_features"], strict=True)
         ]
     structured = [part for part in parts if isinstance(part, StructuredLinear)]

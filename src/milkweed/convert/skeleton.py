@@ -17,13 +17,16 @@ def skeleton_of(model: nn.Module) -> nn.Module | None:
         model: Any module.
 
     Returns:
-        The architecture, or None if the model does not know its own.
+        The architecture, or None if the model does not know its own, or needs more than its config.
     """
     library = sys.modules.get("transformers")
     with torch.device("meta"):
         if isinstance(model, Model):
             return build_model(model.config)
         if library is not None and isinstance(model, library.PreTrainedModel):
-            skeleton: nn.Module = type(model)(model.config)
+            try:
+                skeleton: nn.Module = type(model)(model.config)
+            except TypeError:  # a subclass of the user's own that takes further arguments
+                return None
             return skeleton
     return None

@@ -2,8 +2,22 @@
 
 from milkweed.data.base import SequenceClassificationData, SequenceData
 from milkweed.data.digits import Digits
+from milkweed.data.glue import Glue
+from milkweed.data.masked_text import MaskedText
 from milkweed.data.mnist import Mnist
+from milkweed.data.retrieval import Retrieval
 from milkweed.data.text import Text
 from milkweed.data.white_noise import Delay, Reconstruct
 
-__all__ = ["Delay", "Digits", "Mnist", "Reconstruct", "SequenceClassificationData", "SequenceData", "Text"]
+__all__ = [
+    "Delay",
+    "Digits",
+    "Glue",
+    "MaskedText",
+    "Mnist",
+    "Reconstruct",
+    "Retrieval",
+    "SequenceClassificationData",
+    "SequenceData",
+    "Text",
+]

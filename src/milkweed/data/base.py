@@ -28,8 +28,12 @@ class SequenceData(LightningDataModule, ABC):
 
     length: int
     d_input: int
+    tokens: bool = False
+    """Whether inputs are (B, L) integers below ``d_input``."""
+    judged_by: str | None = None
+    """Name of the metric that a benchmark is judged by, for tasks that know several."""
     vocabulary: str | None = None
-    """Of text, its characters in the order of their numbers: inputs are then (B, L) integers below ``d_input``."""
+    """Of text by characters, these in the order of their numbers."""
 
     def __init__(self, batch_size: int, seed: int, limit: int | None) -> None:
         super().__init__()

@@ -25,6 +25,8 @@ class Text(SequenceData):
         ValueError: If `length` is below 1.
     """
 
+    tokens = True
+
     def __init__(
         self, file: str, batch_size: int = 32, length: int = 128, seed: int = 0, limit: int | None = None
     ) -> None:

@@ -17,6 +17,7 @@ from milkweed.nn.options import check_kind
 from milkweed.nn.stepping import Stepper
 from milkweed.nn.structured_linear import BlockDiagonalLinear
 from milkweed.ops._common import autocast_dtype, needs_plain_formula
+from milkweed.ops._gemm import dense_linear, linear, prefers_onednn
 
 _WIDTH = 3
 # Rows of a feed-forward layer taken together where no graph is kept: what is between the matrices then stays in cache.
@@ -160,7 +161,7 @@ class GatedMixer(nn.Module):
             x = x.masked_fill(~valid, 0)
         if self.norm is not None:
             x = self.norm(x)
-        x1, x2, v = self.short_conv(_channels_first(self.in_linear(x))).chunk(3, 1)
+        x1, x2, v = self.short_conv(_channels_first(_apply(self.in_linear, x))).chunk(3, 1)
         if valid is not None:
             # Biases have come in: of the padding, neither convolution may see anything.
             x1 = x1.masked_fill(~valid.transpose(1, 2), 0)
@@ -168,7 +169,7 @@ class GatedMixer(nn.Module):
         y = self.long_conv.convolve(v, pre_gate=x1, post_gate=x2)
         if self.residual_conv is not None:
             y += self.residual_conv.convolve(_channels_first(x))
-        mixed: Tensor = self.out_linear(y.transpose(1, 2))
+        mixed = _apply(self.out_linear, y.transpose(1, 2))
         return mixed.reshape(u.shape)
 
     def stepper(self, rate: float = 1.0) -> GatedMixerStepper:
@@ -208,6 +209,14 @@ class GatedMixer(nn.Module):
             The options that shape it.
         """
         return f"{self.d_model}, l_max={self.l_max}, bidirectional={self.bidirectional}"
+
+
+def _apply(layer: nn.Module, x: Tensor) -> Tensor:
+    """Call a layer; one that is only its weight and bias by the faster product."""
+    if type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks):
+        return dense_linear(x, layer.weight, layer.bias)
+    found: Tensor = layer(x)
+    return found
 
 
 def _channels_first(x: Tensor) -> Tensor:
@@ -399,14 +408,17 @@ def _glu_by_rows(x: Tensor, up: BlockDiagonalLinear, down: BlockDiagonalLinear) 
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     nblocks, width = down.nblocks, down.weight.shape[2]
     biases = down.bias.chunk(nblocks)
+    multiply = linear if prefers_onednn(x) else F.linear
     for rows, target in zip(x.split(_ROWS), out.split(_ROWS), strict=True):
-        between = torch.bmm(rows.unflatten(-1, (nblocks, -1)).transpose(0, 1), up.weight.mT)
-        gate, hidden = between.chunk(2)
-        product = torch.ops.aten.gelu_(gate).mul_(hidden)
+        between = [multiply(part, weight) for part, weight in zip(rows.chunk(nblocks, -1), up.weight, strict=True)]
+        products = [
+            torch.ops.aten.gelu_(gate).mul_(hidden)
+            for gate, hidden in zip(between[: nblocks // 2], between[nblocks // 2 :], strict=True)
+        ]
         # Every block of `up` makes the inputs of two blocks of `down`.
         for index, (bias, part) in enumerate(zip(biases, target.chunk(nblocks, -1), strict=True)):
-            inputs = product[index // 2].narrow(-1, index % 2 * width, width)
-            torch.addmm(bias, inputs, down.weight[index].T, out=part)
+            inputs = products[index // 2].narrow(-1, index % 2 * width, width)
+            part.copy_(multiply(inputs, down.weight[index], bias))
     return out
 
 

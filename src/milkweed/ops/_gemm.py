@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from milkweed.ops._common import autocast_dtype, needs_plain_formula, register_differentiable
+
+# Multiply-adds from which on a custom op's overhead does not count.
+_LEAST_WORK = 2**24
 
 
 def _made_by_intel() -> bool:
@@ -44,7 +52,7 @@ def prefers_onednn(x: Tensor) -> bool:
     )
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply by oneDNN, without gradients.
 
     No public function reaches it for plain float32 tensors; this is the op that torch.compile itself emits.
@@ -52,9 +60,58 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     Args:
         x: (rows, in).
         weight: (out, in).
+        bias: (out,) or None.
 
     Returns:
         (rows, out).
     """
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
+
+
+def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``torch.nn.functional.linear``, by whichever of the two is faster.
+
+    Args:
+        x: (..., in).
+        weight: (out, in).
+        bias: (out,) or None.
+
+    Returns:
+        (..., out).
+    """
+    tensors = [x, weight] if bias is None else [x, weight, bias]
+    fast = (
+        not torch.compiler.is_compiling()  # which chooses for itself
+        and prefers_onednn(x)
+        and all(t.dtype == torch.float32 for t in tensors)
+        and autocast_dtype(x) is None
+        and x.numel() * weight.shape[0] >= _LEAST_WORK
+        and needs_plain_formula(*tensors) is None
+    )
+    if not fast:
+        return F.linear(x, weight, bias)
+    return _linear(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("milkweed::linear", mutates_args=())
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return linear(x, weight, bias)
+
+
+@_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _gradients(grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor]:
+    x, weight, _ = inputs
+    nothing = grad.new_empty(0)
+    return [
+        linear(grad, weight.T) if needed[0] else nothing,
+        linear(grad.T, x.T) if needed[1] else nothing,
+        *([grad.sum(0) if needed[2] else nothing] if len(needed) > 2 else []),
+    ]
+
+
+register_differentiable(_linear, F.linear, _gradients)

@@ -1,7 +1,10 @@
 """What is learned: losses and metrics as LightningModules."""
 
 from milkweed.tasks.classification import Classification
+from milkweed.tasks.glue import Glue
 from milkweed.tasks.language import Language
+from milkweed.tasks.masked_language import MaskedLanguage
 from milkweed.tasks.regression import Regression
+from milkweed.tasks.retrieval import Retrieval
 
-__all__ = ["Classification", "Language", "Regression"]
+__all__ = ["Classification", "Glue", "Language", "MaskedLanguage", "Regression", "Retrieval"]

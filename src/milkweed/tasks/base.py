@@ -1,6 +1,7 @@
 """What every task shares: the optimiser and its schedule, averages over epochs, and explanations of a bad loss."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,7 +13,7 @@ from milkweed.convert import densify_
 from milkweed.models.base import build_model
 from milkweed.nn import parameter_groups
 from milkweed.tasks.densified import Densified
-from milkweed.train.schedules import warmup_constant, warmup_cosine
+from milkweed.train.schedules import warmup_constant, warmup_cosine, warmup_linear
 
 Batch = dict[str, torch.Tensor]
 STAGES = ("train", "val", "test")
@@ -29,12 +30,15 @@ class SequenceTask(LightningModule, ABC):
         weight_decay: AdamW's decay, for the parameters that are decayed at all.
         ssm_lr: Learning rate of the state space parameters; the layer's own choice if None.
         warmup_steps: Optimiser steps of linear warm-up.
-        schedule: What follows the warm-up: `cosine` down to zero at the end of the training, or `constant`.
+        schedule: What follows the warm-up: `cosine` down to zero at the end of the training, `linear` down to 2%, or
+            `constant`.
 
     Raises:
         ValueError: If a value is out of its range.
     """
 
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+    """AdamW's."""
     metric: ClassVar[str]
     """What the task is judged by, beside its loss; its value on the validation split decides which epoch was best."""
     larger_is_better: ClassVar[bool]
@@ -46,7 +50,7 @@ class SequenceTask(LightningModule, ABC):
         weight_decay: float,
         ssm_lr: float | None,
         warmup_steps: int,
-        schedule: Literal["cosine", "constant"],
+        schedule: Literal["cosine", "linear", "constant"],
     ) -> None:
         super().__init__()
         for name, value in (("lr", lr), ("ssm_lr", ssm_lr)):
@@ -142,6 +146,17 @@ class SequenceTask(LightningModule, ABC):
         """
         return self.model(inputs, lengths)
 
+    def run_model(self, batch: Batch) -> torch.Tensor:
+        """Run the model on a batch; a task whose model reads more than inputs and lengths overrides this.
+
+        Args:
+            batch: What the data module yields.
+
+        Returns:
+            The model's outputs.
+        """
+        return self(batch["inputs"], batch["lengths"])
+
     def densify(self, step: int, warmup_steps: int = 0) -> None:
         """Make all structured linear layers dense; the optimiser has to be made anew.
 
@@ -229,11 +244,8 @@ class SequenceTask(LightningModule, ABC):
             What Lightning expects.
         """
         groups = self._groups()
-        optimizer = torch.optim.AdamW(groups)
-        if self.schedule == "cosine":
-            factor = warmup_cosine(self._total_steps(), self.warmup_steps)
-        else:
-            factor = warmup_constant(self.warmup_steps)
+        optimizer = torch.optim.AdamW(groups, betas=self.betas)
+        factor = self._factor()
         factors = [self.densified.warmed_up(factor) if group.get("densified") else factor for group in groups]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -242,11 +254,18 @@ class SequenceTask(LightningModule, ABC):
         groups = parameter_groups(self.model, lr=self.lr, weight_decay=self.weight_decay, ssm_lr=self.ssm_lr)
         return self.densified.split(groups, self.model) if self.densified else groups
 
+    def _factor(self) -> Callable[[int], float]:
+        if self.schedule == "constant":
+            return warmup_constant(self.warmup_steps)
+        if self.schedule == "linear":
+            return warmup_linear(self._total_steps(), self.warmup_steps, final=0.02)
+        return warmup_cosine(self._total_steps(), self.warmup_steps)
+
     def _total_steps(self) -> int:
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise ValueError(
-                "task.schedule=cosine needs to know where the training ends; set --trainer.max_epochs, or "
+                f"task.schedule={self.schedule} needs to know where the training ends; set --trainer.max_epochs, or "
                 "use --task.schedule constant"
             )
         return int(total)
@@ -254,7 +273,7 @@ class SequenceTask(LightningModule, ABC):
     def _step(self, stage: str, batch: Batch, batch_idx: int) -> torch.Tensor:
         inputs = batch["inputs"]
         self.check_inputs(stage, batch_idx, inputs)
-        outputs = self(inputs, batch["lengths"])
+        outputs = self.run_model(batch)
         loss = self.loss(stage, outputs, batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(self._explain_loss(stage, batch_idx, batch, loss))

@@ -1,5 +1,7 @@
 """Recovering what a conversion lost: the converted model learns to give the dense one's hidden states and outputs."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 from milkweed.convert.calibrate import attention_mask, evaluating, run_batch
 from milkweed.nn import parameter_groups
 from milkweed.train.schedules import warmup_cosine
+
+_HIDDEN_STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
 
 
 class Distillation(LightningModule):
@@ -34,8 +38,8 @@ class Distillation(LightningModule):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, lr: float = 1e-3, warmup_steps: int = 20) -> None:
         super().__init__()
-        if not lr > 0:
-            raise ValueError(f"lr={lr} must be above 0")
+        if not 0 < lr < math.inf:
+            raise ValueError(f"lr={lr} must be above 0 and finite")
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps={warmup_steps} must be at least 0")
         if student is teacher:
@@ -60,12 +64,19 @@ class Distillation(LightningModule):
             The scalar loss.
 
         Raises:
+            ValueError: The models give outputs of different shapes, or none.
             FloatingPointError: The loss is not finite.
         """
         with evaluating(self._teacher[0]):
             targets = _states(self._teacher[0], batch)
-        mask = attention_mask(batch)
-        pairs = zip(_states(self.student, batch), targets, strict=True)
+        found, mask = _states(self.student, batch), attention_mask(batch)
+        shapes, expected = ([tuple(each.shape) for each in states] for states in (found, targets))
+        if shapes != expected or not shapes:
+            raise ValueError(
+                "student and teacher must give floating-point tensors of the same shapes; got "
+                f"{shapes or 'none'} from the student and {expected or 'none'} from the teacher"
+            )
+        pairs = zip(found, targets, strict=True)
         loss = torch.stack([relative_error(*pair, mask) for pair in pairs]).mean()
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -106,10 +117,13 @@ def relative_error(found: Tensor, target: Tensor, mask: Tensor | None = None) ->
 
 
 def _states(model: nn.Module, batch: Any) -> list[Tensor]:
-    """Hidden states and outputs of a transformers model, or the one tensor that any other model gives."""
+    """Hidden states and outputs of a transformers model, or the tensors that any other model gives."""
     if hasattr(model, "config") and hasattr(model.config, "output_hidden_states"):
         outputs = run_batch(model, {**batch, "output_hidden_states": True})
-        return [*outputs.hidden_states[1:], outputs[0]]
+        hidden = [getattr(outputs, name, None) or () for name in _HIDDEN_STATES]
+        return [*(state for states in hidden for state in states[1:]), outputs[0]]
     outputs = run_batch(model, batch)
+    if isinstance(outputs, Mapping):
+        outputs = list(outputs.values())
     found = outputs if isinstance(outputs, tuple | list) else [outputs]
     return [each for each in found if isinstance(each, Tensor) and each.is_floating_point()]

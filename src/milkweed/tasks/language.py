@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric, Metric
 
 from milkweed.nn.lengths import valid_steps
 from milkweed.tasks.base import STAGES, Batch, SequenceTask
+from milkweed.tasks.tokens import check_token_batch
 
 
 class Bits(MeanMetric):
@@ -138,12 +139,5 @@ class Language(SequenceTask):
             stage: `train`, `val` or `test`.
             batch_idx: Number of the batch.
             inputs: The batch.
-
-        Raises:
-            ValueError: If they are not (B, L) integers.
         """
-        if inputs.ndim != 2 or 0 in inputs.shape or inputs.is_floating_point():
-            raise ValueError(
-                f"{stage} batch {batch_idx}: inputs must be (batch, length) integers with neither of them 0, got "
-                f"{inputs.dtype} of shape {tuple(inputs.shape)}; use a data module of tokens, such as Text"
-            )
+        check_token_batch(stage, batch_idx, inputs)

@@ -31,15 +31,16 @@ class DensifyOptions:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        if not (0 < self.at < 1 or (isinstance(self.at, int) and self.at > 1)):
+        number = isinstance(self.at, int | float)
+        if not (number and (0 < self.at < 1 or (isinstance(self.at, int) and self.at > 1))):
             raise ValueError(
-                f"densify.at={self.at} must be a fraction of all steps between 0 and 1, or a whole number of steps, "
+                f"densify.at={self.at!r} must be a fraction of all steps between 0 and 1, or a whole number of steps, "
                 "2 or more"
             )
         if self.state not in {"reset", "carry"}:
             raise ValueError(f"densify.state={self.state!r} must be 'reset' or 'carry'")
-        if self.warmup_steps < 0:
-            raise ValueError(f"densify.warmup_steps={self.warmup_steps} must be at least 0")
+        if type(self.warmup_steps) is not int or self.warmup_steps < 0:
+            raise ValueError(f"densify.warmup_steps={self.warmup_steps!r} must be a whole number from 0 on")
 
     def step(self, total: float) -> int:
         """The step before which layers become dense.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -41,32 +41,56 @@ def distill_(
         The loss of every step.
 
     Raises:
-        ValueError: There is no batch, or an argument is out of range.
+        TypeError: The batches are no list, or an option of the Trainer is one that is set here.
+        ValueError: There is no batch, an argument is out of range, the student is in half precision, or the models give
+            outputs of different shapes.
         FloatingPointError: The loss is not finite.
+        KeyboardInterrupt: Ctrl-C was pressed; the student is trained as far as it got.
+        SystemExit: A callback or a signal asked for it.
     """
-    if not batches:
-        raise ValueError("distillation needs batches; got none")
-    if epochs < 1:
-        raise ValueError(f"epochs={epochs} must be at least 1")
-    modes = [(module, module.training) for module in student.modules()]
-    student.train()  # or Lightning warns of modules in evaluation mode; the task itself takes dropout out
+    _check(student, batches, epochs)
+    fixed: dict[str, Any] = {
+        "max_epochs": epochs,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": any(isinstance(each, pl.callbacks.ProgressBar) for each in callbacks),
+    }
+    if taken := sorted(fixed.keys() & trainer_options):
+        raise TypeError(f"distill_ sets {taken[0]} itself" + ("; use epochs" if taken == ["max_epochs"] else ""))
     losses = _Losses()
     task = Distillation(student, teacher, lr, warmup_steps=len(batches) * epochs // 20)
     loader = DataLoader(list(batches), batch_size=None, shuffle=True, generator=torch.Generator().manual_seed(seed))
-    with quietly():
-        trainer = pl.Trainer(
-            max_epochs=epochs,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=any(isinstance(each, pl.callbacks.ProgressBar) for each in callbacks),
-            callbacks=[losses, *callbacks],
-            **{"gradient_clip_val": 1.0, **trainer_options},
-        )
-        trainer.fit(task, loader)
-    for module, training in modes:
-        module.training = training
+    options = fixed | {"callbacks": [losses, *callbacks], "gradient_clip_val": 1.0} | trainer_options
+    modes = [(module, module.training) for module in student.modules()]
+    student.train()  # or Lightning warns of modules in evaluation mode; the task itself takes dropout out
+    try:
+        with quietly():
+            pl.Trainer(**options).fit(task, loader)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes an exit of it
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        for module, training in modes:
+            module.training = training
     return losses.values
+
+
+def _check(student: nn.Module, batches: Sequence[Any], epochs: int) -> None:
+    if isinstance(batches, str | bytes | Mapping) or not isinstance(batches, Sequence):
+        raise TypeError(f"batches must be a list of inputs for the model; got a {type(batches).__name__}")
+    if not batches:
+        raise ValueError("distillation needs batches; got none")
+    if type(epochs) is not int or epochs < 1:
+        raise ValueError(f"epochs={epochs!r} must be a whole number, at least 1")
+    if half := {p.dtype for p in student.parameters() if p.dtype in {torch.float16, torch.bfloat16}}:
+        raise ValueError(
+            f"student is in {min(map(str, half))}, which would lose small steps in its rounding; use student.float(), "
+            'and precision="bf16-mixed" to compute in it'
+        )
+    if not any(p.requires_grad for p in student.parameters()):
+        raise ValueError("student has no parameter that is trained; use student.requires_grad_(True)")
 
 
 class _Losses(pl.Callback):

@@ -19,18 +19,24 @@ def warmup_cosine(total_steps: int, warmup_steps: int = 0, final: float = 0.0) -
     Raises:
         ValueError: If `warmup_steps` is negative or `final` is no fraction.
     """
-    if warmup_steps < 0:
-        raise ValueError(f"warmup_steps={warmup_steps} must be at least 0")
-    if not 0.0 <= final <= 1.0:
-        raise ValueError(f"final={final} must lie between 0 and 1: it is the last factor on the learning rate")
+    return _warmup_then(lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)), total_steps, warmup_steps, final)
 
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
-    return factor
+def warmup_linear(total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> Callable[[int], float]:
+    """Linear warm-up to 1, then a straight line down to `final`.
+
+    Args:
+        total_steps: Optimiser steps of the whole training, warm-up included.
+        warmup_steps: Steps of the warm-up, as for `warmup_cosine`.
+        final: Factor at the last step, between 0 and 1.
+
+    Returns:
+        A function from the step (0, 1, …) to the factor, for `torch.optim.lr_scheduler.LambdaLR`.
+
+    Raises:
+        ValueError: If `warmup_steps` is negative or `final` is no fraction.
+    """
+    return _warmup_then(lambda progress: 1.0 - progress, total_steps, warmup_steps, final)
 
 
 def warmup_constant(warmup_steps: int = 0) -> Callable[[int], float]:
@@ -48,3 +54,21 @@ def warmup_constant(warmup_steps: int = 0) -> Callable[[int], float]:
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps={warmup_steps} must be at least 0")
     return lambda step: min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+
+
+def _warmup_then(
+    shape: Callable[[float], float], total_steps: int, warmup_steps: int, final: float
+) -> Callable[[int], float]:
+    """A warm-up, then a shape that falls from 1 to 0 over the rest, stretched to end at `final`."""
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps={warmup_steps} must be at least 0")
+    if not 0.0 <= final <= 1.0:
+        raise ValueError(f"final={final} must lie between 0 and 1: it is the last factor on the learning rate")
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return final + (1.0 - final) * shape(progress)
+
+    return factor

@@ -313,11 +313,13 @@ def write(
     Returns:
         What was done, and the times, if they could be measured.
     """
+    from milkweed.cli.convert.inputs import check_runs
     from milkweed.cli.convert.page import write_page
     from milkweed.cli.convert.timing import time_model
     from milkweed.convert import convert_, save_pretrained
 
     steps.begin("measuring the whole model, dense and converted")
+    check_runs(model, plan, batches)
     timing = time_model(model, plan)
     teacher = copy.deepcopy(model) if options.distill else None
     report = convert_(model, plan)

@@ -45,27 +45,36 @@ def make_batches(
         The batches.
 
     Raises:
-        UsageError: The tokenizer is missing, or does not fit the model.
+        UsageError: The tokenizer is missing, or does not fit the model, or the model needs more than texts.
     """
+    from milkweed.cli.convert.inputs import failure, first_line, known_tokens, longest_input, with_decoder
+
     tokenizer = source.tokenizer()
     if tokenizer.pad_token is None:
         # Any token does, since the mask hides it.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
-    positions = getattr(model.config, "max_position_embeddings", None) or max_length
-    longest = min(max_length, tokenizer.model_max_length, positions)
+    longest = min(max_length, tokenizer.model_max_length, longest_input(model) or max_length)
     rows = [ids for ids in tokenizer(texts, truncation=True, max_length=longest)["input_ids"] if ids]
     if not rows:
         raise UsageError(f"the tokenizer of {source.name} finds no token in the texts of --calibrate")
-    embeddings = model.get_input_embeddings().num_embeddings
+    embeddings = known_tokens(model)
     highest = max(max(ids) for ids in rows)
-    if highest >= embeddings:
+    if embeddings is not None and highest >= embeddings:
         raise UsageError(
             f"the tokenizer of {source.name} does not fit the model: token {highest}, but {embeddings} embeddings"
         )
     _warn_of_few(sum(map(len, rows)), model, steps)
     rows.sort(key=len, reverse=True)
     groups = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    return WatchedBatches([dict(tokenizer.pad({"input_ids": g}, return_tensors="pt")) for g in groups], steps)
+    padded = [dict(tokenizer.pad({"input_ids": group}, return_tensors="pt")) for group in groups]
+    batches = WatchedBatches([with_decoder(model, batch) for batch in padded], steps)
+    error = failure(model, batches[0])
+    if error is not None:
+        raise UsageError(
+            f"--calibrate: {source.name}, a {type(model).__name__}, does not run on texts alone "
+            f"({type(error).__name__}: {first_line(error)}); convert it without --calibrate"
+        ) from error
+    return batches
 
 
 def _warn_of_few(tokens: int, model: "nn.Module", steps: Steps) -> None:

@@ -4,8 +4,6 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
-import torch
-
 from milkweed.cli.errors import UsageError
 from milkweed.convert import ConversionReport, LayerConfig, MonarchConfig, default_rules, plan_conversion
 from milkweed.convert.candidates import Budget
@@ -48,8 +46,7 @@ class Choices:
             UsageError: A pattern matches nothing.
             ValueError: A configuration does not fit its layer, or no candidates are within the budget.
         """
-        with torch.device("meta"):
-            model = source.kind(source.config)
+        model = source.skeleton()
         sites = find_sites(model)
         for option, pattern in self.patterns:
             try:

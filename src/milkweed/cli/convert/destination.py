@@ -3,10 +3,11 @@
 import json
 import secrets
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from safetensors import SafetensorError
 
@@ -26,6 +27,8 @@ LARGEST_SIDE_FILE = 64 * 2**20
 def staged(out: Path, overwrite: bool) -> Iterator[Path]:
     """Give an empty folder beside `out` that takes its place when the block ends well, and else vanishes.
 
+    That a program is asked to end by SIGTERM unwinds it meanwhile, as Ctrl-C does.
+
     Args:
         out: The folder to make or replace.
         overwrite: Replace what this command wrote there earlier.
@@ -37,10 +40,12 @@ def staged(out: Path, overwrite: bool) -> Iterator[Path]:
     _check_out(out, overwrite)
     staging = out.with_name(f".{out.name}-{secrets.token_hex(4)}")
     made = [staging, *(path for path in out.parents if not path.exists())]
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         with writing(out):
             staging.mkdir(parents=True)
         yield staging
+        _check_out(out, overwrite)  # again: it may have come into being since
         with writing(out):
             _publish(staging, out)
     except BaseException:
@@ -49,6 +54,8 @@ def staged(out: Path, overwrite: bool) -> Iterator[Path]:
             for path in made[1:]:
                 path.rmdir()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 @contextmanager
@@ -152,6 +159,10 @@ def _check_out(out: Path, overwrite: bool) -> None:
                 f"--overwrite replaces only what this command wrote, but --out {out} holds no {REPORT}; choose a new "
                 "folder, or remove it yourself"
             )
+
+
+def _end(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)  # as a shell reports it
 
 
 def _publish(staging: Path, out: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from milkweed.cli.convert.destination import check_apart
+from milkweed.cli.convert.inputs import first_line
 from milkweed.cli.convert.progress import Steps
 from milkweed.cli.errors import UsageError
 from milkweed.convert.pretrained import CONVERTED_FILE_NAME
@@ -60,13 +61,31 @@ class Source:
             # Where files are missing, transformers may make a tokenizer that knows no word.
             reason = "it knows no word" if set(found.get_vocab()) <= set(found.all_special_tokens) else None
         except Exception as error:  # tokenizers raises plain ones
-            reason = _first_line(error)
+            reason = first_line(error)
         if reason is not None:
             raise UsageError(
                 f"{self.name} has no tokenizer that transformers can read ({reason}); put its files beside "
                 "config.json, or convert without --calibrate"
             )
         return found
+
+    def skeleton(self) -> "nn.Module":
+        """Build the model without numbers.
+
+        Returns:
+            It, on the meta device.
+
+        Raises:
+            UsageError: Its config describes none.
+        """
+        try:
+            with torch.device("meta"):
+                model: nn.Module = self.kind(self.config)
+        except Exception as error:  # of any model, so of any kind
+            raise UsageError(
+                f"{self.name}/config.json makes no {self.kind.__name__}: {type(error).__name__}: {first_line(error)}"
+            ) from error
+        return model
 
 
 def find_source(name: str, out: Path | None) -> Source:
@@ -92,8 +111,12 @@ def find_source(name: str, out: Path | None) -> Source:
     if out is not None:
         check_apart(folder, out)
     architecture = _check_config(name, folder)
-    _check_weights(name, folder)
-    return Source(name, folder, *_classes(name, folder, architecture))
+    stored = _check_weights(name, folder)
+    config, kind = _classes(name, folder, architecture)
+    depth = getattr(config, "num_hidden_layers", None)
+    if isinstance(depth, int) and depth > stored:
+        raise UsageError(f"{name}/config.json has {depth} layers, but only {stored} tensors are stored beside it")
+    return Source(name, folder, config, kind)
 
 
 def load_model(
@@ -128,7 +151,7 @@ def load_model(
             **{"torch_dtype" if transformers.__version__.startswith("4.") else "dtype": dtype or "auto"},
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"the weights of {source.name} cannot be read: {_first_line(error)}") from error
+        raise UsageError(f"the weights of {source.name} cannot be read: {first_line(error)}") from error
     missing = sorted(found["missing_keys"])
     lost = {f"{line.name}.weight" for line in rehearsal.converted} & set(missing)
     if lost:
@@ -137,6 +160,13 @@ def load_model(
         )
     if missing:
         steps.warn(f"{source.name} lacks {', '.join(missing)}: random numbers, as transformers would load it")
+    unused = sorted(found["unexpected_keys"])
+    if unused:
+        steps.warn(
+            f"{source.kind.__name__}, which config.json of {source.name} describes, has no place for "
+            f"{', '.join(unused[:5])}{f' and {len(unused) - 5} more' if len(unused) > 5 else ''}: "
+            "stored, but not in the converted model"
+        )
     return model.to(device).eval()
 
 
@@ -152,7 +182,7 @@ def check_device(name: str) -> None:
     try:
         torch.empty(1, device=name).add(1).cpu()
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise UsageError(f"--device {name} cannot be used: {_first_line(error)}") from error
+        raise UsageError(f"--device {name} cannot be used: {first_line(error)}") from error
 
 
 @contextmanager
@@ -178,7 +208,7 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{name} is no folder here, and the hub did not give it ({_first_line(error)}); check the name, or "
+            f"{name} is no folder here, and the hub did not give it ({first_line(error)}); check the name, or "
             "download the model and give its folder"
         ) from error
 
@@ -192,7 +222,8 @@ def _check_config(name: str, folder: Path) -> str | None:
     return architectures[0] if isinstance(architectures, list) else None
 
 
-def _check_weights(name: str, folder: Path) -> None:
+def _check_weights(name: str, folder: Path) -> int:
+    """Check what can be checked without reading them, and count the tensors."""
     file, index = folder / WEIGHTS, folder / INDEX
     if (folder / CONVERTED_FILE_NAME).is_file():
         raise UsageError(f"{name} was written by milkweed; milkweed.load_pretrained reads it, densify_ undoes it")
@@ -207,20 +238,20 @@ def _check_weights(name: str, folder: Path) -> None:
         raise UsageError(f"{name} holds no {WEIGHTS} and no {INDEX}; weights of other kinds are not read")
     if file.is_file():
         try:
-            with safe_open(file, framework="pt"):
-                pass
+            with safe_open(file, framework="pt") as stored:
+                return len(stored.keys())
         except SafetensorError as error:
             raise UsageError(f"{file} is corrupt or truncated ({error})") from error
-    else:
-        shards = _json(index).get("weight_map")
-        if not isinstance(shards, dict) or not all(str(shard).endswith(".safetensors") for shard in shards.values()):
-            raise UsageError(f"{index} must map parameters to .safetensors files")
+    shards = _json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(str(shard).endswith(".safetensors") for shard in shards.values()):
+        raise UsageError(f"{index} must map parameters to .safetensors files")
+    return len(shards)
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{file} is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{file} must hold a JSON object; got a {type(values).__name__}")
@@ -233,10 +264,10 @@ def _classes(name: str, folder: Path, architecture: str | None) -> tuple[Any, An
 
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers and its checks of values have many kinds
         raise UsageError(
             f"transformers {transformers.__version__} does not know the model of {name}/config.json "
-            f"({_first_line(error)}); code that comes with a model is not run"
+            f"({first_line(error)}); code that comes with a model is not run"
         ) from error
     if architecture is None:
         with torch.device("meta"):
@@ -248,7 +279,3 @@ def _classes(name: str, folder: Path, architecture: str | None) -> tuple[Any, An
             f"{transformers.__version__}; code that comes with a model is not run"
         )
     return config, kind
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -3,11 +3,13 @@
 import dataclasses
 import statistics
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from milkweed.cli.convert.inputs import example_inputs
 from milkweed.convert import ConversionPlan
 from milkweed.convert.calibrate import evaluating, run_batch
 from milkweed.convert.sites import replace
@@ -46,58 +48,46 @@ def time_model(model: nn.Module, plan: ConversionPlan) -> Timing | None:
     """
     batch = BATCH
     while batch:
-        inputs = example_inputs(model, batch, LENGTH)
-        if inputs is None:
-            return None
         try:
-            return _alternate(model, plan, inputs)
+            inputs = example_inputs(model, batch, LENGTH)
+            return None if inputs is None else _alternate(model, plan, inputs)
         except torch.OutOfMemoryError:
             batch //= 2
     return None
 
 
-def example_inputs(model: nn.Module, batch: int, length: int) -> dict[str, Tensor] | None:
-    """Make inputs for a model up.
+@contextmanager
+def exchanged(model: nn.Module, plan: ConversionPlan) -> Iterator[None]:
+    """Put the layers of a plan into a model while the block runs.
 
     Args:
-        model: A transformers model.
-        batch: How many.
-        length: Tokens of each, fewer if the model has fewer positions.
+        model: The dense model.
+        plan: The plan for it.
 
-    Returns:
-        Arguments by name, or None if it reads neither tokens alone nor images.
+    Yields:
+        Nothing.
     """
-    config: Any = model.config
-    if model.main_input_name == "pixel_values" and isinstance(getattr(config, "image_size", None), int):
-        return {"pixel_values": torch.zeros(batch, config.num_channels, config.image_size, config.image_size)}
-    if model.main_input_name != "input_ids" or config.is_encoder_decoder:
-        return None
-    # Some families count positions from behind the padding token.
-    positions = (getattr(config, "max_position_embeddings", None) or length + 2) - 2
-    tokens = torch.arange(batch * min(length, positions)) % model.get_input_embeddings().num_embeddings
-    return {"input_ids": tokens.view(batch, -1)}
-
-
-def _alternate(model: nn.Module, plan: ConversionPlan, inputs: dict[str, Tensor]) -> Timing:
-    converted = {line.names: plan.layers[line.name] for line in plan.report.converted}
-    dense = {names: model.get_submodule(names[0]) for names in converted}
-    like = next(model.parameters())
-    device = like.device
-    inputs = {name: x.to(like) if x.is_floating_point() else x.to(device) for name, x in inputs.items()}
-    times: tuple[list[float], list[float]] = ([], [])
+    dense = {line.names: model.get_submodule(line.name) for line in plan.report.converted}
     try:
-        with evaluating(model):
-            start, runs = time.perf_counter(), 0
-            # The first run of each makes plans and buffers.
-            while runs < 2 or (runs <= MOST_RUNS and time.perf_counter() - start < PATIENCE):
-                for layers, taken in zip((dense, converted), times, strict=True):
-                    for names, layer in layers.items():
-                        replace(model, names, layer)
-                    taken.append(_seconds(model, inputs, device))
-                runs += 1
+        for names in dense:
+            replace(model, names, plan.layers[names[0]])
+        yield
     finally:
         for names, layer in dense.items():
             replace(model, names, layer)
+
+
+def _alternate(model: nn.Module, plan: ConversionPlan, inputs: dict[str, Tensor]) -> Timing:
+    device = next(model.parameters()).device
+    times: tuple[list[float], list[float]] = ([], [])
+    with evaluating(model):
+        start, runs = time.perf_counter(), 0
+        # The first run of each makes plans and buffers.
+        while runs < 2 or (runs <= MOST_RUNS and time.perf_counter() - start < PATIENCE):
+            times[0].append(_seconds(model, inputs, device))
+            with exchanged(model, plan):
+                times[1].append(_seconds(model, inputs, device))
+            runs += 1
     before, after = (statistics.median(taken[1:]) for taken in times)
     return Timing(tuple(next(iter(inputs.values())).shape), str(device), before, after, runs - 1)
 

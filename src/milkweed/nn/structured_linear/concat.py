@@ -19,7 +19,7 @@ class ConcatLinear(nn.Module):
         parts: The layers, in the order of their outputs.
 
     Raises:
-        ValueError: There is none, or they read inputs of different sizes.
+        ValueError: There is none, or they read inputs of different sizes or dtypes.
     """
 
     def __init__(self, parts: Sequence[StructuredLinear]) -> None:
@@ -28,6 +28,9 @@ class ConcatLinear(nn.Module):
             raise ValueError(
                 f"parts must be layers of one input size; got sizes {[part.in_features for part in parts]}"
             )
+        dtypes = {parameter.dtype for part in parts for parameter in part.parameters()}
+        if len(dtypes) != 1:
+            raise ValueError(f"parts must be layers of one dtype; got {', '.join(sorted(map(str, dtypes)))}")
         self.parts = nn.ModuleList(parts)
         self.in_features, self.out_features = parts[0].in_features, sum(part.out_features for part in parts)
 
@@ -55,12 +58,14 @@ class ConcatLinear(nn.Module):
             nn.Linear,
             self.in_features,
             self.out_features,
-            bias=dense[0].bias is not None,
+            bias=any(each.bias is not None for each in dense),
             device=weight.device,
             dtype=weight.dtype,
         )
         linear.weight.copy_(weight).requires_grad_(any(each.weight.requires_grad for each in dense))
         if linear.bias is not None:
-            linear.bias.copy_(torch.cat([each.bias for each in dense]))
-            linear.bias.requires_grad_(any(each.bias.requires_grad for each in dense))
+            biases: list[Tensor] = [
+                each.weight.new_zeros(each.out_features) if each.bias is None else each.bias for each in dense
+            ]
+            linear.bias.copy_(torch.cat(biases)).requires_grad_(any(bias.requires_grad for bias in biases))
         return linear.train(self.training)

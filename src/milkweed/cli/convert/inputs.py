@@ -1,0 +1,181 @@
+"""What a model can be called with: inputs made up, texts completed, and whether it runs at all."""
+
+import inspect
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from milkweed.cli.errors import UsageError
+from milkweed.convert.calibrate import evaluating, run_batch
+
+if TYPE_CHECKING:
+    from milkweed.convert import ConversionPlan
+
+SAMPLES_PER_TOKEN = 320  # 20 ms of sound at 16 kHz, as models of speech cut it
+
+
+def longest_input(model: nn.Module) -> int | None:
+    """Count the tokens that a model has positions for.
+
+    Args:
+        model: A transformers model.
+
+    Returns:
+        How many at most, or None if there is no such limit.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        return None
+    # RoBERTa and its kin count positions from behind the padding token.
+    behind = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if "position" in name and isinstance(module, nn.Embedding) and module.padding_idx is not None
+    ]
+    return limit - max(behind, default=0)
+
+
+def known_tokens(model: nn.Module) -> int | None:
+    """Count the tokens that a model has embeddings for.
+
+    Args:
+        model: A transformers model.
+
+    Returns:
+        How many, or None if it reads no tokens, or more than them.
+    """
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:  # several towers
+        return None
+    return embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else None
+
+
+def with_decoder(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give the decoder of an encoder-decoder the same texts, each token to be guessed from those before it.
+
+    Args:
+        model: A transformers model.
+        batch: ``input_ids`` and perhaps ``attention_mask``.
+
+    Returns:
+        The batch, with arguments for the decoder if there is one.
+    """
+    if "decoder_input_ids" not in inspect.signature(model.forward).parameters:
+        return batch
+    config: Any = model.config
+    known = (getattr(config, f"{name}_token_id", None) for name in ("decoder_start", "bos", "pad"))
+    start = next((token for token in known if isinstance(token, int)), 0)
+    names = {"input_ids": ("decoder_input_ids", start), "attention_mask": ("decoder_attention_mask", 1)}
+    shifted = {
+        names[key][0]: torch.cat([torch.full_like(value[:, :1], names[key][1]), value[:, :-1]], 1)
+        for key, value in batch.items()
+        if key in names
+    }
+    return batch | shifted
+
+
+def example_inputs(model: nn.Module, batch: int, length: int) -> dict[str, Tensor] | None:
+    """Make inputs for a model up.
+
+    Args:
+        model: A transformers model.
+        batch: How many.
+        length: Tokens of each, fewer if the model has fewer positions.
+
+    Returns:
+        Arguments by name, in the dtype and on the device of the model, or None if it reads neither tokens, nor images,
+        nor sound, or does not run on what was made up.
+    """
+    found = _made_up(model, batch, length)
+    if found is None:
+        return None
+    like = next(model.parameters())
+    found = {name: x.to(like) if x.is_floating_point() else x.to(like.device) for name, x in found.items()}
+    return None if failure(model, found) is not None else found
+
+
+def failure(model: nn.Module, inputs: Any) -> Exception | None:
+    """Run a model once.
+
+    Args:
+        model: The model.
+        inputs: What it is called with.
+
+    Returns:
+        The error, or None.
+
+    Raises:
+        OutOfMemoryError: Memory is short, which says nothing about the model.
+    """
+    try:
+        with evaluating(model):
+            run_batch(model, inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of any model, so of any kind
+        return error
+    return None
+
+
+def check_runs(model: nn.Module, plan: "ConversionPlan", batches: list[Any] | None) -> None:
+    """Refuse a plan whose model would not run, as where a module reads the weight of a layer itself.
+
+    Args:
+        model: The dense model; its layers are exchanged for a while.
+        plan: The plan for it.
+        batches: That it can be called with; else inputs are made up.
+
+    Raises:
+        UsageError: The model runs dense but not converted; the layer is named.
+    """
+    from milkweed.cli.convert.timing import exchanged
+
+    inputs = batches[-1] if batches else example_inputs(model, 1, 16)
+    if inputs is None:
+        return
+    with exchanged(model, plan):
+        error = failure(model, inputs)
+        if error is None:
+            return
+        place = _where(model, error)
+    line = plan.report.converted[0].name if place is None else place
+    raise UsageError(
+        f"the converted model would not run: {type(error).__name__} in {place or 'the model'}: {first_line(error)}; "
+        f"leave such layers dense, e.g. with --keep {line!r}"
+    ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Shorten an error.
+
+    Args:
+        error: Any.
+
+    Returns:
+        The first line of its message that is not blank, or its kind.
+    """
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _where(model: nn.Module, error: BaseException) -> str | None:
+    """The innermost module at work when an error was raised."""
+    names = {module: name for name, module in model.named_modules() if name}
+    at_work = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    found = [names[module] for module in at_work if isinstance(module, nn.Module) and module in names]
+    return found[-1] if found else None
+
+
+def _made_up(model: nn.Module, batch: int, length: int) -> dict[str, Tensor] | None:
+    config: Any = model.config
+    if model.main_input_name == "pixel_values" and isinstance(getattr(config, "image_size", None), int):
+        return {"pixel_values": torch.zeros(batch, config.num_channels, config.image_size, config.image_size)}
+    if model.main_input_name == "input_values":
+        return {"input_values": torch.randn(batch, length * SAMPLES_PER_TOKEN)}
+    known = known_tokens(model)
+    if model.main_input_name != "input_ids" or known is None:
+        return None
+    tokens = torch.arange(batch * min(length, longest_input(model) or length)) % known
+    return with_decoder(model, {"input_ids": tokens.view(batch, -1)})

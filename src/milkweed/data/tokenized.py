@@ -1,0 +1,164 @@
+"""What all data that a tokenizer has cut have in common."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from milkweed.data.base import SequenceData
+from milkweed.data.batches import ArrayDataset
+from milkweed.data.tokenizers import load_tokenizer, token_count
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TokenizedData(SequenceData):
+    """Texts as tokens: inputs are (B, L) integers below `vocabulary_size`.
+
+    A family implements `load`. The tokenizer is written into the folder of a run, which thereby can be named as the
+    `tokenizer` of the next.
+
+    Args:
+        tokenizer: Folder or hub name of a tokenizer of transformers; None where a family makes one.
+        vocabulary_size: Tokens that the model knows, at least as many as the tokenizer has.
+        batch_size: Samples per optimiser step over all processes together.
+        length: Longest sequence, in tokens.
+        seed: Decides the order of the training samples.
+        limit: At most this many samples per split, for trials.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    tokens = True
+
+    def __init__(
+        self,
+        tokenizer: str | None,
+        vocabulary_size: int,
+        batch_size: int,
+        length: int,
+        seed: int,
+        limit: int | None,
+    ) -> None:
+        super().__init__(batch_size, seed, limit)
+        if length < 4:
+            raise ValueError(f"length={length} must be at least 4: texts are framed by two further tokens or three")
+        if vocabulary_size < 1:
+            raise ValueError(f"vocabulary_size={vocabulary_size} must be at least 1")
+        self.tokenizer_name, self.vocabulary_size, self.length = tokenizer, vocabulary_size, length
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def d_input(self) -> int:
+        """Number of tokens that the model knows."""
+        return self.vocabulary_size
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer.
+
+        Raises:
+            ValueError: If it has more tokens than the model is to know.
+        """
+        if self._tokenizer is None:
+            tokenizer = self.make_tokenizer()
+            count = token_count(tokenizer)
+            if count > self.vocabulary_size:
+                raise ValueError(
+                    f"vocabulary_size={self.vocabulary_size} is too small: data.tokenizer={self.tokenizer_name} has "
+                    f"{count} tokens; use --data.vocabulary_size {-(-count // 64) * 64}"
+                )
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    def make_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Load the tokenizer; a family that can also make one overrides this.
+
+        Returns:
+            A tokenizer of transformers.
+
+        Raises:
+            ValueError: If none is named.
+        """
+        if self.tokenizer_name is None:
+            raise ValueError(
+                "data.tokenizer is missing: name the folder of the model that is fine-tuned, e.g. --data.tokenizer "
+                "runs/m2-bert-mlm"
+            )
+        return load_tokenizer(self.tokenizer_name)
+
+    def prepare_data(self) -> None:
+        """Write the tokenizer into the run's folder; Lightning calls this in one process."""
+        if self.trainer is not None:
+            self.tokenizer.save_pretrained(self.trainer.default_root_dir)
+
+
+class TokenRows(ArrayDataset):
+    """Framed texts of different lengths, every batch only as long as its longest.
+
+    Args:
+        inputs: Tokens, (N, L).
+        targets: (N,).
+        lengths: (N,).
+        token_types: 0 for a first text, 1 for a second, (N, L).
+        whole: Give batches of all L steps, for models that read padding.
+    """
+
+    def __init__(
+        self,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        lengths: torch.Tensor,
+        token_types: torch.Tensor,
+        whole: bool = False,
+    ) -> None:
+        super().__init__(inputs, targets, lengths)
+        self.token_types, self.whole = token_types, whole
+
+    def __getitem__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        lengths = self.lengths[indices]
+        steps = self.inputs.shape[1] if self.whole else int(lengths.max())
+        return {
+            "inputs": self.inputs[indices, :steps],
+            "token_types": self.token_types[indices, :steps],
+            "targets": self.targets[indices],
+            "lengths": lengths,
+        }
+
+    def head(self, count: int) -> "TokenRows":
+        """The first samples only.
+
+        Args:
+            count: How many.
+
+        Returns:
+            A dataset of at most `count` samples.
+        """
+        parts = (self.inputs, self.targets, self.lengths, self.token_types)
+        return TokenRows(*(part[:count] for part in parts), whole=self.whole)
+
+
+def frame(
+    tokenizer: "PreTrainedTokenizerBase", texts: list[str], others: list[str] | None, length: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cut texts, or pairs of texts, into tokens, framed as BERT's; what is longer than `length` is shortened.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: N texts.
+        others: N second texts; None for single texts.
+        length: L, tokens at most.
+
+    Returns:
+        Tokens (N, L), token types (N, L) and lengths (N,), all int64.
+    """
+    shape = (len(texts), length)
+    tokens = torch.full(shape, tokenizer.pad_token_id)
+    types, lengths = torch.zeros(shape, dtype=torch.long), torch.ones(len(texts), dtype=torch.long)
+    if texts:
+        framed = tokenizer(texts, others, truncation=True, max_length=length, return_token_type_ids=True)
+        for number, (row, kinds) in enumerate(zip(framed["input_ids"], framed["token_type_ids"], strict=True)):
+            lengths[number] = len(row)
+            tokens[number, : len(row)], types[number, : len(row)] = torch.tensor(row), torch.tensor(kinds)
+    return tokens, types, lengths

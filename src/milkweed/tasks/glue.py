@@ -1,0 +1,157 @@
+"""Fine-tuning on sentences and pairs of sentences: classes or a number, with the metrics of GLUE."""
+
+import warnings
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchmetrics import Metric, PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics.classification import BinaryF1Score, MatthewsCorrCoef, MulticlassAccuracy
+
+from milkweed._suggest import unknown
+from milkweed.tasks.base import STAGES, Batch
+from milkweed.tasks.tokens import TokenTask
+
+
+class Glue(TokenTask):
+    """Train a model that gives one row per sentence or pair: logits of classes, or with one output a number.
+
+    Classes are learned by cross entropy, numbers by mean squared error. Numbers are measured by Pearson's and
+    Spearman's correlation, classes by accuracy and Matthews' correlation, and two classes by F1 of the second one too.
+
+    Args:
+        model: `model(tokens (B, L), lengths (B,), token_types (B, L)) -> (B, num_classes)`.
+        num_classes: Number of classes; 1 for a number.
+        judged_by: The metric that decides which epoch was best; accuracy or Pearson's correlation if None.
+        lr: Learning rate after the warm-up.
+        weight_decay: AdamW's decay, for the parameters that are decayed at all.
+        ssm_lr: Learning rate of the state space parameters; the layer's own choice if None.
+        warmup_steps: Optimiser steps of linear warm-up.
+        schedule: What follows the warm-up: `linear` down to 2% at the end of the training, `cosine` down to zero, or
+            `constant`.
+        pretrained: Where the encoder starts, and the head if it is of the same kind: a run, a folder or file written by
+            `save_pretrained`, or one as M2-BERT's authors publish it. None to start afresh.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    larger_is_better = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        judged_by: str | None = None,
+        lr: float = 5e-5,
+        weight_decay: float = 0.01,
+        ssm_lr: float | None = None,
+        warmup_steps: int = 0,
+        schedule: Literal["linear", "cosine", "constant"] = "linear",
+        pretrained: str | None = None,
+    ) -> None:
+        super().__init__(model, lr, weight_decay, ssm_lr, warmup_steps, schedule, pretrained)
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes} must be at least 1")
+        self.num_classes = num_classes
+        self.scores = nn.ModuleDict({f"{stage}_{name}": m for stage in STAGES for name, m in self._metrics().items()})
+        names = list(self._metrics())
+        if judged_by not in {None, *names}:
+            raise ValueError(unknown("judged_by", judged_by, names))
+        self.metric = judged_by or names[0]
+        for name in names:
+            self.scores[f"train_{name}"].persistent(True)
+
+    def _metrics(self) -> dict[str, Metric]:
+        if self.num_classes == 1:
+            with warnings.catch_warnings():
+                # That it keeps all numbers is right: ranks are those among all of them.
+                warnings.filterwarnings("ignore", message="Metric `SpearmanCorrcoef` will save all targets")
+                return {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()}
+        metrics: dict[str, Metric] = {"accuracy": MulticlassAccuracy(self.num_classes, average="micro")}
+        if self.num_classes == 2:
+            metrics["f1"] = BinaryF1Score()
+        return metrics | {"matthews": MatthewsCorrCoef("multiclass", num_classes=self.num_classes)}
+
+    def run_model(self, batch: Batch) -> torch.Tensor:
+        """Run the model.
+
+        Args:
+            batch: What the data module yields.
+
+        Returns:
+            (B, num_classes).
+        """
+        return self.model(batch["inputs"], batch["lengths"], batch["token_types"])
+
+    def loss(self, stage: str, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Cross entropy, or mean squared error.
+
+        Args:
+            stage: `train`, `val` or `test`.
+            outputs: (B, num_classes).
+            batch: What the data module yields.
+
+        Returns:
+            The scalar loss.
+
+        Raises:
+            ValueError: If the model gives something else.
+        """
+        targets = batch["targets"]
+        if outputs.shape != (len(targets), self.num_classes):
+            raise ValueError(
+                f"the model must give one row per text, {(len(targets), self.num_classes)}; it gave "
+                f"{tuple(outputs.shape)}; set --model.head classification"
+            )
+        if self.num_classes == 1:
+            return F.mse_loss(outputs[:, 0], targets)
+        return F.cross_entropy(outputs, targets)
+
+    def score(self, stage: str) -> Metric:
+        """The metric that decides.
+
+        Args:
+            stage: `train`, `val` or `test`.
+
+        Returns:
+            A torchmetrics metric.
+        """
+        return self.scores[f"{stage}_{self.metric}"]
+
+    def further_scores(self, stage: str) -> dict[str, Metric]:
+        """The other metrics.
+
+        Args:
+            stage: `train`, `val` or `test`.
+
+        Returns:
+            torchmetrics metrics by name.
+        """
+        return {name: self.scores[f"{stage}_{name}"] for name in self._names() if name != self.metric}
+
+    def on_train_epoch_start(self) -> None:
+        """Start the training averages anew."""
+        super().on_train_epoch_start()
+        for metric in self.further_scores("train").values():
+            metric.reset()
+
+    def measure(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
+        """Update the averages by one batch.
+
+        Args:
+            stage: `train`, `val` or `test`.
+            outputs: (B, num_classes).
+            batch: What the data module yields.
+            loss: The batch's loss.
+        """
+        targets = batch["targets"]
+        self.losses[f"{stage}_loss"].update(loss, weight=len(targets))
+        # Correlations of bfloat16 numbers would be of their roundings.
+        found = outputs[:, 0].float() if self.num_classes == 1 else outputs.argmax(-1)
+        for metric in (self.score(stage), *self.further_scores(stage).values()):
+            metric.update(found, targets)
+
+    def _names(self) -> list[str]:
+        return [name.removeprefix("train_") for name in self.scores if name.startswith("train_")]

@@ -1,0 +1,170 @@
+"""What all tasks of an encoder of tokens share: how it is trained, and where it starts."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from milkweed.convert import load_pretrained
+from milkweed.convert.checkpoints.m2 import load_m2_bert, read_m2_checkpoint
+from milkweed.convert.files import SUFFIX, written_by_milkweed
+from milkweed.models import M2Bert
+from milkweed.tasks.base import SequenceTask
+
+# Of an encoder, what its tensors and their meaning depend on, and the option that sets it.
+ARCHITECTURE = {
+    "d_input": "data.vocabulary_size",
+    "length": "data.length",
+    "d_model": "model.d_model",
+    "depth": "model.depth",
+    "d_hidden": "model.d_hidden",
+    "nblocks": "model.nblocks",
+    "token_types": "model.token_types",
+    "pre_norm": "model.pre_norm",
+    "residual_long_conv": "model.residual_long_conv",
+    "padding": "model.padding",
+    "kernel_options": "model.kernel_options",
+}
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+class TokenTask(SequenceTask):
+    """Train a model of tokens (B, L) by AdamW with BERT's betas, from the start or from a pretrained encoder.
+
+    Args:
+        model: The model.
+        lr: Learning rate after the warm-up.
+        weight_decay: AdamW's decay, for the parameters that are decayed at all.
+        ssm_lr: Learning rate of the state space parameters; the layer's own choice if None.
+        warmup_steps: Optimiser steps of linear warm-up.
+        schedule: What follows the warm-up: `linear` down to 2% at the end of the training, `cosine` down to zero, or
+            `constant`.
+        pretrained: Where the encoder starts, and the head if it is of the same kind: a run, a folder or file written by
+            `save_pretrained`, or one as M2-BERT's authors publish it. None to start afresh.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    betas = (0.9, 0.98)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float,
+        weight_decay: float,
+        ssm_lr: float | None,
+        warmup_steps: int,
+        schedule: Literal["cosine", "linear", "constant"],
+        pretrained: str | None,
+    ) -> None:
+        super().__init__(model, lr, weight_decay, ssm_lr, warmup_steps, schedule)
+        self.pretrained, self._resumed = pretrained, False
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note that the weights are those of a checkpoint.
+
+        Args:
+            checkpoint: What `on_save_checkpoint` has seen.
+        """
+        super().on_load_checkpoint(checkpoint)
+        self._resumed = True
+
+    def on_fit_start(self) -> None:
+        """Take over the pretrained weights, unless those of a checkpoint have just been loaded."""
+        if self.pretrained is not None and not self._resumed:
+            start_from(self.model, self.pretrained)
+
+    def check_inputs(self, stage: str, batch_idx: int, inputs: torch.Tensor) -> None:
+        """Refuse what are no tokens.
+
+        Args:
+            stage: `train`, `val` or `test`.
+            batch_idx: Number of the batch.
+            inputs: The batch.
+        """
+        check_token_batch(stage, batch_idx, inputs)
+
+
+def check_token_batch(stage: str, batch_idx: int, inputs: torch.Tensor) -> None:
+    """Refuse what are no tokens.
+
+    Args:
+        stage: `train`, `val` or `test`.
+        batch_idx: Number of the batch.
+        inputs: The batch.
+
+    Raises:
+        ValueError: If they are not (B, L) integers.
+    """
+    if inputs.ndim != 2 or 0 in inputs.shape or inputs.is_floating_point():
+        raise ValueError(
+            f"{stage} batch {batch_idx}: inputs must be (batch, length) integers with neither of them 0, got "
+            f"{inputs.dtype} of shape {tuple(inputs.shape)}; use a data module of tokens, such as Text"
+        )
+
+
+def start_from(model: nn.Module, path: str) -> None:
+    """Give a model the encoder of a pretrained one, and its head if the two are alike.
+
+    Args:
+        model: An M2-BERT, changed in place.
+        path: As `pretrained` of `TokenTask`.
+
+    Raises:
+        TypeError: If one of the two models is no M2-BERT.
+        ValueError: If their encoders differ.
+    """
+    if not isinstance(model, M2Bert):
+        raise TypeError(f"task.pretrained needs a model with an encoder, M2Bert; got {type(model).__name__}")
+    source = read_encoder(path, model.options)
+    differing = {
+        option: (source.options[name], option_of_this)
+        for name, option in ARCHITECTURE.items()
+        if source.options[name] != (option_of_this := model.options[name])
+    }
+    if differing:
+        there = ", ".join(f"{name.partition('.')[2]}={values[0]}" for name, values in differing.items())
+        here = ", ".join(str(values[1]) for values in differing.values())
+        fix = " ".join(f"--{name} {_typed(values[0])}" for name, values in differing.items())
+        raise ValueError(f"task.pretrained={path} has {there}, and this model {here}; use {fix}")
+    model.encoder.load_state_dict(source.encoder.state_dict())
+    heads = [{} if part is None else part.state_dict() for part in (model.head, source.head)]
+    shapes = [{name: tensor.shape for name, tensor in head.items()} for head in heads]
+    if model.head is not None and shapes[0] == shapes[1]:
+        model.head.load_state_dict(heads[1])
+
+
+def read_encoder(path: str, options: dict[str, Any]) -> M2Bert:
+    """Read a pretrained model.
+
+    Args:
+        path: A folder or file.
+        options: Of the model that it is read for: how it pads is not said in published files.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or none in the folder.
+        TypeError: If it is another model.
+    """
+    file = Path(path)
+    if file.is_dir():
+        found = [file / name for name in WEIGHT_FILES if (file / name).is_file()]
+        if not found:
+            raise FileNotFoundError(f"task.pretrained={path} holds neither {' nor '.join(WEIGHT_FILES)}; name a run")
+        file = found[0]
+    if not file.is_file():
+        raise FileNotFoundError(f"task.pretrained={path} does not exist; name a run, e.g. runs/m2-bert-mlm")
+    if file.suffix == SUFFIX and written_by_milkweed(file):
+        model = load_pretrained(file)
+        if not isinstance(model, M2Bert):
+            raise TypeError(f"task.pretrained={path} is a {type(model).__name__}; expected an M2Bert")
+        return model
+    return load_m2_bert(read_m2_checkpoint(file), padding=options["padding"])
+
+
+def _typed(value: Any) -> str:
+    return "null" if value is None else f'"{value}"' if isinstance(value, dict) else str(value).lower()

@@ -1,0 +1,184 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from milkweed.data import MaskedText
+from milkweed.data.masked_text import IGNORED
+from milkweed.data.tokenizers import train_tokenizer
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "looked", "at", "moons"]
+
+
+def story(words, seed=0):
+    random = np.random.RandomState(seed)
+    return "".join(f"{WORDS[random.randint(10)]}{' ' if random.rand() < 0.9 else chr(10)}" for _ in range(words))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "story.txt").write_text(story(4000))
+    train_tokenizer(story(4000), 80).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture
+def make(folder):
+    def make(**options):
+        options = {"source": str(folder / "story.txt"), "vocabulary_size": 80, "length": 16, "batch_size": 8, **options}
+        return MaskedText(**options)
+
+    return make
+
+
+def unmasked(split):
+    """The text of a split, from what is given and what is asked for."""
+    batch = split[list(range(len(split)))]
+    return torch.where(batch["targets"] == IGNORED, batch["inputs"], batch["targets"])
+
+
+def test_windows_are_the_text_and_framed(make):
+    data = make()
+    text = story(4000)
+    read = ""
+    for name in ("train", "val", "test"):
+        windows = unmasked(data.split(name))
+        assert windows.shape[1] == 16
+        assert (windows[:, 0] == 2).all()
+        assert (windows[:, -1] == 3).all()
+        words = data.tokenizer.decode(windows[:, 1:-1].flatten())
+        part = data.texts[name]
+        assert " ".join(part.split()).startswith(words)
+        assert len(part.split()) - len(words.split()) < 14
+        read += part
+    assert read == text
+    assert 0.89 < len(data.texts["train"]) / len(text) < 0.91
+
+
+def test_the_right_share_is_masked_replaced_and_kept(make):
+    split = make(masked=0.3, limit=200).split("train")
+    batch = split[list(range(len(split)))]
+    chosen = batch["targets"] != IGNORED
+    assert (chosen.sum(1) == round(0.3 * 14)).all()
+    assert not chosen[:, 0].any()
+    assert not chosen[:, -1].any()
+    count = int(chosen.sum())
+    masked = (batch["inputs"] == 4)[chosen]
+    kept = (batch["inputs"] == batch["targets"])[chosen]
+    replaced = batch["inputs"][chosen][~masked & ~kept]
+    # Five standard deviations of a binomial.
+    for found, share in ((masked, 0.8), (kept, 0.1)):
+        assert abs(int(found.sum()) - share * count) < 5 * (share * (1 - share) * count) ** 0.5 + count / 80
+    assert replaced.min() > 4
+    assert len(replaced.unique()) > 30
+    assert (batch["inputs"] == 4).sum() == masked.sum()
+
+
+def test_masks_of_the_training_change_with_the_epoch_and_repeat_with_the_seed(make):
+    def batches(seed, epoch):
+        loader = make(seed=seed).train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return {int(i): row for index, batch in zip(loader.sampler, loader, strict=True) for i, row in zip(
+            index, batch["targets"], strict=True)}  # fmt: skip
+
+    first, again, later, other = batches(0, 0), batches(0, 0), batches(0, 1), batches(1, 0)
+    assert all(torch.equal(first[i], again[i]) for i in first)
+    for changed in (later, other):
+        shared = first.keys() & changed.keys()
+        assert np.mean([torch.equal(first[i], changed[i]) for i in shared]) < 0.05
+
+
+def test_masks_do_not_depend_on_the_number_of_processes(make):
+    split = make().split("train")
+    whole, odd = split[[0, 1, 2, 3]], split[[1, 3]]
+    for key in ("inputs", "targets"):
+        assert torch.equal(whole[key][1::2], odd[key])
+
+
+def test_masks_of_the_validation_depend_on_nothing(make):
+    for name in ("val", "test"):
+        one, other = (make(seed=seed).split(name) for seed in (0, 1))
+        again = make(seed=2, batch_size=3).val_dataloader() if name == "val" else None
+        rows = list(range(len(one)))
+        for key in ("inputs", "targets"):
+            assert torch.equal(one[rows][key], other[rows][key])
+            if again:
+                assert torch.equal(torch.cat([batch[key] for batch in again]), one[rows][key])
+
+
+def test_tables_with_splits_of_their_own(make, tmp_path, folder):
+    for name, seed in (("train", 1), ("validation", 2), ("test", 3)):
+        rows = [{"text": line} for line in story(300, seed).split("\n")]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    data = make(source=str(tmp_path), tokenizer=str(folder / "tokenizer"))
+    assert data.texts == {"train": story(300, 1), "val": story(300, 2), "test": story(300, 3)}
+    (tmp_path / "test.jsonl").unlink()
+    data = make(source=str(tmp_path), tokenizer=str(folder / "tokenizer"))
+    assert data.texts["val"] == story(300, 2)
+    assert data.texts["train"] + data.texts["test"] == story(300, 1)
+
+
+def test_sizes_are_known_without_reading(make):
+    data = make(source="nowhere", tokenizer="nowhere", vocabulary_size=30528)
+    assert data.d_input == data.d_output == 30528
+    assert data.tokens
+
+
+def test_the_tokenizer_is_written_into_the_run(make, tmp_path, folder):
+    data = make()
+    data.prepare_data()
+
+    class Trainer:
+        default_root_dir = tmp_path
+
+    data.trainer = Trainer()
+    data.prepare_data()
+    other = make(tokenizer=str(tmp_path))
+    assert other.tokenizer.get_vocab() == data.tokenizer.get_vocab()
+    assert torch.equal(unmasked(other.split("test")), unmasked(data.split("test")))
+
+
+def test_bad_options_are_refused(make, tmp_path, folder):
+    with pytest.raises(ValueError, match=r"masked=0\.0 must be above 0 and at most 1"):
+        make(masked=0.0)
+    with pytest.raises(ValueError, match="length=3 must be at least 4"):
+        make(length=3)
+    with pytest.raises(ValueError, match="vocabulary_size=0 must be at least 1"):
+        make(vocabulary_size=0)
+    with pytest.raises(
+        ValueError, match=r"vocabulary_size=30 is too small: data.tokenizer=.* use --data.vocabulary_size"
+    ):
+        make(tokenizer=str(folder / "tokenizer"), vocabulary_size=30).setup()
+    maskless = train_tokenizer(story(100), 80)
+    maskless.mask_token = None
+    maskless.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no mask token; use one of a BERT, or null to train one"):
+        make(tokenizer=str(tmp_path)).setup()
+
+
+def test_bad_texts_are_refused(make, tmp_path):
+    (tmp_path / "short.txt").write_text(story(100))
+    with pytest.raises(
+        ValueError, match=r"short.txt is too short: its val split has \d tokens.*--data.length \d+ or less"
+    ):
+        make(source=str(tmp_path / "short.txt")).setup()
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="is no UTF-8 text"):
+        make(source=str(tmp_path / "binary.txt")).setup()
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "test.jsonl").write_text('{"text": "a"}')
+    with pytest.raises(ValueError, match="have the splits test; expected one that is named train"):
+        make(source=str(tmp_path / "bare")).setup()
+    (tmp_path / "endless.txt").write_text("x" * 1000)
+    with pytest.raises(ValueError, match="too short: its train split has 1 tokens"):
+        make(source=str(tmp_path / "endless.txt")).setup()
+
+
+def test_a_length_within_the_error_works(make, tmp_path):
+    (tmp_path / "short.txt").write_text(story(100))
+    with pytest.raises(ValueError, match="is too short") as error:
+        make(source=str(tmp_path / "short.txt")).setup()
+    length = int(str(error.value).partition("--data.length ")[2].split()[0])
+    assert len(make(source=str(tmp_path / "short.txt"), length=length).split("val")) == 1

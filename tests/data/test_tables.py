@@ -1,0 +1,97 @@
+import importlib.util
+import json
+
+import pytest
+
+from milkweed.data.tables import read_rows, read_tables
+
+FIELDS = ("sentence", "label")
+ROWS = [{"sentence": 'He said "no", twice.', "label": "1"}, {"sentence": "Two\u2028lines", "label": "0"}]
+
+
+def test_csv_with_and_without_a_header(tmp_path):
+    quoted = '"He said ""no"", twice.",1\nTwo\u2028lines,0\n'
+    (tmp_path / "a.csv").write_text("sentence,label\n" + quoted, encoding="utf-8-sig")
+    (tmp_path / "b.csv").write_text(quoted)
+    assert read_rows(tmp_path / "a.csv", FIELDS) == ROWS
+    assert read_rows(tmp_path / "b.csv", FIELDS) == ROWS
+
+
+def test_further_columns_need_a_header(tmp_path):
+    (tmp_path / "a.csv").write_text("idx,label,sentence\n7,1,Yes\n")
+    assert read_rows(tmp_path / "a.csv", FIELDS) == [{"idx": "7", "label": "1", "sentence": "Yes"}]
+    (tmp_path / "a.csv").write_text("7,1,Yes\n")
+    with pytest.raises(ValueError, match=r"a\.csv lacks label, sentence: its first row is 7, 1, Yes; write a header"):
+        read_rows(tmp_path / "a.csv", FIELDS)
+    (tmp_path / "a.csv").write_text("text,label\nYes,1\n")
+    with pytest.raises(ValueError, match="lacks sentence: its first row is text, label"):
+        read_rows(tmp_path / "a.csv", FIELDS)
+
+
+def test_quotes_in_tsv_mean_themselves(tmp_path):
+    (tmp_path / "a.tsv").write_text('sentence\tlabel\nHe said "no\t1\n')
+    assert read_rows(tmp_path / "a.tsv", FIELDS) == [{"sentence": 'He said "no', "label": "1"}]
+
+
+def test_json_and_its_lines(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS))
+    assert read_rows(tmp_path / "a.json", FIELDS) == read_rows(tmp_path / "a.jsonl", FIELDS) == ROWS
+
+
+def test_splits_are_named_by_their_files(tmp_path):
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "dev", "validation_matched"):
+        (tmp_path / f"{name}.csv").write_text(f"sentence,label\n{name},1\n")
+    tables = read_tables(str(tmp_path), FIELDS)
+    assert {split: [row["sentence"] for row in rows] for split, rows in tables.items()} == {
+        "train": ["train-00000-of-00002", "train-00001-of-00002"],
+        "validation": ["dev"],
+        "validation_matched": ["validation_matched"],
+    }
+    assert set(read_tables(str(tmp_path / "dev.csv"), FIELDS)) == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"\xff\xfe", "no UTF-8"),
+        ("a.csv", b"sentence,label\nYes,1\nNo\n", "row 2 has 1 columns, expected 2"),
+        ("a.csv", b"sentence,label\n" + b"x" * 200_000 + b",1\n", "cannot be read as a table: field larger.*as .jsonl"),
+        ("a.json", b"[1", "is no json"),
+        ("a.jsonl", b"[1]\n", "must hold objects with the keys sentence, label"),
+        ("a.jsonl", b'{"sentence": "a", "label": null}\n', "split train: row 1 lacks label; it has label, sentence"),
+        ("a.txt", b"", r"a\.txt must end in one of \.csv"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_tables(str(tmp_path / name), FIELDS)
+
+
+def test_an_empty_file_is_an_empty_split(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"")
+    assert read_tables(str(tmp_path / "a.csv"), FIELDS) == {"train": []}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("datasets") is not None, reason="datasets is installed")
+def test_other_sources_name_the_extra(tmp_path):
+    with pytest.raises(ModuleNotFoundError, match=r'holds no file that ends in .csv.*pip install "milkweed\[data\]"'):
+        read_tables(str(tmp_path), FIELDS)
+    with pytest.raises(ModuleNotFoundError, match=r"nowhere is neither a file nor a folder"):
+        read_tables(str(tmp_path / "nowhere"), FIELDS)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_datasets_has_written(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list(ROWS)
+    rows.to_parquet(str(tmp_path / "parquet" / "train-00000-of-00001.parquet"))
+    rows.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": rows, "val": rows.select([0])}).save_to_disk(str(tmp_path / "two"))
+    assert read_tables(str(tmp_path / "parquet"), FIELDS) == {"train": ROWS}
+    assert read_tables(str(tmp_path / "one"), FIELDS) == {"train": ROWS}
+    assert read_tables(str(tmp_path / "two"), FIELDS) == {"train": ROWS, "validation": ROWS[:1]}
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(FileNotFoundError, match="is neither a folder with data nor a data set that can be fetched"):
+        read_tables(str(tmp_path / "nothing"), FIELDS)
