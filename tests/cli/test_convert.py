@@ -175,7 +175,7 @@ def test_side_files_are_copied_as_data(folder, capsys):
     found = {str(path.relative_to(folder / "out")) for path in (folder / "out").rglob("*") if path.is_file()}
     assert {"vocab.txt", "tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json"} <= found
     assert "LICENSE" in found
-    assert not found & {"2_Other/config.json", "code.py", "pytorch_model.bin", ".hidden.json"}
+    assert not found & {"2_Other/config.json", "code.py", "pytorch_model.bin", ".hidden.json", "model.safetensors"}
 
 
 def test_overwriting_replaces_only_what_the_command_wrote(folder, capsys):
