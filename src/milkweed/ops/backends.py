@@ -26,11 +26,13 @@ class Backend:
         name: ``"reference"``, ``"eager"``, ...
         run: The function, with the operation's own signature.
         refusal: Given the operation's arguments, ``None`` if ``run`` can take them, else the reason with the fix.
+        passed_over: The same for arguments that ``run`` can take, but takes only if it is asked for by name.
     """
 
     name: str
     run: Callable[..., Tensor]
     refusal: Callable[..., str | None] | None = None
+    passed_over: Callable[..., str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ def _choose(operation: str, backend: str | None, args: Any, kwargs: Any) -> tupl
     refused: dict[str, str] = {}
     for candidate in candidates:
         why = candidate.refusal(*args, **kwargs) if candidate.refusal else None
+        why = why or (candidate.passed_over(*args, **kwargs) if candidate.passed_over else None)
         if not why:
             return candidate, Choice(operation, candidate.name, "first in order that can run", refused)
         refused[candidate.name] = why

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from milkweed.ops import backends
 from milkweed.ops._common import autocast_together, check_no_empty_block, check_numbers, needs_plain_formula
+from milkweed.ops._triton import triton_backend
 from milkweed.ops.block_diagonal import eager, reference
 
 backends.register(
     "block_diagonal_mm",
+    triton_backend(__name__, "block_diagonal_mm"),
     backends.Backend("eager", eager.block_diagonal_mm, needs_plain_formula),
     backends.Backend("reference", reference.block_diagonal_mm),
 )
@@ -25,7 +27,7 @@ def block_diagonal_mm(x: Tensor, weight: Tensor, *, backend: str | None = None) 
     Args:
         x: (..., k * p).
         weight: (k, q, p).
-        backend: ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
+        backend: ``"triton"``, ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
 
     Returns:
         (..., k * q), with ``x``'s dtype.

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from milkweed.ops import backends
 from milkweed.ops._common import autocast_together, check_no_empty_block, check_numbers, needs_plain_formula, warn_once
+from milkweed.ops._triton import triton_backend
 from milkweed.ops.monarch import eager, reference
 
 backends.register(
     "monarch_mm",
+    triton_backend(__name__, "monarch_mm"),
     backends.Backend("eager", eager.monarch_mm, needs_plain_formula),
     backends.Backend("reference", reference.monarch_mm),
 )
@@ -28,7 +30,7 @@ def monarch_mm(x: Tensor, right: Tensor, left: Tensor, *, backend: str | None = 
         x: (..., n) with n = k * p.
         right: (k, q, p), applied first.
         left: (l, s, r) with l * r = k * q.
-        backend: ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
+        backend: ``"triton"``, ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
 
     Returns:
         (..., m) with m = l * s, in ``x``'s dtype.
