@@ -4,6 +4,8 @@ import os
 
 # Before torch is imported anywhere: worker processes on few cores must not spin for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Triton kernels run in its interpreter, on the CPU; it must be asked for before a kernel is defined.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch

@@ -184,7 +184,7 @@ def test_warns_once_where_slices_are_zero():
         ({"right": torch.randn(12, 4)}, ValueError, r"right must be \(k, q, p\)"),
         ({"left": torch.randn(4, 2, 5)}, ValueError, r"l \* r = 20, k \* q = 12"),
         ({"x": torch.randn(2, 12).double()}, TypeError, "one dtype"),
-        ({"backend": "triton"}, ValueError, "backend='triton' is unknown"),
+        ({"backend": "cuda"}, ValueError, "backend='cuda' is unknown"),
     ],
 )
 def test_bad_input(change, error, message):

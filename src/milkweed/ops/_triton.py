@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import importlib.util
 import os
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,20 +13,9 @@ from milkweed.ops._common import needs_plain_formula
 from milkweed.ops.backends import Backend
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def interpreting() -> bool:
-    """Tell whether Triton kernels run in its interpreter, on the CPU, as ``TRITON_INTERPRET=1`` asks for.
-
-    Returns:
-        Whether they do.
-    """
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+# Read once: torch.compile can look at a constant, and Triton decides when a kernel is defined.
+_INSTALLED = importlib.util.find_spec("triton") is not None
+INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def refuses(*args: object) -> str | None:
@@ -41,10 +28,10 @@ def refuses(*args: object) -> str | None:
         The reason with the fix, or None.
     """
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
-    if not _installed():
+    if not _INSTALLED:
         return "Triton is not installed; pip install 'milkweed[triton]'"
     for tensor in tensors:
-        if not tensor.is_cuda and not interpreting():
+        if not tensor.is_cuda and not INTERPRETING:
             return f"it needs a GPU, got a tensor on {tensor.device}; use backend='eager', or set TRITON_INTERPRET=1"
         if tensor.dtype not in _DTYPES:
             return f"it takes float32, bfloat16 and float16, got {tensor.dtype}; use backend='eager'"
@@ -60,24 +47,18 @@ def passed_over(*args: object) -> str | None:
     Returns:
         The reason, or None.
     """
-    if interpreting() and not any(isinstance(arg, Tensor) and arg.is_cuda for arg in args):
+    if INTERPRETING and not any(isinstance(arg, Tensor) and arg.is_cuda for arg in args):
         return "in Triton's interpreter it is slow; it runs only if asked for by name"
     return None
 
 
-def triton_backend(package: str, function: str) -> Backend:
-    """Make the backend of an operation whose package has a ``triton.py``, which is imported at the first call.
+def triton_backend(run: Callable[..., Tensor]) -> Backend:
+    """Make the Triton backend of an operation.
 
     Args:
-        package: The package's full name.
-        function: Of its ``triton.py``.
+        run: Imports the kernels when it is called, so that nothing of Triton is needed before.
 
     Returns:
         The backend.
     """
-
-    def run(*args: Any, **kwargs: Any) -> Tensor:
-        found: Tensor = getattr(importlib.import_module(f"{package}.triton"), function)(*args, **kwargs)
-        return found
-
     return Backend("triton", run, refuses, passed_over)

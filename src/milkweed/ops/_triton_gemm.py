@@ -51,7 +51,9 @@ def _multiply(
     for start in range(0, inputs, INPUTS):
         i = start + tl.arange(0, INPUTS)
         places = _place(block * inputs + i, x_modulus, x_stride)
-        a = tl.load(x + row[:, None] * x_row + places[None, :], mask=(row < rows)[:, None] & (i < inputs)[None, :], other=0.0)
+        a = tl.load(
+            x + row[:, None] * x_row + places[None, :], mask=(row < rows)[:, None] & (i < inputs)[None, :], other=0.0
+        )
         w = weight + block.to(tl.int64) * w_block + i[:, None] * w_input + output[None, :] * w_output
         b = tl.load(w, mask=(i < inputs)[:, None] & (output < outputs)[None, :], other=0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION)
@@ -74,8 +76,14 @@ def _sum_outer(
     total = tl.zeros((OUTPUTS, INPUTS), tl.float32)
     for start in range(0, rows, ROWS):
         row = (start + tl.arange(0, ROWS)).to(tl.int64)
-        a = tl.load(grad + row[None, :] * grad_row + upper[:, None], mask=(row < rows)[None, :] & (output < outputs)[:, None], other=0.0)
-        b = tl.load(x + row[:, None] * x_row + lower[None, :], mask=(row < rows)[:, None] & (i < inputs)[None, :], other=0.0)
+        a = tl.load(
+            grad + row[None, :] * grad_row + upper[:, None],
+            mask=(row < rows)[None, :] & (output < outputs)[:, None],
+            other=0.0,
+        )
+        b = tl.load(
+            x + row[:, None] * x_row + lower[None, :], mask=(row < rows)[:, None] & (i < inputs)[None, :], other=0.0
+        )
         total = tl.dot(a, b, total, input_precision=PRECISION)
     w = out + (block.to(tl.int64) * outputs + output[:, None]) * inputs + i[None, :]
     tl.store(w, total.to(out.dtype.element_ty), mask=(output < outputs)[:, None] & (i < inputs)[None, :])

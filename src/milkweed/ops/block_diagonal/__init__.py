@@ -11,9 +11,16 @@ from milkweed.ops._common import autocast_together, check_no_empty_block, check_
 from milkweed.ops._triton import triton_backend
 from milkweed.ops.block_diagonal import eager, reference
 
+
+def _triton(x: Tensor, weight: Tensor) -> Tensor:
+    from milkweed.ops.block_diagonal import triton
+
+    return triton.block_diagonal_mm(x, weight)
+
+
 backends.register(
     "block_diagonal_mm",
-    triton_backend(__name__, "block_diagonal_mm"),
+    triton_backend(_triton),
     backends.Backend("eager", eager.block_diagonal_mm, needs_plain_formula),
     backends.Backend("reference", reference.block_diagonal_mm),
 )

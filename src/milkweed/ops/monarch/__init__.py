@@ -12,9 +12,16 @@ from milkweed.ops._common import autocast_together, check_no_empty_block, check_
 from milkweed.ops._triton import triton_backend
 from milkweed.ops.monarch import eager, reference
 
+
+def _triton(x: Tensor, right: Tensor, left: Tensor) -> Tensor:
+    from milkweed.ops.monarch import triton
+
+    return triton.monarch_mm(x, right, left)
+
+
 backends.register(
     "monarch_mm",
-    triton_backend(__name__, "monarch_mm"),
+    triton_backend(_triton),
     backends.Backend("eager", eager.monarch_mm, needs_plain_formula),
     backends.Backend("reference", reference.monarch_mm),
 )
