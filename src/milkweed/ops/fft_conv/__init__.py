@@ -8,10 +8,19 @@ from torch import Tensor
 
 from milkweed.ops import backends
 from milkweed.ops._common import needs_plain_formula
+from milkweed.ops._triton import triton_backend
 from milkweed.ops.fft_conv import eager, reference
+
+
+def _triton(*args: Tensor | None) -> Tensor:
+    from milkweed.ops.fft_conv import triton
+
+    return triton.fft_conv(*args)
+
 
 backends.register(
     "fft_conv",
+    triton_backend(_triton),
     backends.Backend("eager", eager.fft_conv, needs_plain_formula),
     backends.Backend("reference", reference.fft_conv),
 )
@@ -40,7 +49,7 @@ def fft_conv(
         skip: (H,), the D of a state space model.
         pre_gate: Same shape as ``u``.
         post_gate: Same shape as ``u``.
-        backend: ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
+        backend: ``"triton"``, ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
 
     Returns:
         (..., H, L) in ``u``'s dtype and memory order.

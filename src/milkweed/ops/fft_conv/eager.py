@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -171,7 +171,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     plan = _Plan(u, kernel, reverse_kernel, compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate))
     need_u, need_kernel, need_reverse, need_skip, need_pre, need_post = needed
-    grads = _empty_gradients(u, kernel, reverse_kernel, skip, pre_gate, post_gate, needed)
+    grads = empty_gradients(u, kernel, reverse_kernel, skip, pre_gate, post_gate, needed)
     grad_u, grad_kernel, grad_reverse, grad_skip, grad_pre, grad_post = grads
     padded = _Padded(plan, u)
     for channels in plan.channel_blocks():
@@ -215,7 +215,7 @@ def _backward(
     return grads
 
 
-def _empty_gradients(
+def empty_gradients(
     u: Tensor,
     kernel: Tensor,
     reverse_kernel: Tensor | None,
@@ -224,6 +224,8 @@ def _empty_gradients(
     post_gate: Tensor | None,
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Make memory for the gradients, in the order of the arguments; that of one not needed holds nothing."""
+
     def like(tensor: Tensor | None, need: bool) -> Tensor:
         return on_huge_pages(torch.empty_like(tensor)) if need and tensor is not None else u.new_empty(0)
 
@@ -249,18 +251,35 @@ def _(
     post_gate: Tensor | None,
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _empty_gradients(u, kernel, reverse_kernel, skip, pre_gate, post_gate, needed)
+    return empty_gradients(u, kernel, reverse_kernel, skip, pre_gate, post_gate, needed)
 
 
-def _gradients(grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor]:
+def present_gradients(
+    backward: Callable[..., Sequence[Tensor]], grad: Tensor, inputs: Sequence[Any], needed: Sequence[bool]
+) -> Sequence[Tensor]:
+    """Call a backward op, which knows every argument, for those that are there.
+
+    Args:
+        backward: ``backward(grad, *inputs, needed)`` with one flag and one gradient for each input.
+        grad: Of the result.
+        inputs: The forward's arguments, with ``None`` for those left out.
+        needed: Whether a gradient is wanted, for each of the others.
+
+    Returns:
+        The gradients of the others.
+    """
     present = [value is not None for value in inputs]
     remaining = iter(needed)
     every = [next(remaining) if here else False for here in present]
-    found = _backward(grad, *inputs, every)
+    found = backward(grad, *inputs, every)
     return [g for g, here in zip(found, present, strict=True) if here]
 
 
-def _differentiable(
+def _gradients(grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor]:
+    return present_gradients(_backward, grad, inputs, needed)
+
+
+def differentiable(
     u: Tensor,
     kernel: Tensor,
     reverse_kernel: Tensor | None,
@@ -283,17 +302,19 @@ def _differentiable(
     return y.to(u.dtype)
 
 
-register_differentiable(fft_conv, _differentiable, _gradients)
+register_differentiable(fft_conv, differentiable, _gradients)
 
 
 @register_flop_formula(torch.ops.milkweed.fft_conv)
-def _flops(u_shape: Any, kernel_shape: Any, *args: Any, **kwargs: Any) -> int:
+def count_flops(u_shape: Any, kernel_shape: Any, *args: Any, **kwargs: Any) -> int:
+    """Count a transform of each signal there and back and one of each kernel, and their products."""
     batch, channels, length = (int(size) for size in u_shape)
     return (2 * batch + 1) * channels * _transform_flops(length) + 6 * batch * channels * length
 
 
 @register_flop_formula(torch.ops.milkweed.fft_conv_backward)
-def _backward_flops(grad_shape: Any, u_shape: Any, *args: Any, **kwargs: Any) -> int:
+def count_backward_flops(grad_shape: Any, u_shape: Any, *args: Any, **kwargs: Any) -> int:
+    """Count the transforms of both signals, one back for each signal and for each kernel, and their products."""
     batch, channels, length = (int(size) for size in u_shape)
     return (3 * batch + 2) * channels * _transform_flops(length) + 12 * batch * channels * length
 

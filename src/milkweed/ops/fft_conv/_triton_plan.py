@@ -1,0 +1,237 @@
+"""How the Triton kernels cut up a long convolution: transform length, DFT factors, windows, and their tables."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# The least side of a product that matrix units take.
+_LEAST = 16
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A transform that one program holds.
+
+    Args:
+        factors: N1, N2, N3, whose product is its length; N2 = 1 means two stages.
+        warps: Of the program.
+    """
+
+    factors: tuple[int, int, int]
+    warps: int
+
+
+# Not measured on any device yet. Compiled, none of these runs out of registers, but for the longest by a little; from
+# 4096 points on three stages take half as many products as two.
+_UNMEASURED = {
+    256: Tile((16, 1, 16), 4),
+    512: Tile((32, 1, 16), 4),
+    1024: Tile((32, 1, 32), 4),
+    2048: Tile((64, 1, 32), 4),
+    4096: Tile((16, 16, 16), 8),
+    8192: Tile((32, 16, 16), 8),
+    16384: Tile((32, 16, 32), 16),
+}
+# By the start of the device's name, then by length.
+_MEASURED: dict[str, dict[int, Tile]] = {}
+# Points that a program can filter, and that it can sum the correlations of, by the operands' dtype: registers hold both
+# parts in float32 beside the operands. The sums need 165 KiB of shared memory at 8192 points.
+_LARGEST = {torch.float16: 16384, torch.float32: 2048}
+_LARGEST_SUM = {torch.float16: 8192, torch.float32: 2048}
+_SHARED_MEMORY = 200 * 1024
+# What the two further passes over memory of a split transform cost, in products per number. Not measured yet.
+_PASSES = 64
+
+
+def tile_for(length: int, device: torch.device) -> Tile:
+    """Choose how a transform is cut up.
+
+    Args:
+        length: A power of two from 256 to 16384.
+        device: Where it runs.
+
+    Returns:
+        The tile.
+    """
+    return _for_device(device)[length]
+
+
+@functools.cache
+def _for_device(device: torch.device) -> dict[int, Tile]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return _UNMEASURED | next((tiles for start, tiles in _MEASURED.items() if name.startswith(start)), {})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One convolution's windows and transforms.
+
+    Args:
+        length: Of the signals.
+        outer: Transforms that the first stage leaves, through memory; 1 if a program holds the whole.
+        inner: Points that a program transforms.
+        chunks: Windows that a signal is read in.
+        step: Numbers that each window yields.
+        lead: Numbers that a window starts before those, for the lags from 0 on.
+        tail: Numbers that it ends after those, for the negative lags.
+        device: Where it runs.
+    """
+
+    length: int
+    outer: int
+    inner: int
+    chunks: int
+    step: int
+    lead: int
+    tail: int
+    device: torch.device
+
+    @property
+    def points(self) -> int:
+        """Points of the whole transform."""
+        return self.outer * self.inner
+
+    @property
+    def tile(self) -> Tile:
+        """How a program's transform is cut up."""
+        return tile_for(self.inner, self.device)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a program's tile that hold signal: the rest is padding, which costs nothing."""
+        if self.chunks > 1:
+            return self.tile.factors[0]
+        return _fitting_rows(self.length, self.inner // self.tile.factors[0], self.tile.factors[0])
+
+    @property
+    def outer_rows(self) -> int:
+        """The same of the first stage of a split transform."""
+        return _fitting_rows(self.length, self.inner, self.outer)
+
+    @property
+    def products(self) -> float:
+        """Multiplications, by which plans are compared."""
+        n1, n2, n3 = self.tile.factors
+        if self.outer > 1:
+            return self.points * (n1 + n2 + n3 + self.outer_rows + _PASSES)
+        return self.chunks * self.points * (self.rows + n2 + n3)
+
+
+def _fitting_rows(length: int, columns: int, most: int) -> int:
+    return min(most, max(_LEAST, _power_of_two(-(-length // columns))))
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << max(size - 1, 0).bit_length()
+
+
+@functools.lru_cache(1024)
+def make_plan(
+    length: int, lags: int, reverse_lags: int, dtype: torch.dtype, device: torch.device, summing: bool = False
+) -> Plan:
+    """Choose the windows of a convolution: one for the whole signal, or many if the kernel is much shorter.
+
+    Args:
+        length: L.
+        lags: K, from lag 0 on.
+        reverse_lags: R, from lag -1 down.
+        dtype: Of the operands.
+        device: Where it runs.
+        summing: Whether correlations are to be summed over the batch, which takes more memory of a program.
+
+    Returns:
+        The plan of the fewest products.
+    """
+    largest = (_LARGEST_SUM if summing else _LARGEST)[dtype]
+    if summing and device.type == "cuda":
+        shared: int = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
+        largest = min(largest, 8192 if shared >= _SHARED_MEMORY else 4096)
+    smallest = min(_for_device(device))
+    # Nothing may wrap around into 0 .. L - 1, and the two ends of the kernel may not overlap.
+    points = max(_power_of_two(max(length + max(lags - 1, reverse_lags), lags + reverse_lags)), smallest)
+    outer = 1 if points <= largest else max(_LEAST, points // largest)
+    plans = [Plan(length, outer, points // outer, 1, length, 0, 0, device)]
+    window = smallest
+    while window <= largest:
+        step = window - (lags - 1) - reverse_lags
+        if window < points and step > 0:
+            plans.append(Plan(length, 1, window, -(-length // step), step, lags - 1, reverse_lags, device))
+        window *= 2
+    return min(plans, key=lambda plan: plan.products)
+
+
+class Tables(NamedTuple):
+    """DFT matrices and twiddle factors; real parts first, imaginary parts behind them.
+
+    Args:
+        dft1: (2, N1, N1) in the operands' dtype.
+        dft2: (2, N2, N2).
+        dft3: (2, N3, N3).
+        twiddles1: (2, N1, N2 * N3), exp(-2πi k1 r / N).
+        twiddles2: (2, N2, N3), exp(-2πi k2 t3 / (N2 N3)).
+    """
+
+    dft1: Tensor
+    dft2: Tensor
+    dft3: Tensor
+    twiddles1: Tensor
+    twiddles2: Tensor
+
+
+@functools.lru_cache(64)
+def tables(factors: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Tables:
+    """Make the tables of a tile; they are the same for every program and stay in cache.
+
+    Args:
+        factors: N1, N2, N3.
+        dtype: Of the operands.
+        device: Where they lie.
+
+    Returns:
+        The tables.
+    """
+    n1, n2, n3 = factors
+    return Tables(
+        roots(n1, n1, n1).to(device, dtype),
+        roots(n2, n2, n2).to(device, dtype),
+        roots(n3, n3, n3).to(device, dtype),
+        roots(n1, n2 * n3, n1 * n2 * n3).to(device, dtype),
+        roots(n2, n3, n2 * n3).to(device, dtype),
+    )
+
+
+def roots(rows: int, columns: int, order: int) -> Tensor:
+    """Evaluate exp(-2πi j k / order) for j < rows and k < columns.
+
+    Args:
+        rows: Of the table.
+        columns: Of the table.
+        order: Of the roots of unity.
+
+    Returns:
+        (2, rows, columns) in float64, real parts first.
+    """
+    index = torch.arange(rows)[:, None] * torch.arange(columns) % order
+    angle = index.double() * (-2 * math.pi / order)
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+@functools.lru_cache(64)
+def outer_table(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Make the DFT matrix of a split transform's first stage.
+
+    Args:
+        size: Its order.
+        dtype: Of the operands.
+        device: Where it lies.
+
+    Returns:
+        (2, size, size).
+    """
+    return roots(size, size, size).to(device, dtype)

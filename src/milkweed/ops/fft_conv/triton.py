@@ -1,0 +1,320 @@
+"""Long convolution in Triton: transforms are products with DFT matrices, gates are fused; README.md derives it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from milkweed.ops._common import register_differentiable
+from milkweed.ops.fft_conv import _triton_kernels as kernels
+from milkweed.ops.fft_conv import eager
+from milkweed.ops.fft_conv._triton_plan import make_plan, outer_table, tables
+
+# Spectra and planes of the channels that are taken together.
+_MEMORY = 2**30
+# What the greatest number of a spectrum in float16 becomes.
+_GREATEST = 2.0**15
+# Columns of a split transform's first stage that a program takes.
+_COLUMNS = 64
+# Numbers that an inner product takes at a time.
+_BLOCK = 2048
+# Programs for each multiprocessor that a sum over the batch is split into if there are too few channels.
+_WAVES = 4
+
+
+class _Run:
+    """One convolution on one device: its plan, precision and launches."""
+
+    def __init__(self, u: Tensor, kernel: Tensor, reverse_kernel: Tensor | None, *, summing: bool = False) -> None:
+        self.batch, self.channels, self.length = u.shape
+        self.pairs = -(-self.batch // 2)
+        # Operands of products; bfloat16 signals take float16 too, which is eight times as precise.
+        self.dtype = torch.float32 if u.dtype == torch.float32 else torch.float16
+        self.precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+        reverse = 0 if reverse_kernel is None else reverse_kernel.shape[-1]
+        self.plan = make_plan(self.length, kernel.shape[-1], reverse, self.dtype, u.device, summing)
+        self.device = u.device
+        self.tables = tables(self.plan.tile.factors, self.dtype, u.device)
+
+    def channel_blocks(self) -> Iterator[slice]:
+        size = 4 if self.dtype == torch.float32 else 2
+        planes = 0 if self.plan.outer == 1 else 2 * self.pairs
+        # Complex spectra pass through float32 on their way.
+        each = self.plan.points * (2 * size * (1 + planes) + 24)
+        step = max(1, min(self.channels, _MEMORY // each))
+        for start in range(0, self.channels, step):
+            yield slice(start, min(start + step, self.channels))
+
+    def spectrum(self, kernel: Tensor, reverse_kernel: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The kernel's spectrum in the order in which programs hold it, and what to multiply each channel's by."""
+        points = self.plan.points
+        padded = torch.zeros(kernel.shape[0], points, dtype=torch.float32, device=kernel.device)
+        padded[:, : kernel.shape[1]] = kernel
+        if reverse_kernel is not None:
+            padded[:, points - reverse_kernel.shape[1] :] = reverse_kernel.flip(-1)
+        n1, n2, n3 = self.plan.tile.factors
+        natural = torch.fft.fft(padded, norm="forward").view(-1, n3, n2, n1, self.plan.outer)
+        found = natural.permute(0, 4, 2, 3, 1)
+        re, im = found.real.contiguous(), found.imag.contiguous()
+        scale = torch.ones(len(re), dtype=torch.float32, device=self.device)
+        if self.dtype == torch.float16:
+            greatest = torch.maximum(re.abs().amax((1, 2, 3, 4)), im.abs().amax((1, 2, 3, 4)))
+            scale = torch.where(greatest > 0, greatest / _GREATEST, 1.0)
+            re, im = (part.div_(scale[:, None, None, None, None]).half() for part in (re, im))
+        return re, im, scale
+
+    def lags(self, re: Tensor, im: Tensor) -> Tensor:
+        """From a spectrum in the programs' order to lags, negative ones at the end; what is imaginary falls away."""
+        n1, n2, n3 = self.plan.tile.factors
+        found = torch.complex(re, im).view(-1, self.plan.outer, n2, n1, n3).permute(0, 4, 2, 3, 1)
+        return torch.fft.ifft(found.flatten(1)).real
+
+    def filter(
+        self,
+        u: Tensor,
+        spectrum: tuple[Tensor, Tensor, Tensor],
+        conjugate: bool,
+        pre: Tensor | None,
+        skip: Tensor | None,
+        post: Tensor | None,
+        out: Tensor,
+        other: Tensor | None = None,
+        out_other: Tensor | None = None,
+    ) -> None:
+        """Write post * (filtered + skip * v) with v = pre * u into out, and the same with other into out_other."""
+        sign = -1.0 if conjugate else 1.0
+        signals = (_or(pre, u), _or(post, u), _or(other, u), _or(skip, u), out, _or(out_other, out))
+        flags = {
+            "PRE": pre is not None,
+            "POST": post is not None,
+            "OTHER": other is not None,
+            "SKIP": skip is not None,
+        }
+        if self.plan.outer == 1:
+            plan, channels = self.plan, u.shape[1]
+            lead = plan.tail if conjugate else plan.lead  # a conjugate spectrum has its lags the other way round
+            kernels.fused[(self.pairs * plan.chunks * channels,)](
+                u, *signals, *spectrum, *self.tables,
+                self.batch, self.length, plan.chunks, plan.step, lead, *u.stride()[:2], sign,
+                ROWS=plan.rows, **self._tile(), **flags, **self._precision(), num_warps=plan.tile.warps,
+            )  # fmt: skip
+            return
+        planes = self._planes(u, pre)
+        kernels.inner_filter[(self.pairs * self.plan.outer * u.shape[1],)](
+            *planes, *spectrum, *self.tables, self.pairs, self.plan.outer, sign,
+            **self._tile(), **self._precision(), num_warps=self.plan.tile.warps,
+        )  # fmt: skip
+        kernels.outer_out[self._outer_grid(u)](
+            *planes, u, *signals, self._outer_table(), *self._outer_sizes(u),
+            **self._outer_tile(), **flags, **self._precision(), num_warps=4,
+        )  # fmt: skip
+
+    def correlate(self, u: Tensor, pre: Tensor | None, grad: Tensor, post: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sum post * grad against pre * u over the batch: the lags (channels, points), and lag 0 to full precision."""
+        plan, channels = self.plan, u.shape[1]
+        signals = (u, _or(pre, u), grad, _or(post, u))
+        flags = {"PRE": pre is not None, "POST": post is not None}
+        if plan.outer == 1:
+            splits = self._splits(channels)
+            sums = u.new_empty(2, splits, channels, plan.points, dtype=torch.float32)
+            products = u.new_empty(splits, channels, dtype=torch.float32)
+            kernels.correlate[(channels * splits,)](
+                *signals, *sums, products, *self.tables,
+                self.batch, channels, self.length, plan.chunks, plan.step, plan.lead, *u.stride()[:2], splits,
+                ROWS=plan.rows, **self._tile(), **flags, **self._precision(), num_warps=plan.tile.warps,
+            )  # fmt: skip
+            return self.lags(*sums.sum(1)), products.sum(0)
+        sums = u.new_empty(2, channels, plan.points, dtype=torch.float32)
+        kernels.inner_correlate[(plan.outer * channels,)](
+            *self._planes(u, pre), *self._planes(grad, post), *sums, *self.tables, self.pairs, plan.outer,
+            **self._tile(), **self._precision(), num_warps=plan.tile.warps,
+        )  # fmt: skip
+        products = u.new_empty(channels, dtype=torch.float32)
+        kernels.inner_products[(channels,)](
+            *signals, products, self.batch, self.length, *u.stride()[:2], BLOCK=_BLOCK, **flags, num_warps=8
+        )
+        return self.lags(*sums), products
+
+    def _planes(self, u: Tensor, pre: Tensor | None) -> tuple[Tensor, Tensor]:
+        shape = (u.shape[1], self.pairs, self.plan.outer, self.plan.inner)
+        # Planes have no scale of their own, so they need the range of float32.
+        dtype = torch.bfloat16 if self.dtype == torch.float16 else torch.float32
+        re, im = (u.new_empty(shape, dtype=dtype) for _ in range(2))
+        kernels.outer_in[self._outer_grid(u)](
+            u, _or(pre, u), re, im, self._outer_table(), *self._outer_sizes(u),
+            **self._outer_tile(), PRE=pre is not None, **self._precision(), num_warps=4,
+        )  # fmt: skip
+        return re, im
+
+    def _splits(self, channels: int) -> int:
+        if self.device.type != "cuda":
+            return 1
+        wanted = _WAVES * torch.cuda.get_device_properties(self.device).multi_processor_count
+        return max(1, min(-(-wanted // channels), self.pairs * self.plan.chunks))
+
+    def _tile(self) -> dict[str, int]:
+        return dict(zip(("N1", "N2", "N3"), self.plan.tile.factors, strict=True))
+
+    def _precision(self) -> dict[str, Any]:
+        return {"TYPE": kernels.TYPES[self.dtype], "PRECISION": self.precision}
+
+    def _outer_table(self) -> Tensor:
+        return outer_table(self.plan.outer, self.dtype, self.device)
+
+    def _outer_grid(self, u: Tensor) -> tuple[int]:
+        return (self.plan.inner // _COLUMNS * self.pairs * u.shape[1],)
+
+    def _outer_sizes(self, u: Tensor) -> tuple[int, ...]:
+        return (self.batch, self.length, self.plan.inner, *u.stride()[:2])
+
+    def _outer_tile(self) -> dict[str, int]:
+        return {"ROWS": self.plan.outer_rows, "M": self.plan.outer, "COLUMNS": _COLUMNS}
+
+
+def _or(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
+    """A pointer for an argument that the kernel will not look at."""
+    return stand_in if tensor is None else tensor
+
+
+def _of(tensor: Tensor | None, channels: slice) -> Tensor | None:
+    """The channels of a signal (B, H, L)."""
+    return None if tensor is None else tensor[:, channels]
+
+
+@torch.library.custom_op("milkweed::fft_conv_triton", mutates_args=())
+def fft_conv(
+    u: Tensor,
+    kernel: Tensor,
+    reverse_kernel: Tensor | None,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+) -> Tensor:
+    """Convolve (B, H, L) signals; the arguments are those of `milkweed.ops.fft_conv`."""
+    run = _Run(u, kernel, reverse_kernel)
+    v = u.contiguous()
+    pre, post = (None if gate is None else gate.contiguous() for gate in (pre_gate, post_gate))
+    out = torch.empty_like(v)
+    for block in run.channel_blocks() if out.numel() else ():
+        spectrum = run.spectrum(kernel[block], None if reverse_kernel is None else reverse_kernel[block])
+        weight = None if skip is None else skip[block]
+        run.filter(v[:, block], spectrum, False, _of(pre, block), weight, _of(post, block), out[:, block])
+    return torch.empty_like(u).copy_(out) if u.stride() != out.stride() else out
+
+
+@fft_conv.register_fake
+def _(
+    u: Tensor,
+    kernel: Tensor,
+    reverse_kernel: Tensor | None,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+) -> Tensor:
+    return torch.empty_like(u)
+
+
+@torch.library.custom_op("milkweed::fft_conv_triton_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    u: Tensor,
+    kernel: Tensor,
+    reverse_kernel: Tensor | None,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    expected = eager.empty_gradients(u, kernel, reverse_kernel, skip, pre_gate, post_gate, needed)
+    grads = [gradient.contiguous() for gradient in expected]
+    if u.numel():
+        dy, v = grad.contiguous(), u.contiguous()
+        pre, post = (None if gate is None else gate.contiguous() for gate in (pre_gate, post_gate))
+        _signal_gradients(grads, dy, v, pre, post, kernel, reverse_kernel, skip, needed)
+        _kernel_gradients(grads, dy, v, pre, post, kernel, reverse_kernel, needed)
+    else:
+        for gradient in grads:
+            gradient.zero_()
+    # In the memory order of the arguments, as the other backend's.
+    in_order = [g if g.stride() == e.stride() else e.copy_(g) for g, e in zip(grads, expected, strict=True)]
+    return in_order[0], in_order[1], in_order[2], in_order[3], in_order[4], in_order[5]
+
+
+def _signal_gradients(
+    grads: Sequence[Tensor],
+    grad: Tensor,
+    u: Tensor,
+    pre: Tensor | None,
+    post: Tensor | None,
+    kernel: Tensor,
+    reverse_kernel: Tensor | None,
+    skip: Tensor | None,
+    needed: Sequence[bool],
+) -> None:
+    """Write the gradients of u and of both gates."""
+    need_u, _, _, _, need_pre, need_post = needed
+    if not (need_u or need_pre or need_post):
+        return
+    run = _Run(u, kernel, reverse_kernel)
+    for block in run.channel_blocks():
+        spectrum = run.spectrum(kernel[block], None if reverse_kernel is None else reverse_kernel[block])
+        weight = None if skip is None else skip[block]
+        g, v, before, after = grad[:, block], u[:, block], _of(pre, block), _of(post, block)
+        if need_u or need_pre:
+            grad_u = grads[0][:, block] if need_u else torch.empty_like(v)
+            both = (v, grads[4][:, block]) if need_pre else (None, None)
+            run.filter(g, spectrum, True, after, weight, before, grad_u, *both)
+        if need_post:
+            run.filter(v, spectrum, False, before, weight, g, grads[5][:, block])
+
+
+def _kernel_gradients(
+    grads: Sequence[Tensor],
+    grad: Tensor,
+    u: Tensor,
+    pre: Tensor | None,
+    post: Tensor | None,
+    kernel: Tensor,
+    reverse_kernel: Tensor | None,
+    needed: Sequence[bool],
+) -> None:
+    """Write the gradients of the kernels and of the skip."""
+    _, need_kernel, need_reverse, need_skip, _, _ = needed
+    if not (need_kernel or need_reverse or need_skip):
+        return
+    run = _Run(u, kernel, reverse_kernel, summing=True)
+    for block in run.channel_blocks():
+        lags, products = run.correlate(u[:, block], _of(pre, block), grad[:, block], _of(post, block))
+        if need_kernel:
+            grads[1][block] = lags[:, : kernel.shape[1]]
+        if need_reverse and reverse_kernel is not None:
+            grads[2][block] = lags[:, lags.shape[1] - reverse_kernel.shape[1] :].flip(-1)
+        if need_skip:
+            grads[3][block] = products
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    u: Tensor,
+    kernel: Tensor,
+    reverse_kernel: Tensor | None,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return eager.empty_gradients(u, kernel, reverse_kernel, skip, pre_gate, post_gate, needed)
+
+
+def _gradients(grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor]:
+    return eager.present_gradients(_backward, grad, inputs, needed)
+
+
+register_differentiable(fft_conv, eager.differentiable, _gradients)
+register_flop_formula(torch.ops.milkweed.fft_conv_triton)(eager.count_flops)
+register_flop_formula(torch.ops.milkweed.fft_conv_triton_backward)(eager.count_backward_flops)
