@@ -125,7 +125,7 @@ def test_numbers_far_from_one():
 def test_channels_in_blocks(monkeypatch):
     arguments = draw(130, channels=5)
     monkeypatch.setattr(triton, "_MEMORY", 2 * 512 * 40)
-    assert len(list(triton._Run(*list(arguments.values())[:3]).channel_blocks())) > 1
+    assert len(list(triton._Run.with_kernels(*list(arguments.values())[:3]).channel_blocks())) > 1
     check(arguments, 1e-6)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -10,6 +11,22 @@ from milkweed.ops import backends
 from milkweed.ops._common import needs_plain_formula
 from milkweed.ops._triton import triton_backend
 from milkweed.ops.fft_conv import eager, reference
+from milkweed.ops.fft_conv.frozen import FrozenKernel
+
+
+def _frozen(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A backend that takes a frozen kernel as its tensors."""
+
+    def frozen_conv(u: Tensor, kernel: FrozenKernel, *rest: Tensor | None) -> Tensor:
+        return run(u, kernel.spectrum, kernel.points, *rest)
+
+    return frozen_conv
+
+
+def _frozen_triton(u: Tensor, kernel: FrozenKernel, *rest: Tensor | None) -> Tensor:
+    from milkweed.ops.fft_conv import triton
+
+    return triton.frozen_conv(u, kernel, *rest)
 
 
 def _triton(*args: Tensor | None) -> Tensor:
@@ -25,10 +42,17 @@ backends.register(
     backends.Backend("reference", reference.fft_conv),
 )
 
+backends.register(
+    "frozen_conv",
+    triton_backend(_frozen_triton),
+    backends.Backend("eager", _frozen(eager.frozen_conv), needs_plain_formula),
+    backends.Backend("reference", _frozen(reference.frozen_conv)),
+)
+
 
 def fft_conv(
     u: Tensor,
-    kernel: Tensor,
+    kernel: Tensor | FrozenKernel,
     *,
     reverse_kernel: Tensor | None = None,
     skip: Tensor | None = None,
@@ -44,7 +68,8 @@ def fft_conv(
 
     Args:
         u: (..., H, L), real. A transposed (B, L, H) tensor is as good as a contiguous one.
-        kernel: (H, K) with 1 <= K <= L, for lags 0 .. K - 1.
+        kernel: (H, K) with 1 <= K <= L, for lags 0 .. K - 1; or a [`FrozenKernel`][milkweed.ops.FrozenKernel], whose
+            transform is there already, for any L up to its own.
         reverse_kernel: (H, R) with 1 <= R <= L, for lags -1 .. -R; the convolution is then bidirectional.
         skip: (H,), the D of a state space model.
         pre_gate: Same shape as ``u``.
@@ -63,7 +88,7 @@ def fft_conv(
     """
     tensors = {
         "u": u,
-        "kernel": kernel,
+        "kernel": kernel.spectrum if isinstance(kernel, FrozenKernel) else kernel,
         "reverse_kernel": reverse_kernel,
         "skip": skip,
         "pre_gate": pre_gate,
@@ -75,9 +100,12 @@ def fft_conv(
     if u.ndim < 2 or 0 in u.shape[-2:]:
         raise ValueError(f"u must be (..., H, L) with H, L >= 1; got shape {tuple(u.shape)}")
     channels, length = u.shape[-2:]
-    for name, lags in (("kernel", kernel), ("reverse_kernel", reverse_kernel)):
-        if lags is not None:
-            _check_lags(name, lags, channels, length)
+    if isinstance(kernel, FrozenKernel):
+        _check_frozen(kernel, reverse_kernel, u)
+    else:
+        for name, lags in (("kernel", kernel), ("reverse_kernel", reverse_kernel)):
+            if lags is not None:
+                _check_lags(name, lags, channels, length)
     if skip is not None and skip.shape != (channels,):
         raise ValueError(f"skip must be (H,) = ({channels},); got shape {tuple(skip.shape)}")
     for name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
@@ -89,8 +117,27 @@ def fft_conv(
             return tensor
         return tensor.reshape(math.prod(tensor.shape[:-2]), channels, length)
 
-    out = backends.dispatch("fft_conv", backend, flat(u), kernel, reverse_kernel, skip, flat(pre_gate), flat(post_gate))
+    gates = (flat(pre_gate), flat(post_gate))
+    if isinstance(kernel, FrozenKernel):
+        out = backends.dispatch("frozen_conv", backend, flat(u), kernel, skip, *gates)
+    else:
+        out = backends.dispatch("fft_conv", backend, flat(u), kernel, reverse_kernel, skip, *gates)
     return out if u.ndim == 3 else out.reshape(u.shape)
+
+
+def _check_frozen(kernel: FrozenKernel, reverse_kernel: Tensor | None, u: Tensor) -> None:
+    channels, length = u.shape[-2:]
+    if reverse_kernel is not None:
+        raise ValueError(
+            "reverse_kernel is part of a FrozenKernel; give it there: FrozenKernel(kernel, reverse_kernel, ...)"
+        )
+    if kernel.channels != channels or kernel.length < length:
+        raise ValueError(
+            f"kernel is frozen for {kernel.channels} channels and {kernel.length} steps at most; got u of shape "
+            f"{tuple(u.shape)}; make a FrozenKernel with length={length} from a kernel (H, lags) with H = {channels}"
+        )
+    if kernel.spectrum.device != u.device:
+        raise ValueError(f"kernel is frozen on {kernel.spectrum.device}, u is on {u.device}; freeze it on {u.device}")
 
 
 def _check_lags(name: str, lags: Tensor, channels: int, length: int) -> None:

@@ -1,8 +1,9 @@
 # mypy: disable-error-code="no-untyped-def"
 """Kernels of the long convolution: Fourier transforms as products with small DFT matrices; README.md derives them.
 
-A tile is (N1, N2 * N3) numbers in time, t = (t1 * N2 + t2) * N3 + t3, and (N2 * N1, N3) in frequency, with
-k = k1 + N1 * (k2 + N2 * k3). N2 = 1 leaves the middle stage out. Real and imaginary parts are two tiles.
+A tile is (N1, N2 * N3) numbers in time, t = (t1 * N2 + t2) * N3 + t3, and (N2 * N1, KEPT) in frequency, with
+k = k1 + N1 * (k2 + N2 * k3). N2 = 1 leaves the middle stage out; KEPT < N3 leaves out values of k3 whose frequencies a
+kernel lacks. Real and imaginary parts are two tiles.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def _inner_twiddles(twiddles2, N1: tl.constexpr, N2: tl.constexpr, N3: tl.conste
 @triton.jit
 def _to_frequency(
     zr, zi, dft1, dft2, dft3, twiddles1, twiddles2,
-    ROWS: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, KEPT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Transform (ROWS, N2 * N3), the first rows of a tile whose other rows are zero; float32 in frequency."""
     fr, fi = _load_pair(dft1, dft1 + N1 * N1, N1, 1, N1, ROWS)
@@ -100,17 +102,18 @@ def _to_frequency(
         br, bi = _times(br, bi, sr, si)
         ar = tl.reshape(br.to(zr.dtype), (N2 * N1, N3))
         ai = tl.reshape(bi.to(zr.dtype), (N2 * N1, N3))
-    hr, hi = _load_pair(dft3, dft3 + N3 * N3, N3, 1, N3, N3)
+    hr, hi = _load_pair(dft3, dft3 + N3 * KEPT, KEPT, 1, N3, KEPT)
     return _dot_table(ar, ai, hr, hi, PRECISION)
 
 
 @triton.jit
 def _to_time(
     cr, ci, dft1, dft2, dft3, twiddles1, twiddles2,
-    ROWS: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, KEPT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The first ROWS rows of the inverse transform times N, in float32: every step of the other one, conjugate."""
-    hr, hi = _load_pair(dft3, dft3 + N3 * N3, N3, 1, N3, N3)
+    hr, hi = _load_pair(dft3, dft3 + N3 * KEPT, 1, KEPT, KEPT, N3)
     br, bi = _dot_table(cr, ci, hr, -hi, PRECISION)
     if N2 > 1:
         br = tl.reshape(br, (N2, N1 * N3))
@@ -128,8 +131,8 @@ def _to_time(
 
 
 @triton.jit
-def _frequency_places(N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr):
-    return tl.arange(0, N2 * N1)[:, None] * N3 + tl.arange(0, N3)[None, :]
+def _frequency_places(N1: tl.constexpr, N2: tl.constexpr, KEPT: tl.constexpr):
+    return tl.arange(0, N2 * N1)[:, None] * KEPT + tl.arange(0, KEPT)[None, :]
 
 
 @triton.jit
@@ -160,14 +163,14 @@ def _finish(
 @triton.jit
 def _filtered(
     cr, ci, scale, spectrum_re, spectrum_im, spectrum_scale, conjugate, dft1, dft2, dft3, twiddles1, twiddles2,
-    ROWS: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr,
+    ROWS: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, KEPT: tl.constexpr,
     TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Multiply by a kernel's spectrum and go back to time; what to multiply the result by comes third."""
     kr, ki = tl.load(spectrum_re).to(tl.float32), tl.load(spectrum_im).to(tl.float32) * conjugate
     cr, ci = _times(cr, ci, kr, ki)
     cr, ci, second = _fit(cr, ci, TYPE)
-    yr, yi = _to_time(cr, ci, dft1, dft2, dft3, twiddles1, twiddles2, ROWS, N1, N2, N3, PRECISION)
+    yr, yi = _to_time(cr, ci, dft1, dft2, dft3, twiddles1, twiddles2, ROWS, N1, N2, N3, KEPT, PRECISION)
     return yr, yi, scale * second * tl.load(spectrum_scale)
 
 
@@ -176,7 +179,7 @@ def fused(
     u, pre, post, other, skip, out, out_other, spectrum_re, spectrum_im, scales,
     dft1, dft2, dft3, twiddles1, twiddles2,
     batch, length, chunks, step, lead, batch_stride, channel_stride, conjugate,
-    ROWS: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr,
+    ROWS: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, KEPT: tl.constexpr,
     PRE: tl.constexpr, POST: tl.constexpr, OTHER: tl.constexpr, SKIP: tl.constexpr,
     TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -199,11 +202,11 @@ def fused(
     zr = _signal(u, pre, place, inside, PRE)
     zi = _signal(u, pre, place + batch_stride, inside & has_second, PRE)
     zr, zi, scale = _fit(zr, zi, TYPE)
-    cr, ci = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, ROWS, N1, N2, N3, PRECISION)
-    k = channel.to(tl.int64) * (N1 * N2 * N3) + _frequency_places(N1, N2, N3)
+    cr, ci = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, ROWS, N1, N2, N3, KEPT, PRECISION)
+    k = channel.to(tl.int64) * (N1 * N2 * KEPT) + _frequency_places(N1, N2, KEPT)
     yr, yi, scale = _filtered(
         cr, ci, scale, spectrum_re + k, spectrum_im + k, scales + channel, conjugate,
-        dft1, dft2, dft3, twiddles1, twiddles2, ROWS, N1, N2, N3, TYPE, PRECISION,
+        dft1, dft2, dft3, twiddles1, twiddles2, ROWS, N1, N2, N3, KEPT, TYPE, PRECISION,
     )  # fmt: skip
     yr, yi = yr * scale, yi * scale
     weight = tl.load(skip + channel).to(tl.float32) if SKIP else 0.0
@@ -216,15 +219,15 @@ def fused(
 def correlate(
     u, pre, grad, post, sum_re, sum_im, sum_skip, dft1, dft2, dft3, twiddles1, twiddles2,
     batch, channels, length, chunks, step, lead, batch_stride, channel_stride, splits,
-    ROWS: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr,
+    ROWS: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, KEPT: tl.constexpr,
     PRE: tl.constexpr, POST: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sum G conj(V), of the spectra of g and v, over a share of the pairs and chunks of one channel; and g v itself."""
     channel, split = tl.program_id(0) % channels, tl.program_id(0) // channels
     pairs = tl.cdiv(batch, 2)
     t = tl.arange(0, ROWS)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :]
-    total_re = tl.zeros((N2 * N1, N3), tl.float32)
-    total_im = tl.zeros((N2 * N1, N3), tl.float32)
+    total_re = tl.zeros((N2 * N1, KEPT), tl.float32)
+    total_im = tl.zeros((N2 * N1, KEPT), tl.float32)
     total_skip = 0.0
     for i in range(split, pairs * chunks, splits):
         first, chunk = 2 * (i % pairs), i // pairs
@@ -236,16 +239,16 @@ def correlate(
         wr = _signal(u, pre, place, inside, PRE)
         wi = _signal(u, pre, place + batch_stride, inside & has_second, PRE)
         zr, zi, v_scale = _fit(wr, wi, TYPE)
-        vr, vi = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, ROWS, N1, N2, N3, PRECISION)
+        vr, vi = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, ROWS, N1, N2, N3, KEPT, PRECISION)
         hr = _signal(grad, post, place, keep, POST)
         hi = _signal(grad, post, place + batch_stride, keep & has_second, POST)
         total_skip += tl.sum(wr * hr) + tl.sum(wi * hi)
         zr, zi, g_scale = _fit(hr, hi, TYPE)
-        gr, gi = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, ROWS, N1, N2, N3, PRECISION)
+        gr, gi = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, ROWS, N1, N2, N3, KEPT, PRECISION)
         re, im = _times(gr, gi, vr, -vi)
         total_re += re * (v_scale * g_scale)
         total_im += im * (v_scale * g_scale)
-    k = tl.program_id(0).to(tl.int64) * (N1 * N2 * N3) + _frequency_places(N1, N2, N3)
+    k = tl.program_id(0).to(tl.int64) * (N1 * N2 * KEPT) + _frequency_places(N1, N2, KEPT)
     tl.store(sum_re + k, total_re)
     tl.store(sum_im + k, total_im)
     tl.store(sum_skip + tl.program_id(0), total_skip)
@@ -324,7 +327,8 @@ def _load_planes(re, im, k, TYPE: tl.constexpr):
 def inner_filter(
     planes_re, planes_im, spectrum_re, spectrum_im, scales, dft1, dft2, dft3, twiddles1, twiddles2,
     pairs, outer, conjugate,
-    N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
+    N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, KEPT: tl.constexpr,
+    TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Filter plane (channel, pair, k1) in place with the spectrum of (channel, k1)."""
     pair = tl.program_id(0) % pairs
@@ -334,11 +338,11 @@ def inner_filter(
     t = tl.arange(0, N1)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :]
     plane = ((channel.to(tl.int64) * pairs + pair) * outer + k1) * size + t
     zr, zi, scale = _load_planes(planes_re, planes_im, plane, TYPE)
-    cr, ci = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, N1, N1, N2, N3, PRECISION)
-    k = (channel.to(tl.int64) * outer + k1) * size + _frequency_places(N1, N2, N3)
+    cr, ci = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, N1, N1, N2, N3, KEPT, PRECISION)
+    k = (channel.to(tl.int64) * outer + k1) * (N1 * N2 * KEPT) + _frequency_places(N1, N2, KEPT)
     yr, yi, scale = _filtered(
         cr, ci, scale, spectrum_re + k, spectrum_im + k, scales + channel, conjugate,
-        dft1, dft2, dft3, twiddles1, twiddles2, N1, N1, N2, N3, TYPE, PRECISION,
+        dft1, dft2, dft3, twiddles1, twiddles2, N1, N1, N2, N3, KEPT, TYPE, PRECISION,
     )  # fmt: skip
     tl.store(planes_re + plane, (yr * scale).to(planes_re.dtype.element_ty))
     tl.store(planes_im + plane, (yi * scale).to(planes_im.dtype.element_ty))
@@ -347,24 +351,25 @@ def inner_filter(
 @triton.jit
 def inner_correlate(
     v_re, v_im, g_re, g_im, sum_re, sum_im, dft1, dft2, dft3, twiddles1, twiddles2, pairs, outer,
-    N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
+    N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, KEPT: tl.constexpr,
+    TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sum G conj(V) over the pairs of plane (channel, k1)."""
     k1, channel = tl.program_id(0) % outer, tl.program_id(0) // outer
     size: tl.constexpr = N1 * N2 * N3
     t = tl.arange(0, N1)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :]
-    total_re = tl.zeros((N2 * N1, N3), tl.float32)
-    total_im = tl.zeros((N2 * N1, N3), tl.float32)
+    total_re = tl.zeros((N2 * N1, KEPT), tl.float32)
+    total_im = tl.zeros((N2 * N1, KEPT), tl.float32)
     for pair in range(pairs):
         plane = ((channel.to(tl.int64) * pairs + pair) * outer + k1) * size + t
         zr, zi, v_scale = _load_planes(v_re, v_im, plane, TYPE)
-        vr, vi = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, N1, N1, N2, N3, PRECISION)
+        vr, vi = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, N1, N1, N2, N3, KEPT, PRECISION)
         zr, zi, g_scale = _load_planes(g_re, g_im, plane, TYPE)
-        gr, gi = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, N1, N1, N2, N3, PRECISION)
+        gr, gi = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, N1, N1, N2, N3, KEPT, PRECISION)
         re, im = _times(gr, gi, vr, -vi)
         total_re += re * (v_scale * g_scale)
         total_im += im * (v_scale * g_scale)
-    k = tl.program_id(0).to(tl.int64) * size + _frequency_places(N1, N2, N3)
+    k = tl.program_id(0).to(tl.int64) * (N1 * N2 * KEPT) + _frequency_places(N1, N2, KEPT)
     tl.store(sum_re + k, total_re)
     tl.store(sum_im + k, total_im)
 

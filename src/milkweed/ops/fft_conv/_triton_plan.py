@@ -155,8 +155,7 @@ def make_plan(
     smallest = min(_for_device(device))
     # Nothing may wrap around into 0 .. L - 1, and the two ends of the kernel may not overlap.
     points = max(_power_of_two(max(length + max(lags - 1, reverse_lags), lags + reverse_lags)), smallest)
-    outer = 1 if points <= largest else max(_LEAST, points // largest)
-    plans = [Plan(length, outer, points // outer, 1, length, 0, 0, device)]
+    plans = [one_window(length, points, largest, device)]
     window = smallest
     while window <= largest:
         step = window - (lags - 1) - reverse_lags
@@ -166,13 +165,65 @@ def make_plan(
     return min(plans, key=lambda plan: plan.products)
 
 
+def make_frozen_plan(length: int, points: int, dtype: torch.dtype, device: torch.device) -> Plan:
+    """Plan a convolution with a spectrum that is there already.
+
+    Args:
+        length: L.
+        points: Of the spectrum.
+        dtype: Of the operands.
+        device: Where it runs.
+
+    Returns:
+        The plan, of one window.
+    """
+    return one_window(length, points, min(_LARGEST[dtype], max(_for_device(device))), device)
+
+
+def one_window(length: int, points: int, largest: int, device: torch.device) -> Plan:
+    """Plan one transform for a whole signal, split through memory if no program holds it.
+
+    Args:
+        length: L.
+        points: Of the transform, a power of two from 256 on.
+        largest: Points that a program holds.
+        device: Where it runs.
+
+    Returns:
+        The plan.
+    """
+    outer = 1 if points <= largest else max(_LEAST, points // largest)
+    return Plan(length, outer, points // outer, 1, length, 0, 0, device)
+
+
+def kept_columns(plan: Plan, frequencies: int) -> tuple[int, ...]:
+    """The values of k3 that a spectrum without its highest frequencies needs.
+
+    Args:
+        plan: Of the convolution.
+        frequencies: How many are kept, of points // 2 + 1.
+
+    Returns:
+        The values, a power of two of them, at least 16.
+    """
+    n3 = plan.tile.factors[2]
+    each = plan.points // n3
+    low = (frequencies - 1) // each + 1
+    high = n3 - (plan.points - frequencies + 1) // each if frequencies > 1 else 0
+    count = min(n3, max(_LEAST, _power_of_two(low + high)))
+    if count == n3:
+        return tuple(range(n3))
+    # Those beside the highest that is needed fill up the number; their part of the spectrum is zero.
+    return (*range(count - high), *range(n3 - high, n3))
+
+
 class Tables(NamedTuple):
     """DFT matrices and twiddle factors; real parts first, imaginary parts behind them.
 
     Args:
         dft1: (2, N1, N1) in the operands' dtype.
         dft2: (2, N2, N2).
-        dft3: (2, N3, N3).
+        dft3: (2, N3, KEPT), the columns k3 that are kept.
         twiddles1: (2, N1, N2 * N3), exp(-2πi k1 r / N).
         twiddles2: (2, N2, N3), exp(-2πi k2 t3 / (N2 N3)).
     """
@@ -185,11 +236,12 @@ class Tables(NamedTuple):
 
 
 @functools.lru_cache(64)
-def tables(factors: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Tables:
+def tables(factors: tuple[int, int, int], columns: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tables:
     """Make the tables of a tile; they are the same for every program and stay in cache.
 
     Args:
         factors: N1, N2, N3.
+        columns: The values of k3 that are kept.
         dtype: Of the operands.
         device: Where they lie.
 
@@ -200,7 +252,7 @@ def tables(factors: tuple[int, int, int], dtype: torch.dtype, device: torch.devi
     return Tables(
         roots(n1, n1, n1).to(device, dtype),
         roots(n2, n2, n2).to(device, dtype),
-        roots(n3, n3, n3).to(device, dtype),
+        roots(n3, n3, n3)[:, :, list(columns)].to(device, dtype),
         roots(n1, n2 * n3, n1 * n2 * n3).to(device, dtype),
         roots(n2, n3, n2 * n3).to(device, dtype),
     )

@@ -39,21 +39,37 @@ def fft_length(least: int) -> int:
     return best
 
 
+def least_points(length: int, lags: int, reverse_lags: int) -> int:
+    """Count the points that a circular convolution needs: nothing may wrap around, nor the kernel's ends overlap.
+
+    Args:
+        length: L.
+        lags: K, from lag 0 on.
+        reverse_lags: R, from lag -1 down.
+
+    Returns:
+        The least number of points.
+    """
+    return max(length + max(lags - 1, reverse_lags), lags + reverse_lags)
+
+
 class _Plan:
     """The FFT length and the blocks of one convolution."""
 
-    def __init__(self, u: Tensor, kernel: Tensor, reverse_kernel: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, u: Tensor, points: int, dtype: torch.dtype) -> None:
         self.batch, self.channels, self.length = u.shape
-        reverse = 0 if reverse_kernel is None else reverse_kernel.shape[-1]
-        # Nothing may wrap around into 0 .. L - 1, and the two ends of the kernel may not overlap.
-        least = self.length + max(kernel.shape[-1] - 1, reverse)
-        self.n = fft_length(max(least, kernel.shape[-1] + reverse))
+        self.n = points
         self.dtype = dtype
         rows = rows_per_block(
             self.batch * self.channels, self.n * (8 if dtype == torch.float64 else 4), u.device, budget=_BLOCK_BYTES
         )
         self.channel_step = min(max(rows // max(self.batch, 1), min(_LEAST_CHANNELS, rows)), self.channels)
         self.batch_step = max(1, min(self.batch, rows // max(self.channel_step, 1)))
+
+    @classmethod
+    def with_kernels(cls, u: Tensor, kernel: Tensor, reverse_kernel: Tensor | None, dtype: torch.dtype) -> _Plan:
+        reverse = 0 if reverse_kernel is None else reverse_kernel.shape[-1]
+        return cls(u, fft_length(least_points(u.shape[-1], kernel.shape[-1], reverse)), dtype)
 
     def channel_blocks(self) -> Iterator[slice]:
         for start in range(0, self.channels, self.channel_step):
@@ -128,7 +144,9 @@ def fft_conv(
     post_gate: Tensor | None,
 ) -> Tensor:
     """Convolve blocks of (B, H, L) signals; the arguments are those of `milkweed.ops.fft_conv`."""
-    plan = _Plan(u, kernel, reverse_kernel, compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate))
+    plan = _Plan.with_kernels(
+        u, kernel, reverse_kernel, compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate)
+    )
     out = on_huge_pages(torch.empty_like(u))
     padded = _Padded(plan, u)
     for channels in plan.channel_blocks():
@@ -169,7 +187,9 @@ def _backward(
     post_gate: Tensor | None,
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    plan = _Plan(u, kernel, reverse_kernel, compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate))
+    plan = _Plan.with_kernels(
+        u, kernel, reverse_kernel, compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate)
+    )
     need_u, need_kernel, need_reverse, need_skip, need_pre, need_post = needed
     grads = empty_gradients(u, kernel, reverse_kernel, skip, pre_gate, post_gate, needed)
     grad_u, grad_kernel, grad_reverse, grad_skip, grad_pre, grad_post = grads
@@ -188,7 +208,8 @@ def _backward(
                 v = padded.load(u, pre_gate, batch, channels)
             if need_kernel or need_reverse or need_post:
                 _, v_spectrum = padded.spectra(batch, channels, kernel_spectrum)
-                kernel_sum += (dz_spectrum * v_spectrum.conj()).sum(0)
+                # Written out: torch.compile (2.13) loses the lazy conjugates of a custom op.
+                kernel_sum += (dz_spectrum * v_spectrum.conj_physical()).sum(0)
                 if need_post:
                     z = plan.signal(v_spectrum.mul_(kernel_spectrum))
                     if weight is not None:
@@ -197,7 +218,7 @@ def _backward(
             if need_skip:
                 skip_sum += torch.linalg.vecdot(dz, v).sum(0)
             if need_u or need_pre:
-                dv = plan.signal(dz_spectrum.mul_(kernel_spectrum.conj()))
+                dv = plan.signal(dz_spectrum.mul_(kernel_spectrum.conj_physical()))
                 if weight is not None:
                     dv.addcmul_(dz, weight)
                 if need_pre:
@@ -288,7 +309,9 @@ def differentiable(
     post_gate: Tensor | None,
 ) -> Tensor:
     """The one-shot FFT formula, whose derivatives of every order torch knows; the fast path's second derivative."""
-    plan = _Plan(u, kernel, reverse_kernel, compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate))
+    plan = _Plan.with_kernels(
+        u, kernel, reverse_kernel, compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate)
+    )
     spectrum = torch.fft.rfft(kernel.to(plan.dtype), plan.n)
     if reverse_kernel is not None:
         padded = torch.nn.functional.pad(reverse_kernel.to(plan.dtype), (0, plan.n - reverse_kernel.shape[1]))
@@ -323,3 +346,135 @@ def _transform_flops(length: int) -> int:
     """A real FFT of 2 L points by the usual count, 2.5 n log2 n."""
     n = 2 * length
     return int(2.5 * n * n.bit_length())
+
+
+@torch.library.custom_op("milkweed::frozen_conv", mutates_args=())
+def frozen_conv(
+    u: Tensor, spectrum: Tensor, points: int, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None
+) -> Tensor:
+    """Convolve (B, H, L) signals with a spectrum's lowest frequencies (H, F, 2), of so many points."""
+    plan = _Plan(u, points, compute_dtype(u, spectrum, skip, pre_gate, post_gate))
+    out = on_huge_pages(torch.empty_like(u))
+    padded = _Padded(plan, u)
+    for channels in plan.channel_blocks():
+        kept = torch.view_as_complex(spectrum[channels].to(plan.dtype).contiguous())
+        for batch in plan.batch_blocks():
+            v = padded.load(u, pre_gate, batch, channels)
+            found = padded.spectra(batch, channels, kept)[1][..., : kept.shape[1]]
+            y = plan.signal(found.mul_(kept))
+            if skip is not None:
+                y.addcmul_(v, skip[channels, None].to(plan.dtype))
+            if post_gate is not None:
+                y.mul_(_compact(post_gate[batch, channels]))
+            out[batch, channels] = y
+    return out
+
+
+@frozen_conv.register_fake
+def _(
+    u: Tensor, spectrum: Tensor, points: int, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None
+) -> Tensor:
+    return torch.empty_like(u)
+
+
+def frozen_differentiable(
+    u: Tensor, spectrum: Tensor, points: int, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None
+) -> Tensor:
+    """Convolve with a spectrum in one go, in functions that torch can derive any number of times.
+
+    Args:
+        u: (B, H, L).
+        spectrum: (H, F, 2).
+        points: Of the transform.
+        skip: (H,).
+        pre_gate: (B, H, L).
+        post_gate: (B, H, L).
+
+    Returns:
+        (B, H, L) in ``u``'s dtype.
+    """
+    dtype = compute_dtype(u, spectrum, skip, pre_gate, post_gate)
+    v = u.to(dtype) if pre_gate is None else u.to(dtype) * pre_gate
+    kept = torch.view_as_complex(spectrum.to(dtype).contiguous())
+    found = torch.fft.rfft(v, points)[..., : kept.shape[1]] * kept
+    y = torch.fft.irfft(found, points)[..., : u.shape[-1]]
+    if skip is not None:
+        y = y + skip.to(dtype)[:, None] * v
+    if post_gate is not None:
+        y = y * post_gate
+    return y.to(u.dtype)
+
+
+@torch.library.custom_op("milkweed::frozen_conv_backward", mutates_args=())
+def frozen_conv_backward(
+    grad: Tensor,
+    u: Tensor,
+    spectrum: Tensor,
+    points: int,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Derive by u, skip and both gates; what is not there has an empty gradient, and the spectrum is frozen."""
+    dtype = compute_dtype(u, spectrum, skip, pre_gate, post_gate)
+    kept = torch.view_as_complex(spectrum.to(dtype).contiguous())
+
+    def filtered(signal: Tensor, spectrum: Tensor) -> Tensor:
+        found = torch.fft.rfft(signal, points)[..., : kept.shape[1]] * spectrum
+        return torch.fft.irfft(found, points)[..., : u.shape[-1]]
+
+    def like(tensor: Tensor | None, gradient: Tensor | None) -> Tensor:
+        return u.new_empty(0) if tensor is None or gradient is None else gradient.to(tensor.dtype).contiguous()
+
+    weight = None if skip is None else skip.to(dtype)[:, None]
+    v = u.to(dtype) if pre_gate is None else u.to(dtype) * pre_gate
+    dz = grad.to(dtype) if post_gate is None else grad.to(dtype) * post_gate
+    dv = filtered(dz, kept.conj_physical())
+    z = None if post_gate is None else filtered(v, kept)
+    if weight is not None:
+        dv.addcmul_(dz, weight)
+        z = None if z is None else z.addcmul_(v, weight)
+    return (
+        like(u, dv if pre_gate is None else dv * pre_gate),
+        like(skip, torch.linalg.vecdot(dz, v).sum(0)),
+        like(pre_gate, dv * u),
+        like(post_gate, None if z is None else z * grad),
+    )
+
+
+@frozen_conv_backward.register_fake
+def _(
+    grad: Tensor,
+    u: Tensor,
+    spectrum: Tensor,
+    points: int,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def like(tensor: Tensor | None) -> Tensor:
+        return u.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
+
+    return like(u), like(skip), like(pre_gate), like(post_gate)
+
+
+def frozen_gradients(
+    grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]
+) -> Sequence[Tensor]:
+    """Put the gradients beside the tensors that were given; the spectrum's place holds the spectrum itself.
+
+    Args:
+        grad: Of the result.
+        inputs: u, spectrum, points, skip, pre_gate and post_gate.
+        kept: Nothing.
+        needed: Ignored, all are computed.
+
+    Returns:
+        One gradient for each tensor.
+    """
+    u, spectrum, points, *rest = inputs
+    by_u, *by_rest = frozen_conv_backward(grad, u, spectrum, points, *rest)
+    return [by_u, spectrum, *(g for g, tensor in zip(by_rest, rest, strict=True) if tensor is not None)]
+
+
+register_differentiable(frozen_conv, frozen_differentiable, frozen_gradients)

@@ -49,3 +49,24 @@ def _at_lag(kernel: Tensor, lag: Tensor) -> Tensor:
     """The kernel's values at every lag of a matrix, zero outside its support: (H, L, L)."""
     inside = (lag >= 0) & (lag < kernel.shape[-1])
     return kernel[:, lag.clamp(0, kernel.shape[-1] - 1)] * inside
+
+
+def frozen_conv(
+    u: Tensor, spectrum: Tensor, points: int, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None
+) -> Tensor:
+    """Convolve with every lag, around the circle of ``points``, of the kernel whose lowest frequencies are given.
+
+    Args:
+        u: (B, H, L).
+        spectrum: (H, F, 2); frequencies from F on are zero.
+        points: Of the transform.
+        skip: (H,).
+        pre_gate: (B, H, L).
+        post_gate: (B, H, L).
+
+    Returns:
+        (B, H, L) in ``u``'s dtype.
+    """
+    lags = torch.fft.irfft(torch.view_as_complex(spectrum.contiguous()), points)
+    ahead = lags[:, points - u.shape[-1] + 1 :].flip(-1) if u.shape[-1] > 1 else None
+    return fft_conv(u, lags[:, : u.shape[-1]], ahead, skip, pre_gate, post_gate)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch.utils.flop_counter import register_flop_formula
 from milkweed.ops._common import register_differentiable
 from milkweed.ops.fft_conv import _triton_kernels as kernels
 from milkweed.ops.fft_conv import eager
-from milkweed.ops.fft_conv._triton_plan import make_plan, outer_table, tables
+from milkweed.ops.fft_conv._triton_plan import Plan, kept_columns, make_frozen_plan, make_plan, outer_table, tables
+from milkweed.ops.fft_conv.frozen import FrozenKernel
 
 # Spectra and planes of the channels that are taken together.
 _MEMORY = 2**30
@@ -26,19 +27,49 @@ _BLOCK = 2048
 _WAVES = 4
 
 
-class _Run:
-    """One convolution on one device: its plan, precision and launches."""
+class Spectrum(NamedTuple):
+    """A kernel's spectrum as programs hold it.
 
-    def __init__(self, u: Tensor, kernel: Tensor, reverse_kernel: Tensor | None, *, summing: bool = False) -> None:
+    Args:
+        re: Real parts, channels first.
+        im: Imaginary parts.
+        scale: What to multiply those of each channel by.
+    """
+
+    re: Tensor
+    im: Tensor
+    scale: Tensor
+
+    def of(self, channels: slice) -> Spectrum:
+        """The spectrum of some of the channels."""
+        return Spectrum(self.re[channels], self.im[channels], self.scale[channels])
+
+
+def _operands(u: Tensor) -> torch.dtype:
+    """Of products. bfloat16 signals take float16, which is eight times as precise: tiles have a scale of their own."""
+    return torch.float32 if u.dtype == torch.float32 else torch.float16
+
+
+class _Run:
+    """The launches of one convolution."""
+
+    def __init__(self, u: Tensor, plan: Plan, columns: tuple[int, ...] | None = None) -> None:
         self.batch, self.channels, self.length = u.shape
         self.pairs = -(-self.batch // 2)
-        # Operands of products; bfloat16 signals take float16 too, which is eight times as precise.
-        self.dtype = torch.float32 if u.dtype == torch.float32 else torch.float16
+        self.plan, self.device, self.dtype = plan, u.device, _operands(u)
         self.precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+        self.columns = columns or tuple(range(plan.tile.factors[2]))
+        self.tables = tables(plan.tile.factors, self.columns, self.dtype, u.device)
+
+    @classmethod
+    def with_kernels(cls, u: Tensor, kernel: Tensor, reverse_kernel: Tensor | None, *, summing: bool = False) -> _Run:
         reverse = 0 if reverse_kernel is None else reverse_kernel.shape[-1]
-        self.plan = make_plan(self.length, kernel.shape[-1], reverse, self.dtype, u.device, summing)
-        self.device = u.device
-        self.tables = tables(self.plan.tile.factors, self.dtype, u.device)
+        return cls(u, make_plan(u.shape[-1], kernel.shape[-1], reverse, _operands(u), u.device, summing))
+
+    @classmethod
+    def with_spectrum(cls, u: Tensor, points: int, frequencies: int) -> _Run:
+        plan = make_frozen_plan(u.shape[-1], points, _operands(u), u.device)
+        return cls(u, plan, kept_columns(plan, frequencies))
 
     def channel_blocks(self) -> Iterator[slice]:
         size = 4 if self.dtype == torch.float32 else 2
@@ -49,23 +80,36 @@ class _Run:
         for start in range(0, self.channels, step):
             yield slice(start, min(start + step, self.channels))
 
-    def spectrum(self, kernel: Tensor, reverse_kernel: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The kernel's spectrum in the order in which programs hold it, and what to multiply each channel's by."""
+    def spectrum(self, kernel: Tensor, reverse_kernel: Tensor | None) -> Spectrum:
+        """The spectrum of some channels' kernels."""
         points = self.plan.points
         padded = torch.zeros(kernel.shape[0], points, dtype=torch.float32, device=kernel.device)
         padded[:, : kernel.shape[1]] = kernel
         if reverse_kernel is not None:
             padded[:, points - reverse_kernel.shape[1] :] = reverse_kernel.flip(-1)
+        return self.arrange(torch.fft.fft(padded, norm="forward"))
+
+    def frozen_spectrum(self, half: Tensor) -> Spectrum:
+        """The same from the lowest frequencies of a real kernel's transform, real pairs (channels, F, 2)."""
+        points = self.plan.points
+        low = torch.view_as_complex(half.float().contiguous()) / points
+        natural = torch.zeros(len(low), points, dtype=low.dtype, device=low.device)
+        natural[:, : low.shape[1]] = low
+        mirrored = low[:, 1 : points // 2].conj_physical().flip(-1)
+        natural[:, points - mirrored.shape[1] :] = mirrored
+        return self.arrange(natural)
+
+    def arrange(self, natural: Tensor) -> Spectrum:
+        """A spectrum (channels, points), divided by the points, in the order in which programs hold it."""
         n1, n2, n3 = self.plan.tile.factors
-        natural = torch.fft.fft(padded, norm="forward").view(-1, n3, n2, n1, self.plan.outer)
-        found = natural.permute(0, 4, 2, 3, 1)
+        found = natural.view(-1, n3, n2, n1, self.plan.outer)[:, list(self.columns)].permute(0, 4, 2, 3, 1)
         re, im = found.real.contiguous(), found.imag.contiguous()
         scale = torch.ones(len(re), dtype=torch.float32, device=self.device)
         if self.dtype == torch.float16:
             greatest = torch.maximum(re.abs().amax((1, 2, 3, 4)), im.abs().amax((1, 2, 3, 4)))
             scale = torch.where(greatest > 0, greatest / _GREATEST, 1.0)
             re, im = (part.div_(scale[:, None, None, None, None]).half() for part in (re, im))
-        return re, im, scale
+        return Spectrum(re, im, scale)
 
     def lags(self, re: Tensor, im: Tensor) -> Tensor:
         """From a spectrum in the programs' order to lags, negative ones at the end; what is imaginary falls away."""
@@ -76,7 +120,7 @@ class _Run:
     def filter(
         self,
         u: Tensor,
-        spectrum: tuple[Tensor, Tensor, Tensor],
+        spectrum: Spectrum,
         conjugate: bool,
         pre: Tensor | None,
         skip: Tensor | None,
@@ -157,7 +201,8 @@ class _Run:
         return max(1, min(-(-wanted // channels), self.pairs * self.plan.chunks))
 
     def _tile(self) -> dict[str, int]:
-        return dict(zip(("N1", "N2", "N3"), self.plan.tile.factors, strict=True))
+        n1, n2, n3 = self.plan.tile.factors
+        return {"N1": n1, "N2": n2, "N3": n3, "KEPT": len(self.columns)}
 
     def _precision(self) -> dict[str, Any]:
         return {"TYPE": kernels.TYPES[self.dtype], "PRECISION": self.precision}
@@ -180,6 +225,11 @@ def _or(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
     return stand_in if tensor is None else tensor
 
 
+def _rows(tensor: Tensor | None, channels: slice) -> Tensor | None:
+    """The channels of a kernel or a skip."""
+    return None if tensor is None else tensor[channels]
+
+
 def _of(tensor: Tensor | None, channels: slice) -> Tensor | None:
     """The channels of a signal (B, H, L)."""
     return None if tensor is None else tensor[:, channels]
@@ -195,14 +245,27 @@ def fft_conv(
     post_gate: Tensor | None,
 ) -> Tensor:
     """Convolve (B, H, L) signals; the arguments are those of `milkweed.ops.fft_conv`."""
-    run = _Run(u, kernel, reverse_kernel)
+    run = _Run.with_kernels(u, kernel, reverse_kernel)
+    return _filter(
+        run, u, lambda block: run.spectrum(kernel[block], _rows(reverse_kernel, block)), skip, pre_gate, post_gate
+    )
+
+
+def _filter(
+    run: _Run,
+    u: Tensor,
+    spectrum: Callable[[slice], Spectrum],
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+) -> Tensor:
+    """Filter block by block of channels, in u's memory order."""
     v = u.contiguous()
     pre, post = (None if gate is None else gate.contiguous() for gate in (pre_gate, post_gate))
     out = torch.empty_like(v)
     for block in run.channel_blocks() if out.numel() else ():
-        spectrum = run.spectrum(kernel[block], None if reverse_kernel is None else reverse_kernel[block])
-        weight = None if skip is None else skip[block]
-        run.filter(v[:, block], spectrum, False, _of(pre, block), weight, _of(post, block), out[:, block])
+        signals = (_of(pre, block), _rows(skip, block), _of(post, block))
+        run.filter(v[:, block], spectrum(block), False, *signals, out[:, block])
     return torch.empty_like(u).copy_(out) if u.stride() != out.stride() else out
 
 
@@ -234,7 +297,13 @@ def _backward(
     if u.numel():
         dy, v = grad.contiguous(), u.contiguous()
         pre, post = (None if gate is None else gate.contiguous() for gate in (pre_gate, post_gate))
-        _signal_gradients(grads, dy, v, pre, post, kernel, reverse_kernel, skip, needed)
+        run = _Run.with_kernels(u, kernel, reverse_kernel)
+        _signal_gradients(
+            run,
+            lambda block: run.spectrum(kernel[block], _rows(reverse_kernel, block)),
+            [grads[0], grads[4], grads[5]],
+            *(dy, v, skip, pre, post),
+        )
         _kernel_gradients(grads, dy, v, pre, post, kernel, reverse_kernel, needed)
     else:
         for gradient in grads:
@@ -245,31 +314,27 @@ def _backward(
 
 
 def _signal_gradients(
+    run: _Run,
+    spectrum: Callable[[slice], Spectrum],
     grads: Sequence[Tensor],
     grad: Tensor,
     u: Tensor,
+    skip: Tensor | None,
     pre: Tensor | None,
     post: Tensor | None,
-    kernel: Tensor,
-    reverse_kernel: Tensor | None,
-    skip: Tensor | None,
-    needed: Sequence[bool],
 ) -> None:
-    """Write the gradients of u and of both gates."""
-    need_u, _, _, _, need_pre, need_post = needed
-    if not (need_u or need_pre or need_post):
-        return
-    run = _Run(u, kernel, reverse_kernel)
-    for block in run.channel_blocks():
-        spectrum = run.spectrum(kernel[block], None if reverse_kernel is None else reverse_kernel[block])
-        weight = None if skip is None else skip[block]
+    """Write the gradients of u and of both gates, as far as there is memory for them in ``grads``."""
+    grad_u, grad_pre, grad_post = grads
+    need_u, need_pre, need_post = (bool(g.numel()) for g in grads)
+    for block in run.channel_blocks() if need_u or need_pre or need_post else ():
+        found, weight = spectrum(block), _rows(skip, block)
         g, v, before, after = grad[:, block], u[:, block], _of(pre, block), _of(post, block)
         if need_u or need_pre:
-            grad_u = grads[0][:, block] if need_u else torch.empty_like(v)
-            both = (v, grads[4][:, block]) if need_pre else (None, None)
-            run.filter(g, spectrum, True, after, weight, before, grad_u, *both)
+            out = grad_u[:, block] if need_u else torch.empty_like(v)
+            both = (v, grad_pre[:, block]) if need_pre else (None, None)
+            run.filter(g, found, True, after, weight, before, out, *both)
         if need_post:
-            run.filter(v, spectrum, False, before, weight, g, grads[5][:, block])
+            run.filter(v, found, False, before, weight, g, grad_post[:, block])
 
 
 def _kernel_gradients(
@@ -286,7 +351,7 @@ def _kernel_gradients(
     _, need_kernel, need_reverse, need_skip, _, _ = needed
     if not (need_kernel or need_reverse or need_skip):
         return
-    run = _Run(u, kernel, reverse_kernel, summing=True)
+    run = _Run.with_kernels(u, kernel, reverse_kernel, summing=True)
     for block in run.channel_blocks():
         lags, products = run.correlate(u[:, block], _of(pre, block), grad[:, block], _of(post, block))
         if need_kernel:
@@ -318,3 +383,75 @@ def _gradients(grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], need
 register_differentiable(fft_conv, eager.differentiable, _gradients)
 register_flop_formula(torch.ops.milkweed.fft_conv_triton)(eager.count_flops)
 register_flop_formula(torch.ops.milkweed.fft_conv_triton_backward)(eager.count_backward_flops)
+
+
+def frozen_conv(
+    u: Tensor,
+    kernel: FrozenKernel,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+) -> Tensor:
+    """Convolve with a frozen kernel, whose spectrum is arranged for the programs once.
+
+    Args:
+        u: (B, H, L).
+        kernel: For H channels and L steps at least.
+        skip: (H,).
+        pre_gate: (B, H, L).
+        post_gate: (B, H, L).
+
+    Returns:
+        (B, H, L) in ``u``'s dtype.
+    """
+    spectrum, points = kernel.spectrum, kernel.points
+    arranged: tuple[Tensor | None, ...] = (None, None, None)
+    if not torch.compiler.is_compiling():  # a compiler's tensors must not be kept
+        run = _Run.with_spectrum(u, points, spectrum.shape[1])
+        key = (run.plan.outer, run.plan.tile.factors, run.dtype)
+        arranged = kernel.layout(key, lambda: run.frozen_spectrum(spectrum))
+    return _frozen_conv(u, spectrum, points, skip, pre_gate, post_gate, *arranged)
+
+
+@torch.library.custom_op("milkweed::frozen_conv_triton", mutates_args=())
+def _frozen_conv(
+    u: Tensor,
+    spectrum: Tensor,
+    points: int,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    re: Tensor | None,
+    im: Tensor | None,
+    scale: Tensor | None,
+) -> Tensor:
+    run = _Run.with_spectrum(u, points, spectrum.shape[1])
+    missing = re is None or im is None or scale is None
+    found = run.frozen_spectrum(spectrum) if missing else Spectrum(re, im, scale)
+    return _filter(run, u, found.of, skip, pre_gate, post_gate)
+
+
+@_frozen_conv.register_fake
+def _(
+    u: Tensor,
+    spectrum: Tensor,
+    points: int,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    re: Tensor | None,
+    im: Tensor | None,
+    scale: Tensor | None,
+) -> Tensor:
+    return torch.empty_like(u)
+
+
+def _frozen_gradients(
+    grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]
+) -> Sequence[Tensor]:
+    # A frozen kernel is for inference: its derivative may be the plain one.
+    arranged = [t for t in inputs[6:] if t is not None]
+    return [*eager.frozen_gradients(grad, inputs[:6], kept, needed), *arranged]
+
+
+register_differentiable(_frozen_conv, lambda *inputs: eager.frozen_differentiable(*inputs[:6]), _frozen_gradients)
