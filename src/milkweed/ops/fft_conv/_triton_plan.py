@@ -27,8 +27,8 @@ class Tile:
     warps: int
 
 
-# Not measured on any device yet. Compiled, none of these runs out of registers, but for the longest by a little; from
-# 4096 points on three stages take half as many products as two.
+# Not measured on any device yet. Compiled for Hopper, none of these runs out of registers, but for the longest by a
+# little; from 4096 points on three stages take half as many products as two.
 _UNMEASURED = {
     256: Tile((16, 1, 16), 4),
     512: Tile((32, 1, 16), 4),
@@ -38,13 +38,15 @@ _UNMEASURED = {
     8192: Tile((32, 16, 16), 8),
     16384: Tile((32, 16, 32), 16),
 }
+# What differs on devices before Hopper, where a third stage leaves no registers.
+_BEFORE_HOPPER = {4096: Tile((64, 1, 64), 4), 8192: Tile((64, 1, 128), 8)}
 # By the start of the device's name, then by length.
 _MEASURED: dict[str, dict[int, Tile]] = {}
 # Points that a program can filter, and that it can sum the correlations of, by the operands' dtype: registers hold both
 # parts in float32 beside the operands. The sums need 165 KiB of shared memory at 8192 points.
 _LARGEST = {torch.float16: 16384, torch.float32: 2048}
 _LARGEST_SUM = {torch.float16: 8192, torch.float32: 2048}
-_SHARED_MEMORY = 200 * 1024
+_LARGEST_BEFORE_HOPPER, _LARGEST_SUM_BEFORE_HOPPER = 8192, 2048
 # What the two further passes over memory of a split transform cost, in products per number. Not measured yet.
 _PASSES = 64
 
@@ -65,7 +67,20 @@ def tile_for(length: int, device: torch.device) -> Tile:
 @functools.cache
 def _for_device(device: torch.device) -> dict[int, Tile]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return _UNMEASURED | next((tiles for start, tiles in _MEASURED.items() if name.startswith(start)), {})
+    measured = next((tiles for start, tiles in _MEASURED.items() if name.startswith(start)), {})
+    return _UNMEASURED | ({} if _is_hopper(device) else _BEFORE_HOPPER) | measured
+
+
+def _is_hopper(device: torch.device) -> bool:
+    """Whether a device, or the one that the interpreter stands for, is of Hopper's generation or later."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def _largest(dtype: torch.dtype, device: torch.device, summing: bool = False) -> int:
+    largest = (_LARGEST_SUM if summing else _LARGEST)[dtype]
+    if not _is_hopper(device):
+        largest = min(largest, _LARGEST_SUM_BEFORE_HOPPER if summing else _LARGEST_BEFORE_HOPPER)
+    return largest
 
 
 @dataclass(frozen=True)
@@ -148,10 +163,7 @@ def make_plan(
     Returns:
         The plan of the fewest products.
     """
-    largest = (_LARGEST_SUM if summing else _LARGEST)[dtype]
-    if summing and device.type == "cuda":
-        shared: int = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
-        largest = min(largest, 8192 if shared >= _SHARED_MEMORY else 4096)
+    largest = _largest(dtype, device, summing)
     smallest = min(_for_device(device))
     # Nothing may wrap around into 0 .. L - 1, and the two ends of the kernel may not overlap.
     points = max(_power_of_two(max(length + max(lags - 1, reverse_lags), lags + reverse_lags)), smallest)
@@ -177,7 +189,7 @@ def make_frozen_plan(length: int, points: int, dtype: torch.dtype, device: torch
     Returns:
         The plan, of one window.
     """
-    return one_window(length, points, min(_LARGEST[dtype], max(_for_device(device))), device)
+    return one_window(length, points, _largest(dtype, device), device)
 
 
 def one_window(length: int, points: int, largest: int, device: torch.device) -> Plan:

@@ -426,8 +426,8 @@ def _frozen_conv(
     scale: Tensor | None,
 ) -> Tensor:
     run = _Run.with_spectrum(u, points, spectrum.shape[1])
-    missing = re is None or im is None or scale is None
-    found = run.frozen_spectrum(spectrum) if missing else Spectrum(re, im, scale)
+    found = None if re is None or im is None or scale is None else Spectrum(re, im, scale)
+    found = found or run.frozen_spectrum(spectrum)
     return _filter(run, u, found.of, skip, pre_gate, post_gate)
 
 
