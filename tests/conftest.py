@@ -7,8 +7,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Triton kernels run in its interpreter, on the CPU; it must be asked for before a kernel is defined.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import tempfile
+
 import pytest
 import torch
+
+# What the library keeps of texts goes where it is cleared away, and is shared by all tests of a process.
+_cache = tempfile.TemporaryDirectory(prefix="milkweed-tests-")
+os.environ["MILKWEED_CACHE"] = _cache.name
 
 torch.set_num_threads(1)
 

@@ -6,11 +6,12 @@ from tests.contracts import linear as contract
 from tests.ops.test_monarch import dense_monarch
 from torch import nn
 
-from milkweed import structures
+from milkweed import ops, structures
 from milkweed.nn import (
     BlockDiagonalLinear,
     ButterflyLinear,
     LowRankLinear,
+    Mlp,
     MonarchLinear,
     PixelflyLinear,
     parameter_groups,
@@ -282,3 +283,46 @@ def test_bad_options(build, message):
 def test_wrong_dtype():
     with pytest.raises(TypeError, match=r"x must be torch\.float32 as the layer's parameters are; got torch\.float64"):
         MonarchLinear(16, 16)(torch.randn(2, 16, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("backend", ["eager", "reference", "triton"])
+@pytest.mark.parametrize("case", CASES)
+def test_activation_in_the_same_pass(case, backend):
+    if backend == "triton":
+        pytest.importorskip("triton")
+    layer = build(case)
+    dense = layer.to_linear().double()
+    x = torch.randn(5, layer.in_features, requires_grad=True)
+    wide = x.detach().double().requires_grad_()
+    cotangent = torch.randn(5, layer.out_features)
+    expected = torch.nn.functional.gelu(dense(wide))
+    with ops.use_backend(backend):
+        y = layer(x, activation="gelu")
+        (grad,) = torch.autograd.grad(y, x, cotangent)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-6)
+    (wanted,) = torch.autograd.grad(expected, wide, cotangent.double())
+    torch.testing.assert_close(grad.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_unknown_activation(case):
+    layer = build(case)
+    with pytest.raises(ValueError, match="activation='tanhh' is unknown"):
+        layer(torch.randn(2, layer.in_features), activation="tanhh")
+
+
+def test_the_bias_gets_its_gradient_where_nothing_else_does():
+    for layer in (MonarchLinear(16, 19), BlockDiagonalLinear(16, 19)):
+        layer.requires_grad_(False)
+        layer.bias.requires_grad_()
+        x = torch.randn(7, 16)
+        (layer(x) * torch.arange(7.0)[:, None]).sum().backward()
+        torch.testing.assert_close(layer.bias.grad, torch.full((19,), 21.0))
+
+
+@pytest.mark.parametrize("linear", [{"name": "dense"}, {"name": "monarch"}, {"name": "low_rank", "rank": 3}])
+def test_mlp_is_its_layers(linear):
+    mlp = Mlp(20, 28, linear)
+    x = torch.randn(3, 20)
+    up, down = (part if isinstance(part, nn.Linear) else part.to_linear() for part in (mlp.up, mlp.down))
+    torch.testing.assert_close(mlp(x), down(torch.nn.functional.gelu(up(x))))

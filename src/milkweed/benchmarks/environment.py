@@ -54,9 +54,10 @@ def busy_warning() -> str | None:
     load, threads, cores = os.getloadavg()[0], torch.get_num_threads(), os.cpu_count() or 1
     if load + threads <= cores + _TOLERATED_LOAD:
         return None
+    ours = f"{threads} thread{'s' * (threads != 1)}"
     return (
-        f"the machine was busy before this began: load {load:.1f} in the last minute, and now {threads} threads on "
-        f"{cores} cores; repeat when it is idle, or use fewer --threads"
+        f"the machine was busy before this began: load {load:.1f} in the last minute, and now {ours} on {cores} cores; "
+        "repeat when it is idle, or use fewer --threads"
     )
 
 

@@ -13,6 +13,8 @@ from milkweed.ops._common import needs_plain_formula
 from milkweed.ops.backends import Backend
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# The first with matrix units for bfloat16 and float32, and with loads that do not wait.
+_CAPABILITY = (8, 0)
 # Read once: torch.compile can look at a constant, and Triton decides when a kernel is defined.
 _INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -35,6 +37,10 @@ def refuses(*args: object) -> str | None:
             return f"it needs a GPU, got a tensor on {tensor.device}; use backend='eager', or set TRITON_INTERPRET=1"
         if tensor.dtype not in _DTYPES:
             return f"it takes float32, bfloat16 and float16, got {tensor.dtype}; use backend='eager'"
+        if tensor.is_cuda and (torch.version.hip or torch.cuda.get_device_capability(tensor.device) < _CAPABILITY):
+            return (
+                f"it needs an NVIDIA GPU of compute capability 8.0 or above, got {_name(tensor)}; use backend='eager'"
+            )
     return needs_plain_formula(*args)
 
 
@@ -50,6 +56,10 @@ def passed_over(*args: object) -> str | None:
     if INTERPRETING and not any(isinstance(arg, Tensor) and arg.is_cuda for arg in args):
         return "in Triton's interpreter it is slow; it runs only if asked for by name"
     return None
+
+
+def _name(tensor: Tensor) -> str:
+    return torch.cuda.get_device_name(tensor.device)
 
 
 def triton_backend(run: Callable[..., Tensor]) -> Backend:

@@ -1,9 +1,12 @@
-"""Tile sizes of the Triton kernels by device, measured with ``benchmarks/gpu.py`` where there is an entry."""
+"""Tile sizes of the block-diagonal Triton kernels by device, as ``benchmarks/gpu.py --tune`` measures them."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -13,54 +16,155 @@ class Tile:
     """How a product is cut up among the programs of a kernel.
 
     Args:
-        rows: Of the output.
-        columns: Of the output.
-        inner: Of the sum, at a time.
+        rows: Of the input, at a time.
+        outputs: Features of a block that are computed at a time.
+        inputs: Features of a block that are summed over at a time.
         warps: Of each program.
         stages: Of the pipeline of loads.
     """
 
     rows: int
-    columns: int
-    inner: int
+    outputs: int
+    inputs: int
     warps: int = 4
     stages: int = 3
 
+    def fitted(self, rows: int, outputs: int, inputs: int) -> Tile:
+        """The same tile, no larger than a product needs.
 
-# Not measured on any device yet: tiles of the size that matrix products on data-centre GPUs use.
-_UNMEASURED = {
-    "multiply": Tile(128, 128, 32, warps=8),
-    "sum_outer": Tile(128, 128, 32, warps=8),
+        Args:
+            rows: Of the product.
+            outputs: Features per block.
+            inputs: Features per block.
+
+        Returns:
+            The tile.
+        """
+        sizes = (
+            min(self.rows, power_of_two(rows)),
+            min(self.outputs, power_of_two(outputs)),
+            min(self.inputs, power_of_two(inputs)),
+        )
+        # A warp has at least a 16 × 16 share of what is accumulated.
+        warps = max(1, min(self.warps, math.prod(sorted(sizes)[1:]) // 256))
+        return Tile(*sizes, warps, self.stages)
+
+
+# What `--tune` measures; all fit on GPUs of data centres from 2020 on.
+_CANDIDATES = {
+    "multiply": (
+        Tile(128, 256, 64, warps=8),
+        Tile(128, 128, 64, warps=8),
+        Tile(128, 256, 32, warps=8, stages=4),
+        Tile(128, 128, 64, warps=4),
+        Tile(128, 128, 32, warps=8, stages=4),
+        Tile(64, 256, 64, warps=8),
+        Tile(64, 128, 64, warps=4),
+        Tile(64, 64, 64, warps=4),
+    ),
+    "sum_outer": (
+        Tile(64, 128, 256, warps=8),
+        Tile(64, 128, 128, warps=8),
+        Tile(64, 256, 128, warps=8),
+        Tile(64, 128, 128, warps=4),
+        Tile(32, 128, 128, warps=8, stages=4),
+        Tile(64, 64, 128, warps=4),
+        Tile(64, 64, 64, warps=4),
+    ),
 }
-# By the start of the device's name, then by kernel.
+# Not measured: by arithmetic, the widest tiles whose loads and sums fit, here for 144 and there for 96 KiB.
+_LARGE = {kernel: tiles[0] for kernel, tiles in _CANDIDATES.items()}
+_SMALL = {kernel: tiles[1] for kernel, tiles in _CANDIDATES.items()}
+_LARGE_SHARED = 160 * 1024
+# By the start of the device's name, then by kernel. No device has been measured yet.
 _MEASURED: dict[str, dict[str, Tile]] = {}
+_forced: dict[str, Tile] = {}
 
 
-def tile_for(kernel: str, device: torch.device, sizes: tuple[int, int, int]) -> Tile:
+def candidates(kernel: str) -> tuple[Tile, ...]:
+    """The tiles that are worth measuring on a new device.
+
+    Args:
+        kernel: ``"multiply"`` or ``"sum_outer"``.
+
+    Returns:
+        The default first.
+    """
+    return _CANDIDATES[kernel]
+
+
+@contextmanager
+def forced_tile(kernel: str, tile: Tile) -> Iterator[None]:
+    """Take one tile for every product inside the block, to measure it.
+
+    Args:
+        kernel: ``"multiply"`` or ``"sum_outer"``.
+        tile: The tile.
+
+    Yields:
+        Nothing.
+    """
+    _forced[kernel] = tile
+    try:
+        yield
+    finally:
+        del _forced[kernel]
+
+
+def tile_for(kernel: str, device: torch.device, rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> Tile:
     """Choose a tile for a product, no larger than the product needs.
 
     Args:
         kernel: ``"multiply"`` or ``"sum_outer"``.
         device: Where it runs.
-        sizes: Rows, columns and inner size of the product.
+        rows: Of the product.
+        outputs: Features per block.
+        inputs: Features per block.
+        dtype: Of the operands.
 
     Returns:
         The tile.
     """
-    chosen = _for_device(device)[kernel]
-    fitted = (
-        min(most, _power_of_two(size))
-        for most, size in zip((chosen.rows, chosen.columns, chosen.inner), sizes, strict=True)
-    )
-    return Tile(*fitted, warps=chosen.warps, stages=chosen.stages)
+    if kernel in _forced:
+        return _forced[kernel].fitted(rows, outputs, inputs)
+    tile = _for_device(device)[kernel]
+    if dtype == torch.float32:
+        # Three products of split operands in place of one: registers for a quarter of the tile.
+        tile = Tile(64, 64, 32, warps=8) if kernel == "multiply" else Tile(32, 64, 64, warps=8)
+    return tile.fitted(rows, outputs, inputs)
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Shared memory of a program.
+
+    Args:
+        device: Where it runs.
+
+    Returns:
+        Bytes; those of a large GPU for the interpreter.
+    """
+    if device.type != "cuda":
+        return _LARGE_SHARED
+    # torch's type stubs do not know it.
+    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0))
 
 
 @functools.cache
 def _for_device(device: torch.device) -> dict[str, Tile]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((tiles for start, tiles in _MEASURED.items() if name.startswith(start)), _UNMEASURED)
+    unmeasured = _LARGE if shared_memory(device) >= _LARGE_SHARED else _SMALL
+    return unmeasured | next((tiles for start, tiles in _MEASURED.items() if name.startswith(start)), {})
 
 
-def _power_of_two(size: int) -> int:
-    """The next power of two, at least 16: what a matrix unit takes."""
-    return max(16, 1 << (size - 1).bit_length())
+def power_of_two(size: int, least: int = 16) -> int:
+    """The next power of two that a matrix unit takes.
+
+    Args:
+        size: What it has to hold.
+        least: The smallest.
+
+    Returns:
+        At least ``least`` and ``size``.
+    """
+    return max(least, 1 << (size - 1).bit_length())

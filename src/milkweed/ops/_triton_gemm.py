@@ -7,89 +7,64 @@ the place where a number is written, so that no pass over memory is spent on it.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from milkweed.ops._triton_configs import tile_for
+from milkweed.ops import _triton_gemm_kernels as kernels
+from milkweed.ops._triton_configs import Tile, power_of_two, tile_for
+
+# Bytes that a GPU's memory moves at a time: writing fewer of them costs as much.
+_SECTOR = 32
+# Programs that fill a large GPU twice.
+_PROGRAMS = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """Where the features of a row lie: feature i at ``(i % modulus) * stride + i // modulus``.
+    """Where the features of a row lie.
 
     Args:
-        modulus: 1 with any stride leaves them in order.
-        stride: Between neighbours.
+        order: ``"plain"``: block after block. ``"runs"``: feature ``j * runs + i`` of a block, with ``size / per``
+            runs, is number j of run i; runs are ``per`` long and ``stride`` apart, blocks are ``per`` apart.
+            ``"scattered"``: feature i of the row lies at ``(i % per) * stride + i // per``.
+        per: See there.
+        stride: See there.
     """
 
-    modulus: int
-    stride: int
+    order: str = "plain"
+    per: int = 1
+    stride: int = 1
 
 
-IN_ORDER = Places(1, 1)
+PLAIN = Places()
 
 
-@triton.jit
-def _place(index, modulus, stride):
-    return (index % modulus) * stride + index // modulus
+def interleaved(blocks: int) -> Places:
+    """Features of equal number side by side: feature i of block k at ``i * blocks + k``.
+
+    Args:
+        blocks: How many.
+
+    Returns:
+        The places.
+    """
+    return Places("runs", 1, blocks) if blocks > 1 else PLAIN
 
 
-@triton.jit
-def _multiply(
-    x, weight, out, rows, outputs, inputs,
-    x_row, x_modulus, x_stride, w_block, w_output, w_input, out_row, out_modulus, out_stride,
-    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    # Blocks are the fastest axis of the grid: those at neighbouring places are written at about the same time.
-    block = tl.program_id(0)
-    row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    output = tl.program_id(2) * OUTPUTS + tl.arange(0, OUTPUTS)
-    total = tl.zeros((ROWS, OUTPUTS), tl.float32)
-    for start in range(0, inputs, INPUTS):
-        i = start + tl.arange(0, INPUTS)
-        places = _place(block * inputs + i, x_modulus, x_stride)
-        a = tl.load(
-            x + row[:, None] * x_row + places[None, :], mask=(row < rows)[:, None] & (i < inputs)[None, :], other=0.0
-        )
-        w = weight + block.to(tl.int64) * w_block + i[:, None] * w_input + output[None, :] * w_output
-        b = tl.load(w, mask=(i < inputs)[:, None] & (output < outputs)[None, :], other=0.0)
-        total = tl.dot(a, b, total, input_precision=PRECISION)
-    places = _place(block * outputs + output, out_modulus, out_stride)
-    mask = (row < rows)[:, None] & (output < outputs)[None, :]
-    tl.store(out + row[:, None] * out_row + places[None, :], total.to(out.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _sum_outer(
-    grad, x, out, rows, outputs, inputs,
-    grad_row, grad_modulus, grad_stride, x_row, x_modulus, x_stride,
-    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    block = tl.program_id(0)
-    output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
-    i = tl.program_id(2) * INPUTS + tl.arange(0, INPUTS)
-    upper = _place(block * outputs + output, grad_modulus, grad_stride)
-    lower = _place(block * inputs + i, x_modulus, x_stride)
-    total = tl.zeros((OUTPUTS, INPUTS), tl.float32)
-    for start in range(0, rows, ROWS):
-        row = (start + tl.arange(0, ROWS)).to(tl.int64)
-        a = tl.load(
-            grad + row[None, :] * grad_row + upper[:, None],
-            mask=(row < rows)[None, :] & (output < outputs)[:, None],
-            other=0.0,
-        )
-        b = tl.load(
-            x + row[:, None] * x_row + lower[None, :], mask=(row < rows)[:, None] & (i < inputs)[None, :], other=0.0
-        )
-        total = tl.dot(a, b, total, input_precision=PRECISION)
-    w = out + (block.to(tl.int64) * outputs + output[:, None]) * inputs + i[None, :]
-    tl.store(w, total.to(out.dtype.element_ty), mask=(output < outputs)[:, None] & (i < inputs)[None, :])
-
-
-def multiply(x: Tensor, weight: Tensor, reads: Places, writes: Places) -> Tensor:
+def multiply(
+    x: Tensor,
+    weight: Tensor,
+    reads: Places = PLAIN,
+    writes: Places = PLAIN,
+    *,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    out: Tensor | None = None,
+    kept: Tensor | None = None,
+) -> Tensor:
     """Multiply rows by the blocks of a block-diagonal matrix: ``out[b, k, q] = sum_p weight[k, q, p] x[b, k, p]``.
 
     Args:
@@ -97,29 +72,62 @@ def multiply(x: Tensor, weight: Tensor, reads: Places, writes: Places) -> Tensor
         weight: (k, q, p), of any strides.
         reads: Where the features of x lie.
         writes: Where those of the result go.
+        bias: (k * q,), added in float32 at the places where the results go.
+        activation: Applied to the sum in float32, see `milkweed.ops._activations`.
+        out: (rows, k * q), contiguous; new memory by default.
+        kept: (rows, k * q), contiguous; receives what the activation is applied to.
 
     Returns:
         (rows, k * q) in x's dtype, accumulated in float32.
     """
     blocks, outputs, inputs = weight.shape
     rows = x.shape[0]
-    out = x.new_empty(rows, blocks * outputs)
+    out = x.new_empty(rows, blocks * outputs) if out is None else out
     if out.numel() == 0:
         return out
-    tile = tile_for("multiply", x.device, (rows, outputs, inputs))
-    grid = (blocks, triton.cdiv(rows, tile.rows), triton.cdiv(outputs, tile.columns))
-    _multiply[grid](
-        x, weight, out, rows, outputs, inputs,
-        x.stride(0), reads.modulus, reads.stride,
+    # Blocks whose results stand side by side: a program may take several.
+    most = math.gcd(blocks, writes.stride, 8) if writes.order == "runs" and writes.per == 1 else 1
+    tile = tile_for("multiply", x.device, rows, outputs * most, inputs, x.dtype)
+    if activation is not None:
+        # The sum and what becomes of it both take registers.
+        tile = dataclasses.replace(tile, outputs=min(tile.outputs, 128))
+    group, columns = _group(most, writes.stride, tile, outputs, inputs, x.element_size())
+    programs = blocks // group * triton.cdiv(outputs, columns) * triton.cdiv(rows, tile.rows)
+    kernels.multiply[(programs,)](
+        x, weight, bias, out, kept, rows, blocks, outputs, inputs,
+        x.stride(0), reads.per, reads.stride,
         weight.stride(0), weight.stride(1), weight.stride(2),
-        out.stride(0), writes.modulus, writes.stride,
-        ROWS=tile.rows, OUTPUTS=tile.columns, INPUTS=tile.inner, PRECISION=_precision(x),
+        out.stride(0), writes.per, writes.stride,
+        ROWS=tile.rows, OUTPUTS=columns, INPUTS=tile.inputs, GROUP=group,
+        READS=reads.order, WRITES=writes.order, PRECISION=float32_precision(), ACTIVATION=activation,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out
 
 
-def sum_outer(grad: Tensor, x: Tensor, shape: torch.Size, grads: Places, reads: Places) -> Tensor:
+def _group(most: int, stride: int, tile: Tile, outputs: int, inputs: int, size: int) -> tuple[int, int]:
+    """How many blocks a program computes whose results stand side by side; README.md of the Monarch multiply.
+
+    With g blocks it stores g neighbours at a time, but the tile of each may be g times narrower, so that the operands
+    are read more often. The least traffic to and from the cache, per result, decides.
+
+    Returns:
+        A power of two up to ``most``, and the outputs of each block.
+    """
+
+    def columns(group: int) -> int:
+        return min(tile.outputs // group, power_of_two(outputs))
+
+    def traffic(group: int) -> float:
+        reads = inputs * size * (1 / tile.rows + 1 / columns(group))
+        return reads + _SECTOR / min(group * max(1.0, _SECTOR / (size * stride)), _SECTOR / size)
+
+    limit = min(most, tile.outputs // 16)
+    group = min((1 << i for i in range(limit.bit_length())), key=traffic)
+    return group, columns(group)
+
+
+def sum_outer(grad: Tensor, x: Tensor, shape: torch.Size, grads: Places = PLAIN) -> Tensor:
     """Sum outer products over rows, block by block: ``out[k, q, p] = sum_b grad[b, k, q] x[b, k, p]``.
 
     Args:
@@ -127,25 +135,61 @@ def sum_outer(grad: Tensor, x: Tensor, shape: torch.Size, grads: Places, reads: 
         x: (rows, k * p) with contiguous rows.
         shape: (k, q, p).
         grads: Where the features of grad lie.
-        reads: Where those of x lie.
 
     Returns:
         (k, q, p) in x's dtype, accumulated in float32.
     """
     blocks, outputs, inputs = shape
-    out = x.new_empty(shape)
-    tile = tile_for("sum_outer", x.device, (outputs, inputs, x.shape[0]))
-    grid = (blocks, triton.cdiv(outputs, tile.rows), triton.cdiv(inputs, tile.columns))
-    _sum_outer[grid](
-        grad, x, out, x.shape[0], outputs, inputs,
-        grad.stride(0), grads.modulus, grads.stride,
-        x.stride(0), reads.modulus, reads.stride,
-        OUTPUTS=tile.rows, INPUTS=tile.columns, ROWS=tile.inner, PRECISION=_precision(x),
+    rows = x.shape[0]
+    tile = tile_for("sum_outer", x.device, rows, outputs, inputs, x.dtype)
+    tiles = blocks * triton.cdiv(outputs, tile.outputs) * triton.cdiv(inputs, tile.inputs)
+    # Few and small blocks leave a large GPU idle: share the rows out.
+    parts = max(1, min(_PROGRAMS // tiles, rows // 512))
+    out = x.new_empty(parts, *shape, dtype=torch.float32 if parts > 1 else x.dtype)
+    kernels.sum_outer[(tiles * parts,)](
+        grad, x, out, rows, blocks, outputs, inputs,
+        grad.stride(0), grads.per, grads.stride, x.stride(0), triton.cdiv(rows, parts),
+        ROWS=tile.rows, OUTPUTS=tile.outputs, INPUTS=tile.inputs, READS=grads.order, PRECISION=float32_precision(),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return out
+    return out[0] if parts == 1 else out.sum(0).to(x.dtype)
 
 
-def _precision(x: Tensor) -> str:
-    """Of float32 products: TF32 where torch's own matrix products may use it."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+def gather(
+    grad: Tensor, blocks: int, *, kept: Tensor | None = None, activation: str | None = None, sums: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Bring interleaved features in the order of their blocks, through an activation's derivative on the way.
+
+    Args:
+        grad: (rows, q * k) with feature i of block k at ``i * blocks + k``.
+        blocks: k.
+        kept: (rows, q * k), what the activation was applied to; None without one.
+        activation: Its name.
+        sums: Whether sums over rows are wanted.
+
+    Returns:
+        (rows, k * q), and (q * k,), the sums in the order of ``grad``, if they are wanted.
+    """
+    if blocks == 1 and kept is None and not sums:
+        return grad, None
+    rows, width = grad.shape
+    out = grad.new_empty(rows, width)
+    most = min(64, power_of_two(blocks, 1))
+    columns = min(power_of_two(width // blocks), 1024 // most)
+    tiles = triton.cdiv(blocks, most) * triton.cdiv(width // blocks, columns)
+    parts = max(1, min(triton.cdiv(4 * _PROGRAMS, tiles), triton.cdiv(rows, 64)))
+    partial = grad.new_empty(parts, width, dtype=torch.float32) if sums else None
+    kernels.gather[(tiles * parts,)](
+        grad, kept, out, partial, rows, blocks, width // blocks, grad.stride(0), triton.cdiv(rows, parts),
+        ROWS=8, OUTPUTS=columns, BLOCKS=most, EXACT=most == blocks, ACTIVATION=activation,
+    )  # fmt: skip
+    return out, None if partial is None else partial.sum(0).to(grad.dtype)
+
+
+def float32_precision() -> str:
+    """How float32 products are computed.
+
+    Returns:
+        In TF32 where torch's own may be, else as three products of TF32 pieces, which is as exact as float32.
+    """
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"

@@ -164,15 +164,15 @@ def _choose(operation: str, backend: str | None, args: Any, kwargs: Any) -> tupl
     if wanted:
         for candidate in candidates:
             if candidate.name == wanted:
-                why = candidate.refusal(*args, **kwargs) if candidate.refusal else None
+                why = candidate.refusal(*args, *kwargs.values()) if candidate.refusal else None
                 if why:
                     raise ValueError(f"backend={wanted!r} cannot run {operation}: {why}")
                 return candidate, Choice(operation, wanted, reason)
         raise ValueError(unknown("backend", wanted, [candidate.name for candidate in candidates]))
     refused: dict[str, str] = {}
     for candidate in candidates:
-        why = candidate.refusal(*args, **kwargs) if candidate.refusal else None
-        why = why or (candidate.passed_over(*args, **kwargs) if candidate.passed_over else None)
+        why = candidate.refusal(*args, *kwargs.values()) if candidate.refusal else None
+        why = why or (candidate.passed_over(*args, *kwargs.values()) if candidate.passed_over else None)
         if not why:
             return candidate, Choice(operation, candidate.name, "first in order that can run", refused)
         refused[candidate.name] = why

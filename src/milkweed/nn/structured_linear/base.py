@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from milkweed.ops._common import autocast_dtype
+from milkweed.ops._epilogue import check_epilogue, finish
 from milkweed.structures import StructuredMatrix
 
 
@@ -52,27 +55,42 @@ class StructuredLinear(nn.Module, ABC):
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
         """Apply the layer to the last dimension.
 
         Args:
             x: (..., in_features).
+            activation: Applied to the result, in the same pass over memory where the backend can: ``"gelu"``,
+                ``"gelu_tanh"``, ``"relu"`` or ``"silu"``.
 
         Returns:
             (..., out_features); under autocast in the autocast dtype.
 
         Raises:
-            ValueError: The last dimension is not ``in_features``.
+            ValueError: The last dimension is not ``in_features``, or the activation is unknown.
             TypeError: The dtype is not the parameters', and autocast is off.
         """
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must be (..., in_features={self.in_features}); got shape {tuple(x.shape)}")
-        matrix = self.matrix()
-        dtype = matrix.dtype
+        dtype = self.matrix().dtype
         if x.dtype != dtype and autocast_dtype(x) is None:
             raise TypeError(f"x must be {dtype} as the layer's parameters are; got {x.dtype}; cast x, or use autocast")
-        y = matrix(x)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return self._affine(x, activation)
+
+    def _affine(self, x: Tensor, activation: str | None) -> Tensor:
+        """The forward pass of a checked input; a layer of one operation leaves bias and activation to that."""
+        check_epilogue(self.bias, activation, self.out_features)
+        y = self.matrix()(x)
+        return finish(y, None if self.bias is None else self.bias.to(y.dtype), activation)
+
+    def _by_operation(self, operation: Callable[..., Tensor], x: Tensor, full: tuple[int, int]) -> Tensor:
+        """Call an operation on whole blocks, ``full`` outputs and inputs, and crop its result."""
+        more = full[0] - self.out_features
+        bias = self.bias if self.bias is None or not more else F.pad(self.bias, (0, more))
+        if full[1] > self.in_features:
+            x = F.pad(x, (0, full[1] - self.in_features))
+        y = operation(x, bias=bias)
+        return y[..., : self.out_features] if more else y
 
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from milkweed import ops
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
 from milkweed.structures import BlockDiagonal, Chain, project_block_diagonal
 
@@ -61,6 +63,13 @@ class BlockDiagonalLinear(StructuredLinear):
         crop = self.out_features, self.in_features
         # A chain of one factor is a block-diagonal matrix with its outputs interleaved.
         return Chain((self.weight,), crop) if self.shuffle else BlockDiagonal(self.weight, crop)
+
+    def _affine(self, x: Tensor, activation: str | None) -> Tensor:
+        if self.shuffle:
+            return super()._affine(x, activation)
+        k, q, p = self.weight.shape
+        product = partial(ops.block_diagonal_mm, weight=self.weight, activation=activation)
+        return self._by_operation(product, x, (k * q, k * p))
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, nblocks: int = 4, *, input_covariance: Tensor | None = None) -> Self:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from milkweed import ops
 from milkweed._suggest import unknown
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, orthogonal_blocks, uniform_with_variance
 from milkweed.structures import Monarch, monarch_shapes, project_monarch
@@ -87,6 +89,11 @@ class MonarchLinear(StructuredLinear):
             (out_features, in_features), made of the parameters themselves.
         """
         return Monarch(self.right, self.left, (self.out_features, self.in_features))
+
+    def _affine(self, x: Tensor, activation: str | None) -> Tensor:
+        (k, _, p), (l, s, _) = self.right.shape, self.left.shape  # noqa: E741 - the paper's letter
+        product = partial(ops.monarch_mm, right=self.right, left=self.left, activation=activation)
+        return self._by_operation(product, x, (l * s, k * p))
 
     @classmethod
     def from_linear(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from milkweed.ops._common import register_differentiable, rows_per_block
+from milkweed.ops._epilogue import finish
 from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.block_diagonal import reference
 
@@ -24,8 +25,7 @@ def _row_blocks(x: Tensor, width: int) -> Iterator[slice]:
 
 
 @torch.library.custom_op("milkweed::block_diagonal_mm", mutates_args=())
-def block_diagonal_mm(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply (batch, k * p) rows by blocks of (k, q, p)."""
+def _forward(x: Tensor, weight: Tensor) -> Tensor:
     k, q, p = weight.shape
     out = on_huge_pages(x.new_empty(x.shape[0], k * q))
     for rows in _row_blocks(x, k * (p + q)):
@@ -34,7 +34,7 @@ def block_diagonal_mm(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-@block_diagonal_mm.register_fake
+@_forward.register_fake
 def _(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0] * weight.shape[1])
 
@@ -62,7 +62,7 @@ def _gradients(grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], need
     return _backward(grad, *inputs, *needed)
 
 
-register_differentiable(block_diagonal_mm, reference.block_diagonal_mm, _gradients)
+register_differentiable(_forward, reference.block_diagonal_mm, _gradients)
 
 
 @register_flop_formula(torch.ops.milkweed.block_diagonal_mm)
@@ -76,3 +76,18 @@ def _backward_flops(
     grad_shape: Any, x_shape: Any, weight_shape: Any, need_x: bool, need_weight: bool, **kwargs: Any
 ) -> int:
     return _flops(x_shape, weight_shape) * (int(need_x) + int(need_weight))
+
+
+def block_diagonal_mm(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+    """Multiply by a block-diagonal matrix; see [`milkweed.ops.block_diagonal_mm`][].
+
+    Args:
+        x: (batch, k * p).
+        weight: (k, q, p), same dtype as ``x``.
+        bias: (k * q,), same dtype as ``x``.
+        activation: Of the sum.
+
+    Returns:
+        (batch, k * q).
+    """
+    return finish(_forward(x, weight), bias, activation, in_place=True)

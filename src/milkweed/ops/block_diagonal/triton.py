@@ -9,36 +9,95 @@ import torch
 from torch import Tensor
 
 from milkweed.ops._common import register_differentiable
-from milkweed.ops._triton_gemm import IN_ORDER, multiply, sum_outer
+from milkweed.ops._triton_gemm import gather, multiply, sum_outer
 from milkweed.ops.block_diagonal import reference
 
 
 @torch.library.custom_op("milkweed::block_diagonal_mm_triton", mutates_args=())
-def block_diagonal_mm(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply (batch, k * p) rows by blocks of (k, q, p)."""
-    return multiply(x.contiguous(), weight, IN_ORDER, IN_ORDER)
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, keep_sum: bool
+) -> tuple[Tensor, Tensor]:
+    out = x.new_empty(x.shape[0], weight.shape[0] * weight.shape[1])
+    kept = torch.empty_like(out) if keep_sum else None
+    multiply(x.contiguous(), weight, bias=bias, activation=activation, out=out, kept=kept)
+    return out, x.new_empty(0) if kept is None else kept
 
 
-@block_diagonal_mm.register_fake
-def _(x: Tensor, weight: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0] * weight.shape[1])
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, keep_sum: bool) -> tuple[Tensor, Tensor]:
+    out = x.new_empty(x.shape[0], weight.shape[0] * weight.shape[1])
+    return out, x.new_empty(out.shape if keep_sum else 0)
 
 
 @torch.library.custom_op("milkweed::block_diagonal_mm_triton_backward", mutates_args=())
-def _backward(grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool) -> tuple[Tensor, Tensor]:
-    grad, x = grad.contiguous(), x.contiguous()
-    grad_x = multiply(grad, weight.mT, IN_ORDER, IN_ORDER) if need_x else x.new_empty(0)
-    grad_weight = sum_outer(grad, x, weight.shape, IN_ORDER, IN_ORDER) if need_weight else weight.new_empty(0)
-    return grad_x, grad_weight
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    kept: Tensor,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    need_x, need_weight, need_bias = needed
+    x = x.contiguous()
+    if activation is not None and kept.ndim == 1:
+        # A graph exported where no gradient was wanted kept nothing.
+        kept = _forward(x, weight, bias, activation, True)[1]
+    grad_x, grad_weight, grad_bias = (x.new_empty(0) for _ in range(3))
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    before = None if activation is None else kept
+    grad, sums = gather(grad, 1, kept=before, activation=activation, sums=need_bias)
+    if sums is not None:
+        grad_bias = sums
+    if need_x:
+        grad_x = multiply(grad, weight.mT)
+    if need_weight:
+        grad_weight = sum_outer(grad, x, weight.shape)
+    return grad_x, grad_weight, grad_bias
 
 
 @_backward.register_fake
-def _(grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape if need_x else 0), weight.new_empty(weight.shape if need_weight else 0)
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    kept: Tensor,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    need_x, need_weight, need_bias = needed
+    return (
+        x.new_empty(x.shape if need_x else 0),
+        weight.new_empty(weight.shape if need_weight else 0),
+        grad.new_empty(grad.shape[1:] if need_bias else 0),
+    )
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, keep_sum: bool) -> Tensor:
+    return reference.block_diagonal_mm(x, weight, bias, activation)
 
 
 def _gradients(grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor]:
-    return _backward(grad, *inputs, *needed)
+    wanted = [*needed, False][:3]  # without a bias there is no gradient of it
+    return _backward(grad, *inputs[:4], *kept, wanted)[: len(needed)]
 
 
-register_differentiable(block_diagonal_mm, reference.block_diagonal_mm, _gradients)
+register_differentiable(_forward, _plain, _gradients)
+
+
+def block_diagonal_mm(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+    """Multiply by a block-diagonal matrix; see [`milkweed.ops.block_diagonal_mm`][].
+
+    Args:
+        x: (batch, k * p).
+        weight: (k, q, p), same dtype as ``x``.
+        bias: (k * q,), same dtype as ``x``.
+        activation: Of the sum.
+
+    Returns:
+        (batch, k * q).
+    """
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias) if t is not None)
+    return _forward(x, weight, bias, activation, activation is not None and learns)[0]

@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from milkweed.ops import backends
 from milkweed.ops._common import compute_dtype, needs_plain_formula
+from milkweed.ops._triton import refuses, triton_backend
 from milkweed.ops.dense_ssm_kernel import eager, reference
+
+# A program holds whole matrices; of N = 128 they fill a GPU's shared memory and spill from its registers.
+_MOST_TRITON_MODES = 64
+
+
+def _triton_backend(run: Callable[..., Tensor], place: int) -> backends.Backend:
+    """The backend with a limit to the system's size; ``place`` is that of ``a`` among the arguments."""
+
+    def refusal(*args: Any) -> str | None:
+        modes = args[place].shape[-1]
+        if modes > _MOST_TRITON_MODES:
+            return f"its programs hold whole matrices, of N <= {_MOST_TRITON_MODES}, got N={modes}; use backend='eager'"
+        return refuses(*args)
+
+    return dataclasses.replace(triton_backend(run), refusal=refusal)
+
+
+def _triton_kernel(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
+    from milkweed.ops.dense_ssm_kernel import triton
+
+    return triton.dense_ssm_kernel(a, b, c, length)
+
+
+def _triton_state(u: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    from milkweed.ops.dense_ssm_kernel import triton
+
+    return triton.dense_ssm_state(u, a, b)
+
 
 backends.register(
     "dense_ssm_kernel",
+    _triton_backend(_triton_kernel, 0),
     backends.Backend("eager", eager.dense_ssm_kernel, needs_plain_formula),
     backends.Backend("reference", reference.dense_ssm_kernel),
 )
 backends.register(
     "dense_ssm_state",
+    _triton_backend(_triton_state, 1),
     backends.Backend("eager", eager.dense_ssm_state, needs_plain_formula),
     backends.Backend("reference", reference.dense_ssm_state),
 )
@@ -41,7 +75,7 @@ def dense_ssm_kernel(a: Tensor, b: Tensor, c: Tensor, length: int, *, backend: s
             batch of states) share the powers of ``a``.
         c: (..., N).
         length: L >= 1.
-        backend: ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
+        backend: ``"triton"``, ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
 
     Returns:
         (..., L) in ``c``'s dtype.
@@ -88,7 +122,7 @@ def dense_ssm_state(u: Tensor, a: Tensor, b: Tensor, *, backend: str | None = No
         u: (..., H, L), real.
         a: (H, N, N), real: the discrete system.
         b: (H, N).
-        backend: ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
+        backend: ``"triton"``, ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
 
     Returns:
         (..., H, N) in float32 at least: a state is carried over many calls.

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from milkweed.ops._common import register_differentiable, rows_per_block, without_autocast
 from milkweed.ops._memory import on_huge_pages
+from milkweed.ops.dense_ssm_kernel._operations import gradients_like, kernel_operation, state_operation
 
 # Powers, vectors and products of one block of channels.
 _BLOCK_BYTES = 8 * 2**20
@@ -127,16 +128,29 @@ def _without_tiny(x: Tensor, least: float) -> Tensor:
     return x
 
 
-def _powers(a: Tensor, count: int) -> list[Tensor]:
-    """a^(2^k) - 1 for k < count, by (1 + d)² - 1 = 2 d + d²: without the identity slow modes keep their digits."""
+def precise_powers(a: Tensor, count: int) -> list[Tensor]:
+    """Take the first powers a^(2^k) - 1, those that need more than float32.
+
+    Args:
+        a: (..., N, N).
+        count: Of all that are wanted.
+
+    Returns:
+        ``count`` of them or fewer, in a's dtype.
+    """
     # Modes near -1 are slow only once squared, so the first squares are taken in float64, where the device has it.
-    least = torch.finfo(a.dtype).tiny ** 0.5  # products of two entries stay normal
     wide = a if a.device.type == "mps" else a.double()
     powers = [wide - torch.eye(a.shape[-1], dtype=wide.dtype, device=a.device)]
     while len(powers) < min(count, 1 + _PRECISE_SQUARES):
         d = powers[-1]
         powers.append(torch.baddbmm(d, d, d, beta=2))
-    powers = [d.to(a.dtype) for d in powers]
+    return [d.to(a.dtype) for d in powers]
+
+
+def _powers(a: Tensor, count: int) -> list[Tensor]:
+    """a^(2^k) - 1 for k < count, by (1 + d)² - 1 = 2 d + d²: without the identity slow modes keep their digits."""
+    least = torch.finfo(a.dtype).tiny ** 0.5  # products of two entries stay normal
+    powers = precise_powers(a, count)
     while len(powers) < count:
         d = powers[-1]
         powers.append(_without_tiny(torch.baddbmm(d, d, d, beta=2), least))
@@ -159,12 +173,12 @@ def _kernel_of_block(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
         return plan.unfold(torch.bmm(plan.rows(powers, c), plan.columns(powers, b).mT))
 
 
-def _kernel(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
+def _kernel(a: Tensor, b: Tensor, c: Tensor, length: int, reverse: bool = False) -> Tensor:
     batch, rows, modes = c.shape
     out = on_huge_pages(c.new_empty(batch, rows, length))
     for block in _Plan(batch, modes, length).row_blocks(rows, c):
         out[:, block] = _kernel_of_block(a[block], b[block], c[:, block], length)
-    return out
+    return out.flip(-1) if reverse else out
 
 
 def _state_of_block(u: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -184,23 +198,14 @@ def _state(u: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
-def _gradients_like(
-    x: Tensor, y: Tensor, z: Tensor, need_x: bool, need_y: bool, need_z: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape if need_x else 0),
-        y.new_empty(y.shape if need_y else 0),
-        z.new_empty(z.shape if need_z else 0),
-    )
-
-
 def _gradients(
-    g: Tensor, a: Tensor, b: Tensor, c: Tensor, need_a: bool, need_b: bool, need_c: bool
+    g: Tensor, a: Tensor, b: Tensor, c: Tensor, need_a: bool, need_b: bool, need_c: bool, reverse: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of sum(g * kernel(a, b, c)); those not needed are empty."""
+    g = g.flip(-1) if reverse else g
     batch, rows, length = g.shape
     plan = _Plan(batch, a.shape[-1], length)
-    grad_a, grad_b, grad_c = _gradients_like(a, b, c, need_a, need_b, need_c)
+    grad_a, grad_b, grad_c = gradients_like(a, b, c, need_a, need_b, need_c)
     for block in plan.row_blocks(rows, g):
         with without_autocast(g):
             powers = _powers(a[block], plan.powers)
@@ -269,78 +274,8 @@ def _gradient_flops(plan: _Plan, rows: int, need_a: bool, need_b: bool, need_c: 
     return plan.flops(rows, 1 + 2 * need_a, both + need_a, both + need_a, both)
 
 
-@torch.library.custom_op("milkweed::dense_ssm_kernel", mutates_args=())
-def dense_ssm_kernel(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
-    """Evaluate c (batch, rows, N) a^l b for a (rows, N, N), b (rows, N): (batch, rows, L)."""
-    return _kernel(a, b, c, length)
-
-
-@dense_ssm_kernel.register_fake
-def _(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
-    return c.new_empty(*c.shape[:2], length)
-
-
-@torch.library.custom_op("milkweed::dense_ssm_kernel_backward", mutates_args=())
-def _kernel_backward(
-    grad: Tensor, a: Tensor, b: Tensor, c: Tensor, need_a: bool, need_b: bool, need_c: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(grad, a, b, c, need_a, need_b, need_c)
-
-
-@_kernel_backward.register_fake
-def _(
-    grad: Tensor, a: Tensor, b: Tensor, c: Tensor, need_a: bool, need_b: bool, need_c: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients_like(a, b, c, need_a, need_b, need_c)
-
-
-def _kernel_gradients(
-    grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]
-) -> Sequence[Tensor]:
-    a, b, c, _ = inputs
-    return _kernel_backward(grad, a, b, c, *needed)
-
-
-register_differentiable(dense_ssm_kernel, _kernel_of_block, _kernel_gradients)
-
-
-@torch.library.custom_op("milkweed::dense_ssm_state", mutates_args=())
-def dense_ssm_state(u: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Run a (rows, N, N), b (rows, N) over u (batch, rows, L): (batch, rows, N)."""
-    return _state(u, a, b)
-
-
-@dense_ssm_state.register_fake
-def _(u: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return u.new_empty(*u.shape[:2], a.shape[-1])
-
-
-@torch.library.custom_op("milkweed::dense_ssm_state_backward", mutates_args=())
-def _state_backward(
-    grad: Tensor, u: Tensor, a: Tensor, b: Tensor, need_u: bool, need_a: bool, need_b: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    # grad · state = sum over l of u_(L-1-l) (grad a^l b): a kernel with the gradient as c.
-    grad_u = _kernel(a, b, grad, u.shape[-1]).flip(-1) if need_u else u.new_empty(0)
-    if not (need_a or need_b):
-        return grad_u, a.new_empty(0), b.new_empty(0)
-    grad_a, grad_b, _ = _gradients(u.flip(-1), a, b, grad, need_a, need_b, False)
-    return grad_u, grad_a, grad_b
-
-
-@_state_backward.register_fake
-def _(
-    grad: Tensor, u: Tensor, a: Tensor, b: Tensor, need_u: bool, need_a: bool, need_b: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients_like(u, a, b, need_u, need_a, need_b)
-
-
-def _state_gradients(
-    grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]
-) -> Sequence[Tensor]:
-    return _state_backward(grad, *inputs, *needed)
-
-
-register_differentiable(dense_ssm_state, _state_of_block, _state_gradients)
+dense_ssm_kernel = kernel_operation("dense_ssm_kernel", _kernel, _gradients, _kernel_of_block)
+dense_ssm_state = state_operation("dense_ssm_state", _state, _kernel, _gradients, _state_of_block)
 
 
 @torch.library.custom_op("milkweed::dense_ssm_advance", mutates_args=())

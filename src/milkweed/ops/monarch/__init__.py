@@ -9,14 +9,15 @@ from torch import Tensor
 
 from milkweed.ops import backends
 from milkweed.ops._common import autocast_together, check_no_empty_block, check_numbers, needs_plain_formula, warn_once
+from milkweed.ops._epilogue import check_epilogue, fit_bias
 from milkweed.ops._triton import triton_backend
 from milkweed.ops.monarch import eager, reference
 
 
-def _triton(x: Tensor, right: Tensor, left: Tensor) -> Tensor:
+def _triton(x: Tensor, right: Tensor, left: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     from milkweed.ops.monarch import triton
 
-    return triton.monarch_mm(x, right, left)
+    return triton.monarch_mm(x, right, left, bias, activation)
 
 
 backends.register(
@@ -27,23 +28,33 @@ backends.register(
 )
 
 
-def monarch_mm(x: Tensor, right: Tensor, left: Tensor, *, backend: str | None = None) -> Tensor:
+def monarch_mm(
+    x: Tensor,
+    right: Tensor,
+    left: Tensor,
+    *,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    backend: str | None = None,
+) -> Tensor:
     """Multiply the last dimension by the Monarch matrix with factors ``right`` and ``left``.
 
     ``W[s * l_tot + l, k * p_tot + i]`` is the sum over all q with ``k * q_tot + q ≡ l (mod l_tot)`` of
-    ``left[l, s, (k * q_tot + q) // l_tot] * right[k, q, i]``. Under autocast all three are cast to the autocast dtype.
+    ``left[l, s, (k * q_tot + q) // l_tot] * right[k, q, i]``. Under autocast all tensors are cast to its dtype.
 
     Args:
         x: (..., n) with n = k * p.
         right: (k, q, p), applied first.
         left: (l, s, r) with l * r = k * q.
+        bias: (m,), added to the product.
+        activation: Applied to the sum: ``"gelu"``, ``"gelu_tanh"`` (its approximation), ``"relu"`` or ``"silu"``.
         backend: ``"triton"``, ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
 
     Returns:
         (..., m) with m = l * s, in ``x``'s dtype.
 
     Raises:
-        ValueError: The shapes do not fit, or the backend is unknown.
+        ValueError: The shapes do not fit, or the activation or the backend is unknown.
         TypeError: The dtypes differ, or are neither floating point nor complex.
 
     Source:
@@ -73,11 +84,13 @@ def monarch_mm(x: Tensor, right: Tensor, left: Tensor, *, backend: str | None = 
             f"right {tuple(right.shape)} has q={q} < l={l}: some slices of the matrix are zero whatever the factors; "
             f"use q >= {l}"
         )
+    check_epilogue(bias, activation, s * l)
     x, right, left = autocast_together(x, right, left)
     if not x.dtype == right.dtype == left.dtype:
         raise TypeError(
             f"x, right and left must have one dtype; got {x.dtype}, {right.dtype}, {left.dtype}; cast with .to()"
         )
+    bias = fit_bias(bias, x)
     flat = x.reshape(math.prod(x.shape[:-1]), k * p)
-    out = backends.dispatch("monarch_mm", backend, flat, right, left)
+    out = backends.dispatch("monarch_mm", backend, flat, right, left, bias, activation)
     return out.reshape(*x.shape[:-1], s * l)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from milkweed.ops._common import register_differentiable, rows_per_block
+from milkweed.ops._epilogue import finish
 from milkweed.ops._gemm import linear, prefers_onednn
 from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.monarch import reference
@@ -223,17 +224,22 @@ def _volume(shape: Any) -> int:
     return int(shape[0]) * int(shape[1]) * int(shape[2])
 
 
-def monarch_mm(x: Tensor, right: Tensor, left: Tensor) -> Tensor:
+def monarch_mm(
+    x: Tensor, right: Tensor, left: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
     """Multiply by a Monarch matrix; see [`milkweed.ops.monarch_mm`][].
 
     Args:
         x: (batch, k * p).
         right: (k, q, p), same dtype as ``x``.
         left: (l, s, r) with l * r = k * q, same dtype as ``x``.
+        bias: (s * l,), same dtype as ``x``.
+        activation: Of the sum.
 
     Returns:
         (batch, s * l).
     """
     # Only the gradient of the left factor needs the first factor's output.
     keep = torch.is_grad_enabled() and left.requires_grad
-    return _forward(x, right, left, keep, _is_wide(x, right, left))[0]
+    out = _forward(x, right, left, keep, _is_wide(x, right, left))[0]
+    return finish(out, bias, activation, in_place=True)

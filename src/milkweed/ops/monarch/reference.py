@@ -5,14 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from milkweed.ops._epilogue import finish
 
-def monarch_mm(x: Tensor, right: Tensor, left: Tensor) -> Tensor:
+
+def monarch_mm(
+    x: Tensor, right: Tensor, left: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
     """Follow the four steps of README.md literally.
 
     Args:
         x: (batch, k * p).
         right: (k, q, p).
         left: (l, s, r) with l * r = k * q.
+        bias: (s * l,), added at the end.
+        activation: Of the sum.
 
     Returns:
         (batch, s * l), the output index being s * l_total + l.
@@ -22,4 +28,4 @@ def monarch_mm(x: Tensor, right: Tensor, left: Tensor) -> Tensor:
     l, s, r = left.shape  # noqa: E741 - the paper's letter
     middle = torch.einsum("bkp,kqp->bkq", x.reshape(batch, k, p), right)
     middle = middle.reshape(batch, r, l).transpose(1, 2)
-    return torch.einsum("blr,lsr->bsl", middle, left).reshape(batch, s * l)
+    return finish(torch.einsum("blr,lsr->bsl", middle, left).reshape(batch, s * l), bias, activation)

@@ -9,15 +9,31 @@ from torch import Tensor
 
 from milkweed.ops import backends
 from milkweed.ops._common import compute_dtype, needs_plain_formula
+from milkweed.ops._triton import triton_backend
 from milkweed.ops.ssm_kernel import eager, reference
+
+
+def _triton_kernel(c: Tensor, dt_a: Tensor, length: int) -> Tensor:
+    from milkweed.ops.ssm_kernel import triton
+
+    return triton.diagonal_ssm_kernel(c, dt_a, length)
+
+
+def _triton_state(u: Tensor, dt_a: Tensor) -> Tensor:
+    from milkweed.ops.ssm_kernel import triton
+
+    return triton.diagonal_ssm_state(u, dt_a)
+
 
 backends.register(
     "diagonal_ssm_kernel",
+    triton_backend(_triton_kernel),
     backends.Backend("eager", eager.diagonal_ssm_kernel, needs_plain_formula),
     backends.Backend("reference", reference.diagonal_ssm_kernel),
 )
 backends.register(
     "diagonal_ssm_state",
+    triton_backend(_triton_state),
     backends.Backend("eager", eager.diagonal_ssm_state, needs_plain_formula),
     backends.Backend("reference", reference.diagonal_ssm_state),
 )
@@ -33,7 +49,7 @@ def diagonal_ssm_kernel(c: Tensor, dt_a: Tensor, length: int, *, backend: str | 
         c: (..., N, 2) real pairs, or (..., N) complex.
         dt_a: (..., N, 2) or (..., N) complex, the exponents per step; leading dimensions broadcast with ``c``'s.
         length: L >= 1.
-        backend: ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
+        backend: ``"triton"``, ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
 
     Returns:
         (..., L), real, in ``c``'s precision.
@@ -75,7 +91,7 @@ def diagonal_ssm_state(u: Tensor, dt_a: Tensor, *, backend: str | None = None) -
     Args:
         u: (..., H, L), real.
         dt_a: (H, N, 2) real pairs, or (H, N) complex.
-        backend: ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
+        backend: ``"triton"``, ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
 
     Returns:
         (..., H, N, 2) real pairs in float32 at least: a state is carried over many calls.

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from milkweed.ops import pairs
-from milkweed.ops._common import register_differentiable, rows_per_block, without_autocast
+from milkweed.ops._common import rows_per_block
 from milkweed.ops._memory import on_huge_pages
-from milkweed.ops.ssm_kernel import reference
+from milkweed.ops.ssm_kernel._operations import kernel_operation, state_operation
 
 # Exponentials and products of one block of channels: 64 channels at N/2 = 32, L = 4096; measured best of 16, 32 and 64.
 _BLOCK_BYTES = 8 * 2**20
@@ -74,7 +71,7 @@ def _row_blocks(rows: int, modes: int, length: int, like: Tensor) -> Iterator[sl
         yield slice(start, start + step)
 
 
-def _sum_of_modes(c: Tensor, dt_a: Tensor, length: int) -> Tensor:
+def _sum_of_modes(c: Tensor, dt_a: Tensor, length: int, reverse: bool) -> Tensor:
     """Re sum_n c_n exp(dt_a_n l) for c (batch, rows, N, 2), dt_a (rows, N, 2): (batch, rows, L)."""
     batch, rows, modes, _ = c.shape
     inner, outer = _split(length)
@@ -88,11 +85,12 @@ def _sum_of_modes(c: Tensor, dt_a: Tensor, length: int) -> Tensor:
             weighted[:, :, 1].neg_()
             product = torch.bmm(weighted.flatten(2), fine.transpose(1, 2))
             out[entry, block] = product.flatten(1)[:, :length]
-    return out
+    return out.flip(-1) if reverse else out
 
 
-def _moments(g: Tensor, dt_a: Tensor, first: bool) -> tuple[Tensor, Tensor]:
+def _moments(g: Tensor, dt_a: Tensor, first: bool, reverse: bool) -> tuple[Tensor, Tensor]:
     """sum_l g_l e^{z l}, and sum_l l g_l e^{z l} if asked for: g (batch, rows, L) → (batch, rows, N, 2) each."""
+    g = g.flip(-1) if reverse else g
     batch, rows, length = g.shape
     modes = dt_a.shape[1]
     inner, outer = _split(length)
@@ -121,98 +119,5 @@ def _contract(powers: Tensor, sums: Tensor) -> Tensor:
     return torch.stack([re, im], -1)
 
 
-def _conjugate(a: Tensor) -> Tensor:
-    return a * a.new_tensor([1.0, -1.0])
-
-
-@torch.library.custom_op("milkweed::diagonal_ssm_kernel", mutates_args=())
-def diagonal_ssm_kernel(c: Tensor, dt_a: Tensor, length: int) -> Tensor:
-    """Sum c (batch, rows, N, 2) against the modes dt_a (rows, N, 2): (batch, rows, L)."""
-    with without_autocast(c):
-        return _sum_of_modes(2 * c, dt_a, length)
-
-
-@diagonal_ssm_kernel.register_fake
-def _(c: Tensor, dt_a: Tensor, length: int) -> Tensor:
-    return c.new_empty(*c.shape[:2], length)
-
-
-@torch.library.custom_op("milkweed::diagonal_ssm_kernel_backward", mutates_args=())
-def _kernel_backward(grad: Tensor, c: Tensor, dt_a: Tensor, need_dt_a: bool) -> tuple[Tensor, Tensor]:
-    with without_autocast(grad):
-        zeroth, first = _moments(grad, dt_a, need_dt_a)
-    grad_c = 2 * _conjugate(zeroth)
-    return grad_c, 2 * _conjugate(pairs.multiply(c, first)).sum(0) if need_dt_a else c.new_empty(0)
-
-
-@_kernel_backward.register_fake
-def _(grad: Tensor, c: Tensor, dt_a: Tensor, need_dt_a: bool) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(c), dt_a.new_empty(dt_a.shape if need_dt_a else 0)
-
-
-def _kernel_gradients(
-    grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]
-) -> Sequence[Tensor]:
-    c, dt_a, _ = inputs
-    return _kernel_backward(grad, c, dt_a, needed[1])
-
-
-register_differentiable(diagonal_ssm_kernel, reference.diagonal_ssm_kernel, _kernel_gradients)
-
-
-@torch.library.custom_op("milkweed::diagonal_ssm_state", mutates_args=())
-def diagonal_ssm_state(u: Tensor, dt_a: Tensor) -> Tensor:
-    """Run the modes dt_a (rows, N, 2) over u (batch, rows, L): (batch, rows, N, 2)."""
-    with without_autocast(u):
-        return _moments(u.flip(-1), dt_a, False)[0]
-
-
-@diagonal_ssm_state.register_fake
-def _(u: Tensor, dt_a: Tensor) -> Tensor:
-    return u.new_empty(*u.shape[:2], dt_a.shape[1], 2)
-
-
-@torch.library.custom_op("milkweed::diagonal_ssm_state_backward", mutates_args=())
-def _state_backward(grad: Tensor, u: Tensor, dt_a: Tensor, need_u: bool, need_dt_a: bool) -> tuple[Tensor, Tensor]:
-    conjugate = _conjugate(grad)
-    with without_autocast(grad):
-        grad_u = _sum_of_modes(conjugate, dt_a, u.shape[-1]).flip(-1) if need_u else u.new_empty(0)
-        first = _moments(u.flip(-1), dt_a, True)[1] if need_dt_a else None
-    return grad_u, u.new_empty(0) if first is None else _conjugate(pairs.multiply(conjugate, first)).sum(0)
-
-
-@_state_backward.register_fake
-def _(grad: Tensor, u: Tensor, dt_a: Tensor, need_u: bool, need_dt_a: bool) -> tuple[Tensor, Tensor]:
-    return u.new_empty(u.shape if need_u else 0), dt_a.new_empty(dt_a.shape if need_dt_a else 0)
-
-
-def _state_gradients(
-    grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]
-) -> Sequence[Tensor]:
-    return _state_backward(grad, *inputs, *needed)
-
-
-register_differentiable(diagonal_ssm_state, reference.diagonal_ssm_state, _state_gradients)
-
-
-@register_flop_formula(torch.ops.milkweed.diagonal_ssm_kernel)
-def _kernel_flops(c_shape: Any, dt_a_shape: Any, length: int, **kwargs: Any) -> int:
-    batch, rows, modes = (int(size) for size in c_shape[:3])
-    return 4 * batch * rows * modes * int(length)
-
-
-@register_flop_formula(torch.ops.milkweed.diagonal_ssm_kernel_backward)
-def _kernel_backward_flops(grad_shape: Any, c_shape: Any, dt_a_shape: Any, need_dt_a: bool, **kwargs: Any) -> int:
-    return _kernel_flops(c_shape, dt_a_shape, grad_shape[-1]) * (1 + int(need_dt_a))
-
-
-@register_flop_formula(torch.ops.milkweed.diagonal_ssm_state)
-def _state_flops(u_shape: Any, dt_a_shape: Any, **kwargs: Any) -> int:
-    return _kernel_flops((u_shape[0], *dt_a_shape), dt_a_shape, u_shape[-1])
-
-
-@register_flop_formula(torch.ops.milkweed.diagonal_ssm_state_backward)
-def _state_backward_flops(
-    grad_shape: Any, u_shape: Any, dt_a_shape: Any, need_u: bool, need_dt_a: bool, **kwargs: Any
-) -> int:
-    return _state_flops(u_shape, dt_a_shape) * (int(need_u) + 2 * int(need_dt_a))
+diagonal_ssm_kernel = kernel_operation("diagonal_ssm_kernel", _sum_of_modes, _moments)
+diagonal_ssm_state = state_operation("diagonal_ssm_state", _sum_of_modes, _moments)

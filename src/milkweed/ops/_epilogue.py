@@ -1,0 +1,73 @@
+"""What a matrix product can do with its result before it is written: add a bias, apply an activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from milkweed._suggest import unknown
+from milkweed.ops._common import autocast_dtype
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+def check_epilogue(bias: Tensor | None, activation: str | None, features: int) -> None:
+    """Refuse a bias that does not fit, and an unknown activation.
+
+    Args:
+        bias: The bias, or None.
+        activation: The activation's name, or None.
+        features: Of the result.
+
+    Raises:
+        ValueError: The bias is not (features,), or the activation is unknown.
+    """
+    if bias is not None and bias.shape != (features,):
+        raise ValueError(f"bias must be ({features},), one number per output; got shape {tuple(bias.shape)}")
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(unknown("activation", activation, ACTIVATIONS))
+
+
+def fit_bias(bias: Tensor | None, x: Tensor) -> Tensor | None:
+    """Bring the bias to the input's dtype under autocast.
+
+    Args:
+        bias: The bias, or None.
+        x: The input, as autocast leaves it.
+
+    Returns:
+        The bias.
+
+    Raises:
+        TypeError: The dtypes differ without autocast.
+    """
+    if bias is None or bias.dtype == x.dtype:
+        return bias
+    if autocast_dtype(x) is None:
+        raise TypeError(f"bias must have x's dtype {x.dtype}; got {bias.dtype}; cast it with .to()")
+    return bias.to(x.dtype)
+
+
+def finish(y: Tensor, bias: Tensor | None, activation: str | None, *, in_place: bool = False) -> Tensor:
+    """Add the bias, then apply the activation, in differentiable torch functions.
+
+    Args:
+        y: (..., features).
+        bias: (features,), or None.
+        activation: A name of ``ACTIVATIONS``, or None.
+        in_place: Whether the sum may be written over ``y``, which nobody else holds.
+
+    Returns:
+        (..., features).
+    """
+    if bias is not None:
+        y = y.add_(bias) if in_place else y + bias
+    return y if activation is None else ACTIVATIONS[activation](y)
