@@ -1,10 +1,15 @@
 import csv
+import json
+import re
 
+import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from milkweed.data import Glue
 from milkweed.data.glue import GLUE
+from milkweed.data.tokenized import frame
 from milkweed.data.tokenizers import train_tokenizer
 
 FIRST = [f"the cat number {number} sat on the mat" for number in range(40)]
@@ -100,7 +105,7 @@ def test_classes_may_be_named_and_another_split_tested(tokenizer, tmp_path):
         ("stsb", "much", "has the label 'much', expected a number"),
         ("rte", "2", r"label '2', expected 0 … 1 or entailment, not_entailment; clean it, or use another --data\.task"),
         ("rte", "0.5", r"label '0\.5'"),
-        ("rte", "-1", "it has no labels; use --data.test_split another split"),
+        ("rte", "-1", "it has no labels; drop such rows"),
     ],
 )
 def test_labels_out_of_range_are_refused(tokenizer, tmp_path, task, label, message):
@@ -121,3 +126,39 @@ def test_what_is_missing_is_named(tokenizer, tmp_path):
         make(source, source).setup()
     with pytest.raises(ValueError, match=r"data\.tokenizer is missing: name the folder of the model"):
         make(source, None).setup()
+
+
+@pytest.mark.parametrize("field", ["sentence1", "label"])
+@pytest.mark.parametrize("value", [["a"], {"a": 1}])
+def test_cells_that_are_no_text_are_refused(tokenizer, tmp_path, field, value):
+    rows = [{"sentence1": "a cat", "sentence2": "a dog", "label": 1.0} | {field: value} for _ in range(20)]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=re.escape(f"{value!r}")) as error:
+        make(str(tmp_path), tokenizer).setup()
+    assert "train split has" in str(error.value)
+
+
+def test_too_few_rows_for_a_validation_split(tokenizer, tmp_path):
+    source = write(tmp_path, "stsb")
+    file = tmp_path / "train.csv"
+    file.write_text("\n".join(file.read_text().splitlines()[:10]))
+    with pytest.raises(ValueError, match=r"the split train has 9 rows; a tenth of them is kept .* at least 10"):
+        make(source, tokenizer).setup()
+
+
+def test_pairs_are_cut_as_the_tokenizer_would(tokenizer):
+    # The expected rows are the tokenizer's own; what it leaves over grows with the product of the two lengths, and
+    # for texts as long as the last pair does not fit into memory.
+    random = np.random.RandomState(0)
+    words = ["the", "cat", "sat", "near", "fields", "eats", "Üñusual", "☃", "don't", "e-mail", "unbelievable"]
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    for _ in range(200):
+        pair = [" ".join(random.choice(words, random.randint(25))) for _ in range(2)]
+        length = int(random.choice([4, 5, 8, 16, 31]))
+        tokens, types, lengths = frame(loaded, pair[:1], pair[1:], length)
+        expected = loaded(pair[:1], pair[1:], truncation=True, max_length=length, return_token_type_ids=True)
+        assert tokens[0, : lengths[0]].tolist() == expected["input_ids"][0]
+        assert types[0, : lengths[0]].tolist() == expected["token_type_ids"][0]
+    tokens, _, lengths = frame(loaded, ["the cat " * 5000], ["a dog " * 5000], 16)
+    assert lengths.tolist() == [16]

@@ -41,20 +41,18 @@ def unmasked(split):
 
 def test_windows_are_the_text_and_framed(make):
     data = make()
-    text = story(4000)
-    read = ""
-    for name in ("train", "val", "test"):
+    text, read = story(4000).split(), 0
+    for name, share in (("train", 0.9), ("val", 0.05), ("test", 0.05)):
         windows = unmasked(data.split(name))
         assert windows.shape[1] == 16
         assert (windows[:, 0] == 2).all()
         assert (windows[:, -1] == 3).all()
-        words = data.tokenizer.decode(windows[:, 1:-1].flatten())
-        part = data.texts[name]
-        assert " ".join(part.split()).startswith(words)
-        assert len(part.split()) - len(words.split()) < 14
-        read += part
-    assert read == text
-    assert 0.89 < len(data.texts["train"]) / len(text) < 0.91
+        words = data.tokenizer.decode(windows[:, 1:-1].flatten()).split()
+        # Up to 13 words of the split before filled no window.
+        start = next(place for place in range(read, read + 14) if text[place : place + len(words)] == words)
+        assert abs(len(words) / len(text) - share) < 0.01
+        read = start + len(words)
+    assert len(text) - read < 14
 
 
 def test_the_right_share_is_masked_replaced_and_kept(make):
@@ -112,12 +110,19 @@ def test_tables_with_splits_of_their_own(make, tmp_path, folder):
     for name, seed in (("train", 1), ("validation", 2), ("test", 3)):
         rows = [{"text": line} for line in story(300, seed).split("\n")]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+    def words(data, name):
+        return data.tokenizer.decode(unmasked(data.split(name))[:, 1:-1].flatten()).split()
+
     data = make(source=str(tmp_path), tokenizer=str(folder / "tokenizer"))
-    assert data.texts == {"train": story(300, 1), "val": story(300, 2), "test": story(300, 3)}
+    for name, seed in (("train", 1), ("val", 2), ("test", 3)):
+        assert words(data, name) == story(300, seed).split()[: len(words(data, name))]
     (tmp_path / "test.jsonl").unlink()
-    data = make(source=str(tmp_path), tokenizer=str(folder / "tokenizer"))
-    assert data.texts["val"] == story(300, 2)
-    assert data.texts["train"] + data.texts["test"] == story(300, 1)
+    data = make(source=str(tmp_path), tokenizer=str(folder / "tokenizer"), length=8)
+    assert words(data, "val") == story(300, 2).split()[: len(words(data, "val"))]
+    train, test, text = words(data, "train"), words(data, "test"), story(300, 1).split()
+    assert train == text[: len(train)]
+    assert test == text[len(text) - 15 :][: len(test)]
 
 
 def test_sizes_are_known_without_reading(make):

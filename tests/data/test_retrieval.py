@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from milkweed.data import Retrieval
-from milkweed.data.retrieval import NO_QUERY
+from milkweed.data.retrieval import NO_PASSAGE, NO_QUERY
 from milkweed.data.tokenizers import train_tokenizer
 
 QUERIES = [f"where is cat {number}" for number in range(30)]
@@ -148,8 +148,8 @@ def test_bad_data_are_refused(source, tokenizer):
     with pytest.raises(ValueError, match="the test split has no query; fill the column query"):
         make(source, tokenizer).setup()
     (source / "test.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"has no split test, but train; name a file test\.jsonl"):
-        make(source, tokenizer).setup()
+    with pytest.raises(ValueError, match=r"has no split test, but train, validation; name a file test\.jsonl"):
+        make(source, tokenizer).test_dataloader()
 
 
 def test_negatives_need_passages_that_do_not_answer(source, tokenizer):
@@ -158,3 +158,158 @@ def test_negatives_need_passages_that_do_not_answer(source, tokenizer):
     with pytest.raises(ValueError, match="a query of the training split is answered by all 2 of them"):
         make(source, tokenizer, negatives=1).setup()
     make(source, tokenizer).setup()
+
+
+def write_beir(folder, splits, *, corpus=PASSAGES, queries=QUERIES):
+    """A set in BEIR's layout; ids of passages are p0, p1, ..., and of queries q0, q1, ..."""
+    (folder / "qrels").mkdir(parents=True)
+    write(folder / "corpus.jsonl", [{"_id": f"p{n}", "title": "", "text": text} for n, text in enumerate(corpus)])
+    write(folder / "queries.jsonl", [{"_id": f"q{n}", "text": text} for n, text in enumerate(queries)])
+    for name, rows in splits.items():
+        lines = ["query-id\tcorpus-id\tscore", *("\t".join(str(value) for value in row) for row in rows)]
+        (folder / "qrels" / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+
+
+def same_numbers(count, first=0):
+    return [(f"q{n}", f"p{n}", 1) for n in range(first, first + count)]
+
+
+def test_beirs_layout(tmp_path, tokenizer):
+    graded = [("q25", "p25", 2), ("q25", "p3", 1), ("q25", "p4", 0), ("q26", "p25", 3)]
+    write_beir(tmp_path / "set", {"train": same_numbers(20), "dev": same_numbers(2, 20), "test": graded})
+    data = make(tmp_path / "set", tokenizer)
+    assert [len(data.split(name).queries) for name in ("train", "val", "test")] == [20, 2, 2]
+    split = data.split("test")
+    assert split.names == [""]
+    assert len(split.passages) == 30
+    assert len(split) == 31  # every passage once, and the query whose only answer is taken
+    batch = split[list(range(31))]
+    assert sorted(batch["passage_ids"].flatten().tolist()) == [NO_PASSAGE, *range(30)]
+    assert sorted(batch["query_ids"].tolist()) == [NO_QUERY] * 29 + [0, 1]
+    row = batch["query_ids"].tolist().index(0)
+    assert text_of(data, batch["inputs"][row], batch["lengths"][row]) == QUERIES[25]
+    assert dict(zip(batch["answers"][row].tolist(), batch["gains"][row].tolist(), strict=True)) == {25: 2.0, 3: 1.0}
+    alone = batch["query_ids"].tolist().index(1)
+    assert batch["passage_ids"][alone].item() == NO_PASSAGE
+    assert batch["answers"][alone].tolist() == [25, NO_PASSAGE]
+    assert batch["gains"][alone].tolist() == [3.0, 0.0]
+    expected = torch.zeros(31, 31)
+    for query, passages in ((row, (25, 3)), (alone, (25,))):
+        for passage in passages:
+            expected[query, batch["passage_ids"].flatten().tolist().index(passage)] = 1
+    assert torch.equal(batch["targets"], expected)
+
+
+def test_passages_judged_worthless_are_negatives(tmp_path, tokenizer):
+    rows = [*same_numbers(10), *((f"q{n}", f"p{n + 15}", 0) for n in range(10))]
+    write_beir(tmp_path / "set", {"train": rows, "dev": same_numbers(2, 20), "test": same_numbers(2, 25)})
+    split = make(tmp_path / "set", tokenizer, negatives=1).split("train")
+    assert split[list(range(10))]["passage_ids"].tolist() == [[n, n + 15] for n in range(10)]
+
+
+def test_a_corpus_is_cut_into_tokens_once_for_all_splits(tmp_path, tokenizer):
+    write_beir(tmp_path / "set", {"train": same_numbers(20), "test": same_numbers(2, 25)})
+    data = make(tmp_path / "set", tokenizer)
+    assert [len(data.split(name).queries) for name in ("train", "val", "test")] == [18, 2, 2]
+    assert data.split("train").passages[7] is data.split("val").passages[7] is data.split("test").passages[7]
+
+
+def test_titles_precede_texts(tmp_path, tokenizer):
+    write_beir(tmp_path / "set", {"test": same_numbers(1)})
+    write(tmp_path / "set" / "corpus.jsonl", [{"_id": "p0", "title": "cat", "text": "on mat"}])
+    data = make(tmp_path / "set", tokenizer)
+    assert text_of(data, data.split("test").passages[0], None) == "cat on mat"
+
+
+def test_several_sets_are_kept_apart(tmp_path, tokenizer):
+    write_beir(tmp_path / "a", {"train": same_numbers(20), "test": same_numbers(2, 25)})
+    write_beir(tmp_path / "c", {"test": same_numbers(3, 20)})
+    (tmp_path / "b").mkdir()
+    pairs = [{"query": query, "passage": passage} for query, passage in zip(QUERIES, PASSAGES, strict=True)]
+    write(tmp_path / "b" / "train.jsonl", pairs[:10])
+    write(tmp_path / "b" / "test.jsonl", pairs[10:12])
+    data = make(tmp_path, tokenizer, negatives=3)
+    assert data.split("train").names == data.split("val").names == ["a", "b"]
+    test = data.split("test")
+    assert test.names == ["a", "b", "c"]
+    assert test.bounds == [(0, 30), (30, 32), (32, 62)]
+    batch = test[list(range(len(test)))]
+    for row, (number, passage) in enumerate(zip(batch["set_ids"].tolist(), batch["passage_ids"][:, 0], strict=True)):
+        assert test.bounds[number][0] <= passage < test.bounds[number][1]
+        known = batch["answers"][row][batch["answers"][row] != NO_PASSAGE]
+        assert all(test.bounds[number][0] <= answer < test.bounds[number][1] for answer in known.tolist())
+    assert batch["set_ids"][batch["query_ids"] != NO_QUERY].bincount().tolist() == [2, 2, 3]
+    train = data.split("train")
+    rows = list(range(len(train)))
+    for number, ids in zip(train.set_ids.tolist(), train[rows]["passage_ids"].tolist(), strict=True):
+        assert all(train.bounds[number][0] <= each < train.bounds[number][1] for each in ids)
+
+
+def test_tables_may_name_their_data_sets(tmp_path, tokenizer):
+    queries = [
+        {"query": QUERIES[n], "answer_pids": [f"p{n}"], "split": split, "dataset": name}
+        for n, (name, split) in enumerate([("x", "test"), ("y", "test"), ("x", "train"), ("x", "validation")])
+    ]
+    documents = [
+        {"pid": f"p{n}", "passage": PASSAGES[n], "split": row["split"], "dataset": row["dataset"]}
+        for n, row in enumerate(queries)
+    ]
+    write(tmp_path / "queries.jsonl", queries)
+    write(tmp_path / "documents.jsonl", documents)
+    data = make(tmp_path / "queries.jsonl", tokenizer, documents=str(tmp_path / "documents.jsonl"))
+    assert data.split("test").names == ["x", "y"]
+    assert data.split("test").bounds == [(0, 1), (1, 2)]
+
+
+def test_what_is_only_evaluated_needs_no_training_data(tmp_path, tokenizer):
+    write_beir(tmp_path / "set", {"test": same_numbers(3)})
+    data = make(tmp_path / "set", tokenizer, batch_size=100)
+    assert sum(len(batch["inputs"]) for batch in data.test_dataloader()) == 30
+    for loader, name in (("train_dataloader", "train"), ("val_dataloader", "validation")):
+        with pytest.raises(ValueError, match=rf"has no split {name}, but test; name a file {name}\.jsonl or qrels"):
+            getattr(data, loader)()
+
+
+def test_a_document_of_the_querys_own_id_is_not_searched(tmp_path, tokenizer):
+    write_beir(tmp_path / "set", {"test": []}, queries=PASSAGES)
+    write(tmp_path / "set" / "queries.jsonl", [{"_id": f"p{n}", "text": PASSAGES[n]} for n in range(30)])
+    lines = ["query-id\tcorpus-id\tscore", "p3\tp4\t1", "p3\tp3\t1", "p5\tp3\t1"]
+    (tmp_path / "set" / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
+    split = make(tmp_path / "set", tokenizer).split("test")
+    assert split.own == [3, 5]
+    assert split.answers == [{4: 1.0}, {3: 1.0}]
+
+
+def test_batches_need_little_padding(tmp_path, tokenizer):
+    lengths = [1 + 7 * n % 29 for n in range(30)]
+    write_beir(tmp_path / "set", {"test": same_numbers(10)}, corpus=["cat " * length for length in lengths])
+    split = make(tmp_path / "set", tokenizer).split("test")
+    found = [len(split.passages[passage]) for passage in split.pairs[:, 1]]
+    assert found[:10] == sorted(length + 2 for length in lengths[:10])
+    assert found[10:] == sorted(length + 2 for length in lengths[10:])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (("q99", "p0", 1), r"test.tsv, row 2: query-id=q99 is none of the 30 in queries.jsonl"),
+        (("q0", "p99", 1), r"test.tsv, row 2: corpus-id=p99 is none of the 30 in corpus.jsonl"),
+        (("q0", "p0", "good"), r"test.tsv, row 2: score=good is no number"),
+    ],
+)
+def test_damaged_judgements_are_refused(tmp_path, tokenizer, row, message):
+    write_beir(tmp_path / "set", {"test": [("q1", "p1", 1), row]})
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path / "set", tokenizer).setup()
+
+
+def test_incomplete_sets_are_refused(tmp_path, tokenizer):
+    write_beir(tmp_path / "set", {"test": [("q1", "p1", 0)]})
+    with pytest.raises(ValueError, match=r"the test split has no query; fill the column query, or qrels/test\.tsv"):
+        make(tmp_path / "set", tokenizer).setup()
+    (tmp_path / "set" / "qrels" / "test.tsv").unlink()
+    with pytest.raises(ValueError, match=r"set has no judgements; write qrels/train\.tsv"):
+        make(tmp_path / "set", tokenizer).setup()
+    (tmp_path / "set" / "queries.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"queries\.jsonl does not exist; a set needs corpus\.jsonl"):
+        make(tmp_path / "set", tokenizer).setup()

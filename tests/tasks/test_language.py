@@ -39,6 +39,20 @@ def test_every_valid_character_counts_the_same(task):
     assert torch.allclose(task.further_scores("val")["perplexity"].compute(), mean.exp())
 
 
+def test_tokens_of_several_characters_share_their_bits_among_them(task):
+    examples = [batch([6, 6]), batch([6])]
+    examples[0]["characters"], examples[1]["characters"] = torch.tensor([20, 5]), torch.tensor([0])
+    total = 0.0
+    for number, example in enumerate(examples):
+        logits = task.model(example["inputs"], example["lengths"])
+        total += F.cross_entropy(logits.flatten(0, 1), example["targets"].flatten(), reduction="sum").item()
+        task.validation_step(example, number)
+    assert task.further_scores("val")["perplexity"].compute().item() == pytest.approx(math.exp(total / 18), rel=1e-5)
+    first = task.model(examples[0]["inputs"], examples[0]["lengths"])
+    bits = F.cross_entropy(first.flatten(0, 1), examples[0]["targets"].flatten(), reduction="sum").item() / math.log(2)
+    assert task.score("val").compute().item() == pytest.approx(bits / 25, rel=1e-5)
+
+
 def test_knowing_nothing_costs_the_logarithm_of_the_vocabulary(task):
     with torch.no_grad():
         task.model.head.weight.zero_()

@@ -47,12 +47,24 @@ def test_a_classifier_of_other_classes_starts_afresh(tmp_path):
     assert not torch.equal(source.head.pooler.weight, other.head.pooler.weight)
 
 
+@pytest.mark.parametrize("length", [9, 63, 1000])
+def test_an_encoder_for_shorter_texts_is_extended(tmp_path, length):
+    source = bert("masked_lm")
+    save_pretrained(source, tmp_path)
+    model = bert("none", length=length)
+    start_from(model, str(tmp_path))
+    positions = source.encoder.positions.weight
+    assert torch.equal(model.encoder.positions.weight, torch.cat([positions] * 125)[:length])
+    assert torch.equal(model.encoder.tokens.weight, source.encoder.tokens.weight)
+    assert same(source.encoder.blocks[0].mlp.state_dict(), model.encoder.blocks[0].mlp.state_dict())
+
+
 def test_options_that_differ_are_named_with_their_values(tmp_path):
     save_pretrained(bert("masked_lm"), tmp_path)
-    model = bert("none", d_model=16, length=9, d_input=21, pre_norm=True)
+    model = bert("none", d_model=16, length=7, d_input=21, pre_norm=True)
     with pytest.raises(
         ValueError,
-        match=r"has vocabulary_size=20, length=8, d_model=8, pre_norm=False, and this model 21, 9, 16, True; use "
+        match=r"has vocabulary_size=20, length=8, d_model=8, pre_norm=False, and this model 21, 7, 16, True; use "
         r"--data.vocabulary_size 20 --data.length 8 --model.d_model 8 --model.pre_norm false",
     ):
         start_from(model, str(tmp_path))
@@ -87,15 +99,15 @@ def test_published_files_will_do(tmp_path):
 def test_pretrain_then_fine_tune_then_evaluate(tmp_path, capsys):
     sizes = ["--model.d_model", "16", "--model.depth", "1", "--data.vocabulary_size", "192", "--data.length", "32"]
     short = ["--out", str(tmp_path), "--trainer.max_epochs", "1", "--data.batch_size", "4"]
-    text = ["--data.source", __file__, "--data.tokenizer", "null", "--data.length", "16", "--data.limit", "16"]
+    text = ["--data.source", __file__, "--data.tokenizer", "null", "--data.length", "48", "--data.limit", "16"]
     text += ["--trainer.accumulate_grad_batches", "1"]
     assert main(["train", "m2-bert-mlm", "--name", "first", *short, *sizes, *text]) == 0
     tokenizer = ["--data.tokenizer", str(tmp_path / "first"), "--data.source", str(TEXTS / "stsb")]
     start = ["--task.pretrained", str(tmp_path / "first")]
     assert main(["train", "m2-bert-glue", "--name", "no", *short, *sizes, *tokenizer, *start]) == 2
-    assert "has length=16, and this model 32; use --data.length 16" in " ".join(capsys.readouterr().err.split())
+    assert "has length=48, and this model 32; use --data.length 48" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "no").exists()
-    tokenizer += ["--data.length", "16"]
+    tokenizer += ["--data.length", "48"]
     still = ["--task.lr", "1e-12"]
     assert main(["train", "m2-bert-glue", "--name", "tuned", *short, *sizes, *tokenizer, *start, *still]) == 0
     first, tuned = (load_pretrained(tmp_path / name) for name in ("first", "tuned"))

@@ -1,11 +1,14 @@
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from milkweed.cli import main
 from milkweed.models import M2Bert
 from milkweed.tasks import Retrieval
-from milkweed.tasks.retrieval import SearchNdcg, ndcg
+from milkweed.tasks.retrieval import SearchNdcg
 
 
 def literal_ndcg(scores, relevant, top=10):
@@ -16,35 +19,65 @@ def literal_ndcg(scores, relevant, top=10):
     return found / perfect
 
 
-@pytest.mark.parametrize(("queries", "passages"), [(1, 1), (3, 7), (5, 10), (17, 63), (4, 1000)])
-def test_ndcg_is_the_literal_one(queries, passages):
-    scores = torch.randn(queries, passages, dtype=torch.double)
-    relevant = torch.rand(queries, passages) < 0.2
-    relevant[:, 0] = True
-    expected = [literal_ndcg(s, r) for s, r in zip(scores.tolist(), relevant.int().tolist(), strict=True)]
-    assert ndcg(scores, relevant).tolist() == pytest.approx(expected, abs=1e-12)
-    assert ndcg(scores.float(), relevant).tolist() == pytest.approx(expected, abs=1e-6)
+def searched(queries, passages, answers, *, sets=None, own=None):
+    """Rows as the data module gives them: every query and every passage once."""
+    count = max(queries, passages)
+    gains = [answers.get(query, {}) for query in range(count)]
+    widest = max((len(each) for each in gains), default=0)
+    return {
+        "query_ids": torch.tensor([n if n < queries else -1 for n in range(count)]),
+        "passage_ids": torch.tensor([[n if n < passages else -1] for n in range(count)]),
+        "set_ids": torch.tensor(sets or [0] * count),
+        "own_ids": torch.tensor(own or [-1] * count),
+        "answers": torch.tensor([[*each, *[-1] * (widest - len(each))] for each in gains], dtype=torch.long),
+        "gains": torch.tensor([[*each.values(), *[0.0] * (widest - len(each))] for each in gains]),
+    }
 
 
-def test_ndcg_by_hand():
-    scores = torch.arange(12, 0, -1.0).repeat(3, 1)
-    relevant = torch.zeros(3, 12, dtype=torch.bool)
-    relevant[0, 0] = relevant[1, 2] = relevant[2, 11] = True
-    assert ndcg(scores, relevant).tolist() == [1.0, pytest.approx(0.5), 0.0]
+def in_parts(metric, queries, passages, rows, size):
+    """Update by batches of rows, which are shuffled."""
+    count = len(rows["query_ids"])
+    filled = [torch.cat([part, part.new_zeros(count - len(part), part.shape[1])]) for part in (queries, passages)]
+    for places in torch.randperm(count).split(size):
+        metric.update(filled[0][places], filled[1][places], {name: value[places] for name, value in rows.items()})
+    return metric
 
 
-def test_search_counts_every_passage_once_and_only_real_queries():
-    generator = torch.Generator().manual_seed(1)
-    queries, passages = (torch.randn(size, 5, generator=generator, dtype=torch.double) for size in (6, 30))
-    pairs = [(q, p) for q in range(6) for p in (3 * q, 3 * q + 1)] + [(0, 25), (5, 3)]
-    rows = pairs + [(-1, p) for p in range(30) if p not in {p for _, p in pairs}]
-    metric = SearchNdcg()
-    for start in range(0, len(rows), 4):
-        ids = torch.tensor(rows[start : start + 4])
-        metric.update(queries[ids[:, 0]], passages[ids[:, 1]], ids[:, 0], ids[:, 1])
-    scores = queries @ passages.T
-    expected = [literal_ndcg(scores[q].tolist(), [int((q, p) in pairs) for p in range(30)]) for q in range(6)]
-    assert metric.compute().item() == pytest.approx(sum(expected) / 6, abs=1e-12)
+@pytest.mark.parametrize("queries", [3, 30])
+def test_search_counts_every_passage_once_and_only_real_queries(queries):
+    vectors = torch.randn(queries, 5, dtype=torch.double), torch.randn(17, 5, dtype=torch.double)
+    answers = {q: {(3 * q + n) % 17: 1.0 for n in range(1 + q % 4)} for q in range(queries)}
+    metric = in_parts(SearchNdcg(), *vectors, searched(queries, 17, answers), 4)
+    scores = (vectors[0] @ vectors[1].T).tolist()
+    expected = [literal_ndcg(scores[q], [int(p in answers[q]) for p in range(17)]) for q in range(queries)]
+    assert metric.compute().item() == pytest.approx(sum(expected) / queries, abs=1e-12)
+
+
+def test_search_of_several_sets_is_the_mean_of_each_alone():
+    vectors = torch.randn(8, 5, dtype=torch.double), torch.randn(12, 5, dtype=torch.double)
+    answers = {q: {q: 1.0} for q in range(8)}
+    sets = [0] * 6 + [1] * 2 + [1] * 4
+    metric = in_parts(SearchNdcg(), *vectors, searched(8, 12, answers, sets=sets), 5)
+    found = metric.compute().item()
+    scores = (vectors[0] @ vectors[1].T).tolist()
+    first = [literal_ndcg(scores[q][:6], [int(p == q) for p in range(6)]) for q in range(6)]
+    second = [literal_ndcg(scores[q][6:], [int(p == q) for p in range(6, 12)]) for q in (6, 7)]
+    assert metric.by_set[0].item() == pytest.approx(sum(first) / 6, abs=1e-12)
+    assert metric.by_set[1].item() == pytest.approx(sum(second) / 2, abs=1e-12)
+    assert found == pytest.approx((sum(first) / 6 + sum(second) / 2) / 2, abs=1e-12)
+
+
+def test_the_document_of_the_querys_own_id_is_passed_over():
+    vectors = torch.eye(4, dtype=torch.double), torch.eye(4, dtype=torch.double) + 0.1
+    rows = searched(4, 4, {0: {1: 1.0}}, own=[0, -1, -1, -1])
+    vectors[1][1, 0] = 0.2  # the best for query 0 after its own document
+    assert in_parts(SearchNdcg(), *vectors, rows, 2).compute() == 1
+
+
+def test_passages_that_a_limit_leaves_out_do_not_count_against_the_search():
+    vectors = torch.eye(3, dtype=torch.double), torch.eye(3, dtype=torch.double)
+    rows = searched(3, 3, {0: {0: 1.0, 17: 1.0}, 1: {17: 1.0}, 2: {2: 1.0}})
+    assert in_parts(SearchNdcg(), *vectors, rows, 3).compute() == 1
 
 
 @pytest.fixture
@@ -71,6 +104,10 @@ def batch(size=4, negatives=2):
         "query_ids": torch.arange(size),
         "passage_ids": torch.arange(size * (1 + negatives)).view(size, -1),
         "targets": relevant.flatten(1),
+        "set_ids": torch.zeros(size, dtype=torch.long),
+        "own_ids": torch.full((size,), -1),
+        "answers": torch.arange(size)[:, None],
+        "gains": torch.ones(size, 1),
     }
 
 
@@ -113,7 +150,9 @@ def test_validation_compares_with_the_whole_split(make):
     examples = [batch(negatives=0), batch(negatives=0)]
     for example in examples:
         example["targets"] = torch.eye(4)
-    examples[1]["query_ids"], examples[1]["passage_ids"] = torch.arange(4, 8), torch.arange(4, 8)[:, None]
+    for name in ("passage_ids", "answers"):
+        examples[1][name] = torch.arange(4, 8)[:, None]
+    examples[1]["query_ids"] = torch.arange(4, 8)
     vectors = []
     for number, example in enumerate(examples):
         task.validation_step(example, number)
@@ -124,12 +163,30 @@ def test_validation_compares_with_the_whole_split(make):
     assert task.score("val").compute().item() == pytest.approx(sum(expected) / 8, abs=1e-6)
 
 
-def test_passages_without_a_query_cost_nothing(make):
+@pytest.mark.parametrize("missing", ["query_ids", "passage_ids"])
+def test_what_is_not_there_costs_nothing(make, missing):
     task, example = make(), batch(negatives=0)
-    example["targets"] = torch.zeros(4, 4)
-    example["query_ids"] = torch.full((4,), -1)
+    whole = task.loss("val", task.run_model(example), example).item()
+    example[missing][1:] = -1
+    vectors = task.run_model(example)
+    pairs = vectors[:1, 0] @ vectors[:, 1].T if missing == "query_ids" else vectors[:, 0] @ vectors[:1, 1].T
+    answers = example["targets"][:1] if missing == "query_ids" else example["targets"][:, :1]
+    expected = (pairs - answers).square().mean().item()
+    assert task.loss("val", vectors, example).item() == pytest.approx(expected, rel=1e-5)
+    assert expected != pytest.approx(whole, rel=1e-3)
+    example[missing][:] = -1
     assert task._step("val", example, 0).item() == 0
     assert task.losses["val_loss"].weight == 0
+
+
+def test_under_autocast_cosines_are_compared_in_full_precision(make):
+    task, example = make(), batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        vectors = task.run_model(example)
+        loss = task.loss("train", vectors, example)
+    expected = (vectors[:, 0].double() @ vectors[:, 1:].flatten(0, 1).double().T - example["targets"]).square().mean()
+    assert vectors.dtype == loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_a_few_steps_bring_pairs_together(make):
@@ -151,3 +208,45 @@ def test_what_gives_no_vectors_is_refused(make):
         task.training_step(batch(), 0)
     with pytest.raises(ValueError, match="train batch 2: inputs must be"):
         task.training_step({**batch(), "inputs": torch.randn(4, 5)}, 2)
+
+
+def write_set(folder, words, splits):
+    """A set in BEIR's layout whose queries are the words of its documents, turned round."""
+    (folder / "qrels").mkdir(parents=True)
+    for name, key, step in (("corpus", "d", 1), ("queries", "q", -1)):
+        rows = [json.dumps({"_id": f"{key}{n}", "text": word[::step]}) for n, word in enumerate(words)]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    for name, numbers in splits.items():
+        rows = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in numbers)]
+        (folder / "qrels" / f"{name}.tsv").write_text("\n".join(rows) + "\n")
+
+
+def figures(shown):
+    """Names and values of what `evaluate` prints about nDCG."""
+    rows = [line.split() for line in shown.splitlines()]
+    return {row[0]: row[1] for row in rows if row and row[0].startswith("ndcg")}
+
+
+def test_train_on_several_sets_and_evaluate_on_others(tmp_path, capsys):
+    texts = Path(__file__).parents[1] / "data" / "texts"
+    words = [f"cat {n} on mat {n}" for n in range(24)]
+    write_set(tmp_path / "sets" / "one", words, {"train": range(12), "test": range(12, 16)})
+    write_set(tmp_path / "sets" / "two", words, {"test": range(20, 24)})
+    options = ["--data.source", str(tmp_path / "sets"), "--data.documents", "null", "--data.negatives", "1"]
+    options += ["--data.tokenizer", str(texts / "tokenizer"), "--data.vocabulary_size", "192", "--data.length", "16"]
+    options += ["--data.batch_size", "4", "--model.d_model", "16", "--model.depth", "1", "--trainer.max_epochs", "1"]
+    assert main(["train", "m2-bert-retrieval", "--name", "run", "--out", str(tmp_path), *options]) == 0
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["test"]
+    assert found["ndcg"] == pytest.approx((found["ndcg_one"] + found["ndcg_two"]) / 2)
+    assert "val_ndcg" in (tmp_path / "run" / "metrics.csv").read_text().split("\n")[0].split(",")
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    shown = figures(capsys.readouterr().out)
+    assert shown == {name: f"{value:.4f}" for name, value in found.items() if name.startswith("ndcg")}
+    assert main(["evaluate", str(tmp_path / "run"), "--data.source", str(tmp_path / "sets" / "two")]) == 0
+    shown = figures(capsys.readouterr().out)
+    assert shown == {"ndcg": f"{found['ndcg_two']:.4f}"}
+    missing = ["train", "m2-bert-retrieval", "--name", "no", "--out", str(tmp_path), *options]
+    assert main([*missing, "--data.source", str(tmp_path / "sets" / "two")]) == 2
+    assert "has no split train, but test" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "no").exists()

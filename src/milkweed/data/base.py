@@ -114,11 +114,14 @@ class SequenceData(LightningDataModule, ABC):
         if size > training:
             raise ValueError(f"batch_size={size} exceeds the {training} training samples; use {training} or less")
         for name in ("val", "test"):
-            if len(self.split(name)) < world_size:
-                raise ValueError(
-                    f"the {name} split has {len(self.split(name))} samples, fewer than the {world_size} processes; "
-                    "use fewer --trainer.devices"
-                )
+            self._check_evaluation(name, world_size)
+
+    def _check_evaluation(self, name: str, world_size: int) -> None:
+        if len(self.split(name)) < world_size:
+            raise ValueError(
+                f"the {name} split has {len(self.split(name))} samples, fewer than the {world_size} processes; "
+                "use fewer --trainer.devices"
+            )
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of the training split.
@@ -151,7 +154,7 @@ class SequenceData(LightningDataModule, ABC):
 
     def _evaluation_loader(self, name: str) -> DataLoader:
         rank, world_size = self._processes()
-        self.check_processes(world_size)
+        self._check_evaluation(name, world_size)
         split = self.split(name)
         batches = EvaluationBatches(len(split), self.batch_size, rank, world_size)
         return DataLoader(split, sampler=batches, batch_size=None)

@@ -81,11 +81,11 @@ class TrainingBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
-        order = torch.randperm(self.size, generator=generator).tolist()
+        order = torch.randperm(self.size, generator=generator)
         first, self._first = self._first, 0
         for batch in range(first, len(self)):
             start = batch * self.batch_size
-            yield order[start + self.rank : start + self.batch_size : self.world_size]
+            yield order[start + self.rank : start + self.batch_size : self.world_size].tolist()
 
 
 class EvaluationBatches(Sampler[list[int]]):

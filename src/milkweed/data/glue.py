@@ -121,6 +121,11 @@ class Glue(TokenizedData):
                     f"file {name}.csv" + ("" if name == "train" else ", or name another with --data.test_split")
                 )
         rows = tables["train"]
+        if len(rows) < 10:
+            raise ValueError(
+                f"data.source={self.source}: the split train has {len(rows)} rows; a tenth of them is kept for "
+                "validation, so that at least 10 are needed; use more data"
+            )
         order = np.random.RandomState(0).permutation(len(rows))
         kept = len(rows) // 10
         parts = {
@@ -132,26 +137,35 @@ class Glue(TokenizedData):
 
     def _dataset(self, name: str, rows: list[Row]) -> TokenRows:
         targets = torch.tensor([self._target(name, row) for row in rows])
-        texts = [[str(row[field]) for row in rows] for field in self.task.fields]
+        texts = [[self._text(name, row, field) for row in rows] for field in self.task.fields]
         tokens, types, lengths = frame(self.tokenizer, texts[0], texts[1] if len(texts) > 1 else None, self.length)
         return TokenRows(tokens, targets, lengths, types, self.whole)
+
+    def _text(self, name: str, row: Row, field: str) -> str:
+        value: Any = row[field]
+        if not isinstance(value, str | int | float):
+            raise ValueError(
+                f"data.source={self.source}: the {name} split has {value!r:.80} in the column {field}, expected text"
+            )
+        return str(value)
 
     def _target(self, name: str, row: Row) -> float | int:
         label: Any = row[LABEL]
         names = {each: number for number, each in enumerate(self.task.classes)}
         try:
             value = float(names.get(label, label))
-        except ValueError:
+        except (TypeError, ValueError):  # a list, say, or a word
             value = float("nan")
         if not names and 0 <= value <= self.task.most:
             return value
         if names and value in names.values():
             return int(value)
         wanted = f"0 … {len(names) - 1} or {', '.join(names)}" if names else f"a number from 0 to {self.task.most:g}"
-        fix = "it has no labels; use --data.test_split" if value == -1 else "clean it, or use another --data.task for"
+        fix = "clean it, or use another --data.task for these data"
+        if value == -1:
+            fix = "it has no labels; " + ("use another --data.test_split" if name == "test" else "drop such rows")
         raise ValueError(
-            f"data.source={self.source}: the {name} split has the label {label!r}, expected {wanted}; {fix} "
-            f"{'another split' if value == -1 else 'these data'}"
+            f"data.source={self.source}: the {name} split has the label {label!r}, expected {wanted}; {fix}"
         )
 
     def _check(self, name: str, split: ArrayDataset) -> None:

@@ -1,17 +1,17 @@
 """Text with some of its tokens masked: they are to be told from those around them."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from milkweed.data.base import SPLITS
-from milkweed.data.batches import ArrayDataset
-from milkweed.data.tables import SUFFIXES, read_tables
+from milkweed.data.corpora import Shares, open_corpora, three_parts
+from milkweed.data.token_files import encoder, token_files, tokenizer_key, trained_tokenizer
 from milkweed.data.tokenized import TokenizedData
-from milkweed.data.tokenizers import load_tokenizer, train_tokenizer
+from milkweed.data.tokenizers import load_tokenizer
 from milkweed.train.seeding import derived_seed
 
 if TYPE_CHECKING:
@@ -29,8 +29,12 @@ class MaskedText(TokenizedData):
     in every epoch of the training, and always the same in validation and test, whatever the seed. Targets are the
     chosen tokens, and `IGNORED` elsewhere.
 
-    All of the text is held in memory. A text file, or data without splits of their own, are cut: the first 90% are for
-    training, the next 5% for validation, the last for the test.
+    A text file, or data without splits of their own, are cut: the first 90% are for training, the next 5% for
+    validation, the last for the test. Where only one of these is missing, it is the last 5% of the training text.
+
+    The text may be larger than memory. It is cut into tokens once, a few lines at a time, and the tokens are kept in
+    files that are read in place: below ~/.cache/milkweed, or in the folder that the environment variable MILKWEED_CACHE
+    names.
 
     Args:
         source: A UTF-8 text file; or a file or folder of tables, or the name of a data set on the Hugging Face hub.
@@ -39,6 +43,7 @@ class MaskedText(TokenizedData):
         masked: Share of the tokens that are chosen.
         column: Of tables, the one that holds the text.
         config: Of a data set on the hub, the name of its part.
+        streaming: Whether a data set on the hub is read through without being kept on the disk; its tokens are.
         batch_size: Windows per optimiser step over all processes together.
         length: L, tokens in a window, its frame included.
         seed: Decides the order of the training windows, and which of their tokens are chosen in which epoch.
@@ -60,6 +65,7 @@ class MaskedText(TokenizedData):
         masked: float = 0.3,
         column: str = "text",
         config: str | None = None,
+        streaming: bool = False,
         batch_size: int = 32,
         length: int = 128,
         seed: int = 0,
@@ -69,7 +75,8 @@ class MaskedText(TokenizedData):
         if not 0 < masked <= 1:
             raise ValueError(f"masked={masked} must be above 0 and at most 1; M2-BERT was trained with 0.3")
         self.source, self.masked, self.column, self.config = source, masked, column, config
-        self._texts: dict[str, str] | None = None
+        self.streaming = streaming
+        self._texts: list[Shares] | None = None
 
     @property
     def d_output(self) -> int:
@@ -77,10 +84,10 @@ class MaskedText(TokenizedData):
         return self.vocabulary_size
 
     @property
-    def texts(self) -> dict[str, str]:
-        """The text of every split."""
+    def texts(self) -> list[Shares]:
+        """The text, and how it is cut into splits; the training text is the first of the first."""
         if self._texts is None:
-            self._texts = _three_parts(_read_texts(self.source, self.column, self.config))
+            self._texts = three_parts(open_corpora(self.source, self.column, self.config, self.streaming))
         return self._texts
 
     def make_tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -93,7 +100,7 @@ class MaskedText(TokenizedData):
             ValueError: If it has no token that masks.
         """
         if self.tokenizer_name is None:
-            return train_tokenizer(self.texts["train"], self.vocabulary_size)
+            return trained_tokenizer(self.texts[0], self.vocabulary_size)
         tokenizer = load_tokenizer(self.tokenizer_name)
         if tokenizer.mask_token_id is None:
             raise ValueError(
@@ -101,8 +108,8 @@ class MaskedText(TokenizedData):
             )
         return tokenizer
 
-    def load(self) -> dict[str, ArrayDataset]:
-        """Read the text, and cut it into tokens and windows.
+    def load(self) -> dict[str, "MaskedWindows"]:
+        """Cut the text into tokens and windows.
 
         Returns:
             Datasets under the names `train`, `val` and `test`.
@@ -110,24 +117,25 @@ class MaskedText(TokenizedData):
         Raises:
             ValueError: If a split is shorter than one window.
         """
-        masking = Masking(self.tokenizer, self.masked)
-        splits: dict[str, ArrayDataset] = {}
-        for number, name in enumerate(SPLITS):
-            lines = [line for line in self.texts[name].split("\n") if line.strip()]
-            rows = self.tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"] if lines else []
-            tokens = np.concatenate([np.asarray(row, np.int32) for row in rows] or [np.zeros(0, np.int32)])
-            inside = self.length - 2
-            if len(tokens) < inside:
+        tokenizer, inside = self.tokenizer, self.length - 2
+        masking = Masking(tokenizer, self.masked)
+        tokens = token_files(self.texts, encoder(tokenizer), self.vocabulary_size, tokenizer_key(tokenizer))
+        for name in SPLITS:
+            count = len(tokens[name])
+            if count < inside:
                 raise ValueError(
-                    f"data.source={self.source} is too short: its {name} split has {len(tokens)} tokens, fewer than a "
-                    f"window of length={self.length}; use --data.length {max(4, len(tokens) + 2)} or less, or a longer "
+                    f"data.source={self.source} is too short: its {name} split has {count} tokens, fewer than a "
+                    f"window of length={self.length}; use --data.length {max(4, count + 2)} or less, or a longer "
                     "text"
                 )
-            windows = torch.from_numpy(tokens[: len(tokens) // inside * inside].reshape(-1, inside))
-            framed = torch.nn.functional.pad(windows, (1, 0), value=self.tokenizer.cls_token_id)
-            framed = torch.nn.functional.pad(framed, (0, 1), value=self.tokenizer.sep_token_id)
-            splits[name] = MaskedWindows(framed, masking, lambda number=number: (number,))
-        return splits
+        frame = tokenizer.cls_token_id, tokenizer.sep_token_id
+        return {
+            name: MaskedWindows(tokens[name], inside, frame, masking, lambda number=number: (number,))
+            for number, name in enumerate(SPLITS)
+        }
+
+    def _check(self, name: str, split: "MaskedWindows") -> None:
+        """Nothing: all tokens are the tokenizer's, and reading them all would take as long as an epoch."""
 
     def train_dataloader(self) -> "DataLoader":
         """Shuffled batches of the training split.
@@ -175,26 +183,38 @@ class Masking:
         return inputs, targets
 
 
-class MaskedWindows(ArrayDataset):
-    """Windows that are masked as they are asked for.
+class MaskedWindows(Dataset):
+    """Windows that are framed and masked as they are asked for.
 
     Args:
-        windows: Framed tokens, (N, L).
-        masking: How they are masked.
+        tokens: (N,), integers; may be larger than memory.
+        inside: Tokens of a window without its frame.
+        frame: The tokens before and behind.
+        masking: How windows are masked.
         keys: What decides the choice beside a window's place; asked for every batch.
+        count: How many windows there are; as many as the tokens fill if None.
     """
 
-    def __init__(self, windows: torch.Tensor, masking: Masking, keys: Callable[[], tuple[int, ...]]) -> None:
-        super().__init__(windows, windows)
-        self.masking, self.keys = masking, keys
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        inside: int,
+        frame: tuple[int, int],
+        masking: Masking,
+        keys: Callable[[], tuple[int, ...]],
+        count: int | None = None,
+    ) -> None:
+        self.tokens, self.inside, self.frame, self.masking, self.keys = tokens, inside, frame, masking, keys
+        self.count = len(tokens) // inside if count is None else count
+
+    def __len__(self) -> int:
+        return self.count
 
     def __getitem__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        keys, windows = self.keys(), self.inputs[indices].long().numpy()
-        pairs = [
-            self.masking(window, derived_seed(*keys, index)) for window, index in zip(windows, indices, strict=True)
-        ]
+        keys = self.keys()
+        pairs = [self.masking(self._window(index), derived_seed(*keys, index)) for index in indices]
         inputs, targets = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
-        return {"inputs": inputs, "targets": targets, "lengths": self.lengths[indices]}
+        return {"inputs": inputs, "targets": targets, "lengths": torch.full((len(indices),), inputs.shape[1])}
 
     def head(self, count: int) -> "MaskedWindows":
         """The first windows only.
@@ -205,34 +225,12 @@ class MaskedWindows(ArrayDataset):
         Returns:
             A dataset of at most `count` windows.
         """
-        return MaskedWindows(self.inputs[:count], self.masking, self.keys)
+        kept = min(count, self.count)
+        return MaskedWindows(self.tokens, self.inside, self.frame, self.masking, self.keys, kept)
 
-
-def _read_texts(source: str, column: str, config: str | None) -> dict[str, str]:
-    path = Path(source)
-    if path.is_file() and path.suffix not in SUFFIXES:
-        try:
-            return {"train": path.read_bytes().decode("utf-8-sig")}
-        except UnicodeDecodeError as error:
-            raise ValueError(f"data.source={source} is no UTF-8 text: {error}; convert it") from error
-    tables = read_tables(source, (column,), config)
-    return {split: "\n".join(row[column] for row in rows) for split, rows in tables.items()}
-
-
-def _three_parts(texts: dict[str, str]) -> dict[str, str]:
-    """Cut what is missing, 5% each, from the end of the training text, between words."""
-    if "train" not in texts:
-        raise ValueError(f"the data have the splits {', '.join(sorted(texts))}; expected one that is named train")
-    text, parts = texts["train"], {"val": texts.get("validation"), "test": texts.get("test")}
-    end = len(text)
-    for name in ("test", "val"):
-        if parts[name] is None:
-            start = _next_word(text, max(0, end - -(-len(text) // 20)), end)
-            parts[name], end = text[start:end], start
-    return {"train": text[:end]} | parts
-
-
-def _next_word(text: str, start: int, end: int) -> int:
-    while 0 < start < end and not text[start - 1].isspace():
-        start += 1
-    return start
+    def _window(self, index: int) -> np.ndarray:
+        start = index * self.inside
+        window = np.empty(self.inside + 2, np.int64)
+        window[0], window[-1] = self.frame
+        window[1:-1] = self.tokens[start : start + self.inside]
+        return window

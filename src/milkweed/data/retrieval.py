@@ -1,7 +1,6 @@
 """Queries and the passages that answer them."""
 
 import copy
-from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from milkweed.data.base import SPLITS
-from milkweed.data.tables import SPLIT_NAMES, Row, read_tables
+from milkweed.data.retrieval_sets import RetrievalSet, read_sets
 from milkweed.data.tokenized import TokenizedData
 from milkweed.train.seeding import derived_seed
 
@@ -20,25 +19,41 @@ if TYPE_CHECKING:
 
 NO_QUERY = -1
 """Number of the query in rows that only add a passage to those that are searched."""
+NO_PASSAGE = -1
+"""Number of the passage in rows that only ask, and what fills up the passages that answer a query."""
+_SPLIT_NAMES = {"val": "validation"}
 
 
 class Retrieval(TokenizedData):
-    """Queries, each with a passage that answers it and, in training, some that do not.
+    """Queries, each with the passages that answer it and, in training, some that do not; of one data set or several.
 
-    Two layouts are read. Pairs: tables with the columns `query` and `passage`, one row for every passage that answers;
-    a row without a query only adds its passage to those that are searched; a column `negatives`, a list of texts, names
-    passages to train against. Or, with `documents`, that of LoCoV1: queries with `query` and `answer_pids`, documents
-    with `pid` and `passage`. Rows say with `split` where they belong, or their file does.
+    Three layouts are read.
 
-    Every split is searched by itself: a query of the test among all passages of the test. Without a split `validation`
-    a fixed tenth of the training queries is kept for it.
+    - Pairs: tables with the columns `query` and `passage`, one row for every passage that answers; a row without a
+      query only adds its passage to those that are searched; a column `negatives`, a list of texts, names passages to
+      train against. Rows say with `split` where they belong, or their file does. A query of the test is compared with
+      all passages of the test.
+    - With `documents`, that of LoCoV1: queries with `query` and `answer_pids`, documents with `pid` and `passage`, and
+      both with `split`, as above.
+    - That of BEIR: a folder with `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`) and
+      `qrels/test.tsv` (`query-id`, `corpus-id`, `score`), besides `train.tsv` and `dev.tsv`. Every query is compared
+      with the whole corpus, except for the document of its own id. Scores above 0 are gains, others name passages to
+      train against.
+
+    Several data sets are a folder of such folders, or tables with a column `dataset`. Each is searched by itself; one
+    batch of training may mix them.
+
+    A set may lack the split `validation`: a fixed tenth of its training queries is kept for it. Others may be missing
+    where they are not used, as in data that a finished run is only evaluated on.
 
     Args:
-        source: A file or folder of tables, or the name of a data set on the Hugging Face hub: pairs, or LoCo's queries.
+        source: A file or folder of tables, the name of a data set on the Hugging Face hub, or a folder in BEIR's
+            layout; or a folder of folders.
         tokenizer: Folder or hub name of the model's tokenizer.
-        documents: The same for LoCo's documents.
+        documents: Documents in the layout of LoCo, whose queries `source` then are; None for pairs or the layout of
+            BEIR.
         vocabulary_size: Tokens that the model knows, at least as many as the tokenizer has.
-        negatives: Passages to train against beside every pair: those that its row names, then by chance.
+        negatives: Passages to train against beside every pair: those that are named, then others of the set by chance.
         whole: Pad to `length` instead of the longest of a batch, for models with `padding="legacy"`.
         batch_size: Pairs per optimiser step over all processes together.
         length: L, tokens of a query or passage, frame included; longer ones are cut.
@@ -49,7 +64,7 @@ class Retrieval(TokenizedData):
         ValueError: If a number is out of its range.
 
     Source:
-        Monarch Mixer retrieval models and LoCoV1 (arXiv 2402.07440).
+        Monarch Mixer retrieval models and LoCoV1 (arXiv 2402.07440); BEIR (arXiv 2104.08663).
     """
 
     d_output = None
@@ -75,39 +90,44 @@ class Retrieval(TokenizedData):
         self.negatives, self.whole = negatives, whole
 
     def load(self) -> dict[str, "RetrievalPairs"]:
-        """Read the tables and cut the texts into tokens.
+        """Read the texts and cut them into tokens.
 
         Returns:
-            Datasets under the names `train`, `val` and `test`.
+            Datasets under the names `train`, `val` and `test`, without queries where the data have no such split.
+        """
+        found = read_sets(self.source, self.documents)
+        encode = _Encoder(self)
+        padding, length = self.tokenizer.pad_token_id, self.length * self.whole
+        datasets = {}
+        for name in SPLITS:
+            sets = found.get(_SPLIT_NAMES.get(name, name), [])
+            if name == "train":
+                datasets[name] = TrainingPairs(sets, encode, padding, self.negatives, length)
+            else:
+                datasets[name] = SearchedPairs(sets, encode, padding, length)
+        self._found = ", ".join(sorted(found))
+        return datasets
+
+    def split(self, name: str) -> "RetrievalPairs":
+        """One loaded split.
+
+        Args:
+            name: `train`, `val` or `test`.
+
+        Returns:
+            The dataset.
 
         Raises:
-            ValueError: If a split is missing, or has no query.
+            ValueError: If the data have no such split.
         """
-        if self.documents is None:
-            tables = _by_split(read_tables(self.source, ("passage",)))
-        else:
-            queries = _by_split(read_tables(self.source, ("query", "answer_pids")))
-            tables = _joined(queries, _by_split(read_tables(self.documents, ("pid", "passage"))))
-        for name in ("train", "test"):
-            if name not in tables:
-                raise ValueError(
-                    f"data.source={self.source} has no split {name}, but {', '.join(sorted(tables))}; name a file "
-                    f"{name}.jsonl, or say {name} in a column split"
-                )
-        if "validation" not in tables:
-            tables["train"], tables["validation"] = _without_a_tenth(tables["train"])
-        rows = {"train": tables["train"], "val": tables["validation"], "test": tables["test"]}
-        return {
-            name: RetrievalPairs(
-                name,
-                rows[name],
-                self._encode,
-                self.tokenizer.pad_token_id,
-                self.negatives if name == "train" else 0,
-                self.length * self.whole,
+        split = super().split(name)
+        if not split.names:
+            file = "validation" if name == "val" else name
+            raise ValueError(
+                f"data.source={self.source} has no split {file}, but {self._found}; name a file {file}.jsonl or "
+                f"qrels/{file}.tsv, or say {file} in a column split"
             )
-            for name in SPLITS
-        }
+        return split
 
     def train_dataloader(self) -> "DataLoader":
         """Shuffled batches of the training split.
@@ -120,84 +140,115 @@ class Retrieval(TokenizedData):
         self.split("train").keys = lambda: (seed, batches.epoch)
         return loader
 
-    def _encode(self, texts: list[str]) -> list[torch.Tensor]:
-        if not texts:
-            return []
-        rows = self.tokenizer(texts, truncation=True, max_length=self.length)["input_ids"]
-        return [torch.tensor(row, dtype=torch.int32) for row in rows]
-
     def _check(self, name: str, split: "RetrievalPairs") -> None:
-        if not split.queries:
-            raise ValueError(f"data.source={self.source}: the {name} split has no query; fill the column query")
-        if name == "train" and self.negatives and split.most_answers >= len(split.passages):
-            raise ValueError(
-                f"negatives={self.negatives} needs passages that do not answer: a query of the training split is "
-                f"answered by all {len(split.passages)} of them; use --data.negatives 0, or more data"
-            )
+        for number, set_name in enumerate(split.names):
+            where = f"data.source={self.source}: the {name} split" + (f" of {set_name}" if set_name else "")
+            first, last = split.bounds[number]
+            asked = split.pairs[(split.pairs[:, 0] != NO_QUERY) & (split.set_ids == number), 0]
+            if not len(asked):
+                raise ValueError(f"{where} has no query; fill the column query, or qrels/{name}.tsv")
+            most = int(np.bincount(asked - asked.min()).max())
+            if name == "train" and self.negatives and most >= last - first:
+                raise ValueError(
+                    f"negatives={self.negatives} needs passages that do not answer: a query of the training split is "
+                    f"answered by all {last - first} of them; use --data.negatives 0, or more data"
+                )
+
+
+class _Encoder:
+    """Texts as tokens; a corpus that several splits search is cut once.
+
+    Args:
+        data: Knows the tokenizer and the longest text.
+    """
+
+    def __init__(self, data: Retrieval) -> None:
+        self.data = data
+        self.done: list[tuple[dict[str, str], list[torch.Tensor]]] = []
+
+    def __call__(self, texts: dict[str, str]) -> list[torch.Tensor]:
+        for corpus, tokens in self.done:
+            if corpus is texts:
+                return tokens
+        found: list[torch.Tensor] = []
+        values = list(texts.values())
+        # In parts, because the tokenizer gives lists of Python's integers.
+        for first in range(0, len(values), 1000):
+            rows = self.data.tokenizer(values[first : first + 1000], truncation=True, max_length=self.data.length)
+            found += [torch.tensor(row, dtype=torch.int32) for row in rows["input_ids"]]
+        self.done.append((texts, found))
+        return found
 
 
 class RetrievalPairs(Dataset):
-    """Pairs of a query and a passage.
-
-    A batch has the queries as `inputs` (B, L) with `lengths` (B,), the passages as `passages` (B, 1 + N, L') with
-    `passage_lengths` (B, 1 + N), first the one that answers; their numbers, `query_ids` (B,) and `passage_ids`
-    (B, 1 + N); and as `targets` (B, B (1 + N)) which passages of the batch answer which query, 1 or 0.
+    """Rows of a query and a passage, of which one may be missing; what the two kinds below share.
 
     Args:
-        name: Name of the split, for messages.
-        rows: With `passage`, and as far as they have them `query` and `negatives`.
+        sets: The data sets of one split.
         encode: Cuts texts into tokens.
         padding: Number of the token that fills up.
-        negatives: N, passages beside the one that answers.
         length: Steps to pad to; 0 for the longest of a batch.
-
-    Raises:
-        ValueError: If a row's passage is empty.
     """
 
     def __init__(
         self,
-        name: str,
-        rows: list[Row],
-        encode: Callable[[list[str]], list[torch.Tensor]],
+        sets: list[RetrievalSet],
+        encode: Callable[[dict[str, str]], list[torch.Tensor]],
         padding: int,
-        negatives: int,
         length: int,
     ) -> None:
-        self.padding, self.count, self.length = padding, negatives, length
-        self.keys: Callable[[], tuple[int, ...]] = lambda: (SPLITS.index(name),)
-        queries: dict[str, int] = {}
-        passages: dict[str, int] = {}
-        pairs, named = [], []
-        rows = sorted(rows, key=lambda row: not row.get("query"))  # that a limit leaves queries
-        for number, row in enumerate(rows, 1):
-            if not str(row["passage"]).strip():
-                raise ValueError(f"the {name} split's row {number} has an empty passage; drop it")
-            query = str(row.get("query") or "")
-            query_id = queries.setdefault(query, len(queries)) if query.strip() else NO_QUERY
-            pairs.append((query_id, passages.setdefault(str(row["passage"]), len(passages))))
-            named.append([passages.setdefault(text, len(passages)) for text in _texts(row.get("negatives"))])
-        self.queries, self.passages = encode(list(queries)), encode(list(passages))
-        (self.empty,) = encode([""])
-        self.pairs, self.named = np.array(pairs).reshape(-1, 2), named
-        if name == "train":  # rows without a query have nothing to teach; their passages are drawn as negatives
-            kept = [number for number, (query_id, _) in enumerate(pairs) if query_id != NO_QUERY]
-            self.pairs, self.named = self.pairs[kept], [named[number] for number in kept]
-        asked = self.pairs[self.pairs[:, 0] != NO_QUERY]
-        self._relevant = np.unique(self._codes(asked[:, 0], asked[:, 1]))
-        self.most_answers = max(Counter((self._relevant // max(1, len(passages))).tolist()).values(), default=0)
+        self.padding, self.length = padding, length
+        self.names = [each.name for each in sets]
+        self.queries: list[torch.Tensor] = []
+        self.passages: list[torch.Tensor] = []
+        self.bounds: list[tuple[int, int]] = []
+        self.answers: list[dict[int, float]] = []
+        self.own: list[int] = []
+        self.named: list[list[int]] = []
+        for each in sets:
+            self._add(each, encode)
+        codes = [self._codes(np.int64(query), np.array(list(known))) for query, known in enumerate(self.answers)]
+        self._relevant = np.sort(np.concatenate([*codes, np.zeros(0, np.int64)]).astype(np.int64))
+        (self.empty,) = encode({"": ""})
+        self.pairs = np.array(self._rows(), np.int64).reshape(-1, 2)
+        sizes = [last for _, last in self.bounds]
+        queries = np.repeat(np.arange(len(sets)), [len(each.gains) for each in sets])
+        of_passages = np.searchsorted(sizes, self.pairs[:, 1], side="right")
+        asked = self.pairs[:, 0] != NO_QUERY
+        self.set_ids = np.where(asked, queries[self.pairs[:, 0]] if len(queries) else 0, of_passages)
         self.rows = len(self.pairs)
+
+    def _add(self, each: RetrievalSet, encode: Callable[[dict[str, str]], list[torch.Tensor]]) -> None:
+        first = len(self.passages)
+        numbers = {name: first + place for place, name in enumerate(each.passages)}
+        self.passages += encode(each.passages)
+        self.bounds.append((first, len(self.passages)))
+        self.queries += encode({name: each.queries[name] for name in each.gains})
+        # Where ids are the texts themselves, an equal passage is no document of the query's own.
+        numbered = each.passages.keys() != set(each.passages.values())
+        for query, gains in each.gains.items():
+            own = numbers.get(query, NO_PASSAGE) if numbered else NO_PASSAGE
+            self.own.append(own)
+            self.answers.append({numbers[name]: gain for name, gain in gains.items() if numbers[name] != own})
+            wrong = [numbers[name] for name in each.negatives.get(query, [])]
+            self.named.append([number for number in wrong if number not in self.answers[-1]])
+
+    def _rows(self) -> list[tuple[int, int]]:
+        raise NotImplementedError
+
+    def _candidates(self, index: int) -> np.ndarray:
+        """Passages of a row: that of the pair, and those to train against."""
+        return self.pairs[index, 1:]
 
     def __len__(self) -> int:
         return self.rows
 
     def __getitem__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        keys = self.keys()
         query_ids = self.pairs[indices, 0]
-        passage_ids = np.stack([self._candidates(index, derived_seed(*keys, index)) for index in indices])
+        passage_ids = np.stack([self._candidates(index) for index in indices])
         inputs, lengths = self._padded([self.queries[i] if i != NO_QUERY else self.empty for i in query_ids])
-        passages, passage_lengths = self._padded([self.passages[i] for i in passage_ids.flatten()])
-        targets = np.isin(self._codes(query_ids[:, None], passage_ids.reshape(1, -1)), self._relevant)
+        flat = passage_ids.flatten()
+        passages, passage_lengths = self._padded([self.passages[i] if i != NO_PASSAGE else self.empty for i in flat])
         shape = passage_ids.shape
         return {
             "inputs": inputs,
@@ -206,7 +257,7 @@ class RetrievalPairs(Dataset):
             "passage_lengths": passage_lengths.reshape(shape),
             "query_ids": torch.from_numpy(query_ids),
             "passage_ids": torch.from_numpy(passage_ids),
-            "targets": torch.from_numpy(targets).float(),
+            "targets": torch.from_numpy(self._answer(query_ids[:, None], flat[None])).float(),
         }
 
     def head(self, count: int) -> "RetrievalPairs":
@@ -226,16 +277,12 @@ class RetrievalPairs(Dataset):
         """One number for a query and a passage."""
         return query_ids * len(self.passages) + passage_ids
 
-    def _candidates(self, index: int, seed: int) -> np.ndarray:
-        """The passage that answers, and those to train against."""
-        query_id, answer = self.pairs[index]
-        chosen = [int(answer), *self.named[index][: self.count]]
-        random = np.random.RandomState(seed)
-        while len(chosen) <= self.count:
-            drawn = random.randint(len(self.passages), size=1 + self.count)
-            wrong = drawn[~np.isin(self._codes(query_id, drawn), self._relevant)]
-            chosen += wrong[: 1 + self.count - len(chosen)].tolist()
-        return np.array(chosen)
+    def _answer(self, query_ids: np.ndarray, passage_ids: np.ndarray) -> np.ndarray:
+        """Whether passages answer queries."""
+        codes = self._codes(query_ids, passage_ids)
+        places = np.searchsorted(self._relevant, codes)
+        found = np.append(self._relevant, -1)[places] == codes
+        return found & (query_ids != NO_QUERY) & (passage_ids != NO_PASSAGE)
 
     def _padded(self, texts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         lengths = torch.tensor([len(text) for text in texts])
@@ -244,43 +291,73 @@ class RetrievalPairs(Dataset):
         return torch.nn.functional.pad(tokens, (0, missing), value=self.padding), lengths
 
 
-def _texts(value: str | list[str] | None) -> list[str]:
-    """What the column of negatives holds: a list, in tables of text one of them, or nothing."""
-    return [value] if isinstance(value, str) and value else list(value or [])
+class TrainingPairs(RetrievalPairs):
+    """Every query with every passage that answers it, and with some that do not.
+
+    Args:
+        sets: The data sets of the split.
+        encode: Cuts texts into tokens.
+        padding: Number of the token that fills up.
+        negatives: N, passages beside the one that answers.
+        length: Steps to pad to; 0 for the longest of a batch.
+    """
+
+    def __init__(
+        self,
+        sets: list[RetrievalSet],
+        encode: Callable[[dict[str, str]], list[torch.Tensor]],
+        padding: int,
+        negatives: int,
+        length: int,
+    ) -> None:
+        super().__init__(sets, encode, padding, length)
+        self.count = negatives
+        self.keys: Callable[[], tuple[int, ...]] = lambda: (0,)
+
+    def _rows(self) -> list[tuple[int, int]]:
+        return [(query, passage) for query, known in enumerate(self.answers) for passage in known]
+
+    def _candidates(self, index: int) -> np.ndarray:
+        query_id, answer = self.pairs[index]
+        chosen = [int(answer), *self.named[query_id][: self.count]]
+        first, last = self.bounds[self.set_ids[index]]
+        random = np.random.RandomState(derived_seed(*self.keys(), index))
+        while len(chosen) <= self.count:
+            drawn = random.randint(first, last, size=1 + self.count)
+            wrong = drawn[~self._answer(query_id, drawn)]
+            chosen += wrong[: 1 + self.count - len(chosen)].tolist()
+        return np.array(chosen)
 
 
-def _by_split(tables: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """Rows under the split that they name, or else that of their file."""
-    found: dict[str, list[Row]] = {}
-    for name, rows in tables.items():
-        for row in rows:
-            split = row.get("split") or name
-            found.setdefault(SPLIT_NAMES.get(split, split), []).append(row)
-    return found
+class SearchedPairs(RetrievalPairs):
+    """Every query and every passage once: a query beside a passage that answers it, as long as there is one left.
 
+    Batches name, besides, the set of every row (`set_ids`), all passages that answer its query (`answers`) with their
+    gains, filled up by `NO_PASSAGE`, and the one that is not searched for it (`own_ids`).
 
-def _joined(queries: dict[str, list[Row]], documents: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """LoCo's two tables as pairs, and as passages that answer nothing."""
-    tables: dict[str, list[Row]] = {}
-    for split, rows in queries.items():
-        texts = {str(row["pid"]): row["passage"] for row in documents.get(split, [])}
-        unasked, pairs = dict(texts), []
-        for row in rows:
-            for pid in row["answer_pids"]:
-                if str(pid) not in texts:
-                    raise ValueError(
-                        f"the {split} query {row['query']!r:.80} is answered by pid {pid!r}, which none of the "
-                        f"{len(texts)} documents of that split has; check data.documents"
-                    )
-                unasked.pop(str(pid), None)
-                pairs.append({"query": row["query"], "passage": texts[str(pid)]})
-        tables[split] = pairs + [{"passage": text} for text in unasked.values()]
-    return tables
+    Pairs come first, short passages before long ones, so that a limit leaves queries and batches need little padding.
+    """
 
+    def _rows(self) -> list[tuple[int, int]]:
+        free = set(range(len(self.passages)))
+        pairs, alone = [], []
+        for query, known in enumerate(self.answers):
+            partner = next((passage for passage in known if passage in free), NO_PASSAGE)
+            free.discard(partner)
+            (alone if partner == NO_PASSAGE else pairs).append((query, partner))
+        pairs.sort(key=lambda pair: len(self.passages[pair[1]]))
+        unasked = sorted(free, key=lambda passage: (len(self.passages[passage]), passage))
+        return pairs + alone + [(NO_QUERY, passage) for passage in unasked]
 
-def _without_a_tenth(rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """Part the rows by their queries; rows without one stay."""
-    queries = list(dict.fromkeys(row["query"] for row in rows if row.get("query")))
-    kept = {queries[place] for place in np.random.RandomState(0).permutation(len(queries))[: -(-len(queries) // 10)]}
-    left = [row for row in rows if row.get("query") not in kept]
-    return left, [row for row in rows if row.get("query") in kept]
+    def __getitem__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        batch = super().__getitem__(indices)
+        known = [self.answers[query] if query != NO_QUERY else {} for query in batch["query_ids"].tolist()]
+        own = [self.own[query] if query != NO_QUERY else NO_PASSAGE for query in batch["query_ids"].tolist()]
+        answers = [torch.tensor(list(each), dtype=torch.long) for each in known]
+        gains = [torch.tensor(list(each.values()), dtype=torch.float) for each in known]
+        return batch | {
+            "set_ids": torch.from_numpy(self.set_ids[indices]),
+            "own_ids": torch.tensor(own),
+            "answers": pad_sequence(answers, batch_first=True, padding_value=NO_PASSAGE),
+            "gains": pad_sequence(gains, batch_first=True),
+        }

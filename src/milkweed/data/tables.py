@@ -1,11 +1,14 @@
 """Tables of texts and labels: files of rows, or whatever the library `datasets` reads."""
 
 import csv
-import io
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 Row = dict[str, Any]
 
@@ -14,8 +17,37 @@ SPLIT_NAMES = {"dev": "validation", "val": "validation", "valid": "validation"}
 """Other names of the splits, by those under which they are read."""
 
 
+@dataclass(frozen=True)
+class Table:
+    """One split of a data set, whose rows can be read again and again without being held.
+
+    Attributes:
+        rows: Gives an iterator over them.
+        key: Names their content: changes if that does.
+    """
+
+    rows: Callable[[], Iterator[Row]]
+    key: str
+
+
 def read_tables(source: str, fields: tuple[str, ...], config: str | None = None) -> dict[str, list[Row]]:
-    """Read the splits of a data set.
+    """Read the splits of a data set into memory.
+
+    Args:
+        source: As of `open_tables`.
+        fields: Columns that are needed.
+        config: As of `open_tables`.
+
+    Returns:
+        Rows by the name of their split; a single file is the split `train`.
+    """
+    return {split: list(table.rows()) for split, table in open_tables(source, fields, config).items()}
+
+
+def open_tables(
+    source: str, fields: tuple[str, ...], config: str | None = None, streaming: bool = False
+) -> dict[str, Table]:
+    """Find the splits of a data set.
 
     Files are .csv and .tsv with a header or with exactly the fields as their columns, .jsonl, or .json with a list of
     objects; a split's name is the file's, up to a dash or a dot (`train-00000-of-00002.jsonl`). Anything else, such as
@@ -25,13 +57,14 @@ def read_tables(source: str, fields: tuple[str, ...], config: str | None = None)
         source: A file, a folder of files, or the name of a data set on the hub.
         fields: Columns that are needed.
         config: Name of a part of the data set on the hub, e.g. `stsb`.
+        streaming: Whether what `datasets` reads is fetched as it is read, instead of being kept on the disk.
 
     Returns:
-        Rows by the name of their split; a single file is the split `train`.
+        Tables by the name of their split; a single file is the split `train`. Reading them raises ValueError if a file
+        is damaged or lacks a column.
 
     Raises:
-        FileNotFoundError: If there is nothing to read.
-        ValueError: If a file is damaged or lacks a column.
+        ValueError: If a file is none of these.
     """
     path = Path(source)
     if path.is_file():
@@ -39,16 +72,35 @@ def read_tables(source: str, fields: tuple[str, ...], config: str | None = None)
         if path.suffix not in SUFFIXES:
             raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}, or be a folder of such files")
     else:
-        files = _files_by_split(path)
-    if files:
-        tables = {
-            split: [row for file in sorted(group) for row in read_rows(file, fields)] for split, group in files.items()
-        }
+        files = files_by_split(path)
+    if not files:
+        opened = _open_by_datasets(source, config, streaming)
     else:
-        tables = _read_by_datasets(source, config)
-    for split, rows in tables.items():
-        _check_columns(f"{source}, split {split}", rows, fields)
-    return tables
+        opened = {split: _open_files(sorted(group), fields) for split, group in files.items()}
+    return {
+        split: replace(table, rows=partial(_checked, f"{source}, split {split}", table.rows, fields))
+        for split, table in opened.items()
+    }
+
+
+def _open_files(files: list[Path], fields: tuple[str, ...]) -> Table:
+    return Table(lambda: chain.from_iterable(iterate_rows(file, fields) for file in files), content_key(*files))
+
+
+def content_key(*files: Path) -> str:
+    """A name for what files hold.
+
+    Args:
+        *files: The files.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    found = hashlib.blake2b(digest_size=16)
+    for file in files:
+        with file.open("rb") as content:
+            found.update(hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).digest())
+    return found.hexdigest()
 
 
 def read_rows(file: Path, fields: tuple[str, ...]) -> list[Row]:
@@ -60,53 +112,82 @@ def read_rows(file: Path, fields: tuple[str, ...]) -> list[Row]:
 
     Returns:
         Its rows.
+    """
+    return list(iterate_rows(file, fields))
+
+
+def iterate_rows(file: Path, fields: tuple[str, ...]) -> Iterator[Row]:
+    """Read one file row by row, holding no more than one of them; a .json file is held whole.
+
+    Args:
+        file: The file.
+        fields: The columns' names, if it is a table without a header.
+
+    Yields:
+        Its rows.
 
     Raises:
         ValueError: If it is no UTF-8, no JSON, or a row has too few or too many columns.
     """
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        # Lines end where their format says, not at separators that only Unicode knows.
+        with file.open(encoding="utf-8-sig", newline="" if file.suffix in {".csv", ".tsv"} else "\n") as lines:
+            if file.suffix in {".csv", ".tsv"}:
+                yield from _table_rows(file, lines, fields)
+            else:
+                yield from _json_rows(file, lines, fields)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no UTF-8 text: {error}; convert it") from error
-    if file.suffix in {".csv", ".tsv"}:
-        return _parse_table(file, text, fields)
-    try:
-        rows = json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.split("\n") if line]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is no {file.suffix[1:]}: {error}; restore it") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{file} must hold objects with the keys {', '.join(fields)}")
-    return rows
-
-
-def _parse_table(file: Path, text: str, fields: tuple[str, ...]) -> list[Row]:
-    # The tsv files in circulation have quotes that mean themselves.
-    options: Any = {} if file.suffix == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    try:
-        # Not splitlines(): texts may hold separators that only Unicode knows.
-        lines = [line for line in csv.reader(io.StringIO(text, newline=""), **options) if line]
     except csv.Error as error:
         raise ValueError(f"{file} cannot be read as a table: {error}; write long texts as .jsonl") from error
-    if not lines:
-        return []
-    if set(fields) <= set(lines[0]):
-        header, *lines = lines
-    elif len(lines[0]) == len(fields) and not set(fields) & set(lines[0]):
-        header = list(fields)
+
+
+def _json_rows(file: Path, lines: TextIO, fields: tuple[str, ...]) -> Iterator[Row]:
+    try:
+        found = json.load(lines) if file.suffix == ".json" else (json.loads(line) for line in lines if line.strip("\n"))
+        if isinstance(found, dict):
+            found = [None]
+        for row in found:
+            if not isinstance(row, dict):
+                raise ValueError(f"{file} must hold objects with the keys {', '.join(fields)}")
+            yield row
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is no {file.suffix[1:]}: {error}; restore it") from error
+
+
+def _table_rows(file: Path, lines: TextIO, fields: tuple[str, ...]) -> Iterator[Row]:
+    # The tsv files in circulation have quotes that mean themselves.
+    options: Any = {} if file.suffix == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    rows = (line for line in csv.reader(lines, **options) if line)
+    first = next(rows, None)
+    if first is None:
+        return
+    if set(fields) <= set(first):
+        header = first
+    elif len(first) == len(fields) and not set(fields) & set(first):
+        header, rows = list(fields), chain([first], rows)
     else:
         raise ValueError(
-            f"{file} lacks {_listed(set(fields) - set(lines[0]))}: its first row is {', '.join(lines[0])[:200]}; write "
+            f"{file} lacks {_listed(set(fields) - set(first))}: its first row is {', '.join(first)[:200]}; write "
             f"a header with the columns {', '.join(fields)}, or exactly these columns without a header"
         )
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(rows, 1):
         if len(line) != len(header):
             raise ValueError(
                 f"{file}: row {number} has {len(line)} columns, expected {len(header)} ({', '.join(header)})"
             )
-    return [dict(zip(header, line, strict=True)) for line in lines]
+        yield dict(zip(header, line, strict=True))
 
 
-def _files_by_split(folder: Path) -> dict[str, list[Path]]:
+def files_by_split(folder: Path) -> dict[str, list[Path]]:
+    """The tables that lie in a folder.
+
+    Args:
+        folder: Any path.
+
+    Returns:
+        Files by the name of their split; none if it is no folder, or has no tables.
+    """
     files: dict[str, list[Path]] = {}
     for file in folder.iterdir() if folder.is_dir() else ():
         if file.suffix in SUFFIXES and file.name not in {"dataset_dict.json", "dataset_info.json", "state.json"}:
@@ -115,7 +196,7 @@ def _files_by_split(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _read_by_datasets(source: str, config: str | None) -> dict[str, list[Row]]:
+def _open_by_datasets(source: str, config: str | None, streaming: bool) -> dict[str, Table]:
     try:
         import datasets
     except ModuleNotFoundError as error:
@@ -127,21 +208,29 @@ def _read_by_datasets(source: str, config: str | None) -> dict[str, list[Row]]:
     folder = Path(source)
     saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
     try:
-        found = datasets.load_from_disk(source) if saved else datasets.load_dataset(source, config)
+        if saved:
+            found, key = datasets.load_from_disk(source), None
+        else:
+            key = datasets.load_dataset_builder(source, config).hash
+            found = datasets.load_dataset(source, config, streaming=streaming)
     except (OSError, ValueError, RuntimeError) as error:
         raise FileNotFoundError(
             f"{source} is neither a folder with data nor a data set that can be fetched from the Hugging Face hub: "
             f"{str(error).splitlines()[0]}"
         ) from error
     splits = found if isinstance(found, dict) else {"train": found}
-    return {SPLIT_NAMES.get(name, name): list(split) for name, split in splits.items()}
+    return {
+        SPLIT_NAMES.get(name, name): Table(lambda split=split: iter(split), f"{name} {key or split._fingerprint}")
+        for name, split in splits.items()
+    }
 
 
-def _check_columns(where: str, rows: Iterable[Row], fields: tuple[str, ...]) -> None:
-    for number, row in enumerate(rows, 1):
+def _checked(where: str, rows: Callable[[], Iterator[Row]], fields: tuple[str, ...]) -> Iterator[Row]:
+    for number, row in enumerate(rows(), 1):
         missing = [field for field in fields if row.get(field) is None]
         if missing:
             raise ValueError(f"{where}: row {number} lacks {_listed(missing)}; it has {_listed(row)}")
+        yield row
 
 
 def _listed(names: Iterable[str]) -> str:

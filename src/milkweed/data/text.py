@@ -1,23 +1,43 @@
-"""Any text, character by character: the next one is to be told from those before."""
+"""Any text, by characters or tokens: the next one is to be told from those before."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from milkweed.data.base import SPLITS, SequenceData
-from milkweed.data.batches import ArrayDataset
+from milkweed.data.corpora import Corpus, Shares, open_corpora, open_text, three_parts
+from milkweed.data.tables import SUFFIXES
+from milkweed.data.token_files import cache_folder, encoder, new_folder, token_files, tokenizer_key
+from milkweed.data.tokenizers import load_tokenizer, token_count
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Text(SequenceData):
-    """A UTF-8 text file, cut into windows; the targets are the inputs one character further on.
+    """A text, cut into windows; the targets are the inputs one character, or one token, further on.
 
-    The first 90% of the text are for training, the next 5% for validation, the last for the test. The vocabulary is
-    made of all characters in the file, by code point.
+    The first 90% of a text file are for training, the next 5% for validation, the last for the test. By characters, the
+    vocabulary is made of all that are in the file, by code point. With a tokenizer, tables and data sets on the hub can
+    be read as well: every row is a document, which the tokenizer's end-of-text token follows, and a split that is
+    missing is 5% of the training text, from its end.
+
+    The text may be larger than memory: it is numbered once, and the numbers are kept in files that are read in place,
+    below ~/.cache/milkweed or in the folder that the environment variable MILKWEED_CACHE names.
 
     Args:
-        file: The text.
+        file: A UTF-8 text file; with a tokenizer also a file or folder of tables, or the name of a data set on the
+            Hugging Face hub.
+        tokenizer: Folder or hub name of a tokenizer of transformers, e.g. `gpt2`; None to read characters.
+        column: Of tables, the one that holds the text.
+        config: Of a data set on the hub, the name of its part.
+        streaming: Whether a data set on the hub is read through without being kept on the disk; its tokens are.
         batch_size: Windows per optimiser step over all processes together.
-        length: L, characters in a window; windows do not overlap.
+        length: L, characters or tokens in a window; windows do not overlap.
         seed: Decides the order of the training windows, nothing else.
         limit: At most this many windows per split, for trials.
 
@@ -28,48 +48,72 @@ class Text(SequenceData):
     tokens = True
 
     def __init__(
-        self, file: str, batch_size: int = 32, length: int = 128, seed: int = 0, limit: int | None = None
+        self,
+        file: str,
+        tokenizer: str | None = None,
+        column: str = "text",
+        config: str | None = None,
+        streaming: bool = False,
+        batch_size: int = 32,
+        length: int = 128,
+        seed: int = 0,
+        limit: int | None = None,
     ) -> None:
         super().__init__(batch_size, seed, limit)
         if length < 1:
             raise ValueError(f"length={length} must be at least 1")
         self.file, self.length = Path(file), length
-        self._text: str | None = None
+        self.tokenizer_name, self.column, self.config, self.streaming = tokenizer, column, config, streaming
+        self._corpus: Corpus | None = None
+        self._vocabulary: str | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
-    def text(self) -> str:
-        """The whole text.
+    def corpus(self) -> Corpus:
+        """The text.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is no UTF-8.
         """
-        if self._text is None:
+        if self._corpus is None:
             if not self.file.is_file():
                 raise FileNotFoundError(f"data.file={self.file} is no file; name a text file with --data.file FILE")
-            try:
-                self._text = self.file.read_bytes().decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"data.file={self.file} is no UTF-8 text: {error}; convert it") from error
-        return self._text
+            self._corpus = open_text(self.file)
+        return self._corpus
 
     @property
-    def vocabulary(self) -> str:
-        """All characters of the text, sorted; a character's number is its place."""
-        return "".join(sorted(set(self.text)))
+    def tokenizer(self) -> "PreTrainedTokenizerBase | None":
+        """What cuts the text into tokens; None for characters."""
+        if self._tokenizer is None and self.tokenizer_name is not None:
+            self._tokenizer = load_tokenizer(self.tokenizer_name, needs=())
+        return self._tokenizer
+
+    def prepare_data(self) -> None:
+        """Write the tokenizer into the run's folder; Lightning calls this in one process."""
+        if self.trainer is not None and self.tokenizer is not None:
+            self.tokenizer.save_pretrained(self.trainer.default_root_dir)
+
+    @property
+    def vocabulary(self) -> str | None:
+        """All characters of the text, sorted; a character's number is its place. None for tokens."""
+        if self.tokenizer is not None:
+            return None
+        if self._vocabulary is None:
+            self._vocabulary = _characters(self.corpus)
+        return self._vocabulary
 
     @property
     def d_input(self) -> int:
-        """Number of different characters."""
-        return len(self.vocabulary)
+        """Number of different characters or tokens."""
+        return len(self.vocabulary) if self.tokenizer is None else token_count(self.tokenizer)
 
     @property
     def d_output(self) -> int:
-        """Number of different characters."""
-        return len(self.vocabulary)
+        """Number of different characters or tokens."""
+        return self.d_input
 
-    def load(self) -> dict[str, ArrayDataset]:
-        """Read the text, number its characters and cut it into windows.
+    def load(self) -> dict[str, "TokenWindows"]:
+        """Number the text and cut it into windows.
 
         Returns:
             Datasets under the names `train`, `val` and `test`.
@@ -77,21 +121,112 @@ class Text(SequenceData):
         Raises:
             ValueError: If a part is shorter than one window.
         """
-        tokens = encode(self.text, self.vocabulary)
-        bounds = [0, len(tokens) * 90 // 100, len(tokens) * 95 // 100, len(tokens)]
         datasets = {}
-        for name, first, last in zip(SPLITS, bounds, bounds[1:], strict=False):
-            count = (last - first - 1) // self.length
-            if count < 1:
+        for name, found in self._numbered().items():
+            datasets[name] = TokenWindows(found, self.length, self.tokenizer)
+            if not len(datasets[name]):
+                kind = "characters" if self.tokenizer is None else "tokens"
                 raise ValueError(
-                    f"data.file={self.file}: the {name} part has {last - first} characters, fewer than a window and "
-                    f"one more; use --data.length {max(1, last - first - 1)} or less, or a longer text"
+                    f"data.file={self.file}: the {name} part has {len(found)} {kind}, fewer than a window and "
+                    f"one more; use --data.length {max(1, len(found) - 1)} or less, or a longer text"
                 )
-            inputs, targets = (
-                tokens[start : start + count * self.length].reshape(count, self.length) for start in (first, first + 1)
-            )
-            datasets[name] = ArrayDataset(inputs, targets)
         return datasets
+
+    def _numbered(self) -> dict[str, np.ndarray]:
+        tokenizer = self.tokenizer
+        if tokenizer is not None and (not self.file.is_file() or self.file.suffix in SUFFIXES):
+            parts = three_parts(open_corpora(str(self.file), self.column, self.config, self.streaming))
+            end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+            return token_files(parts, encoder(tokenizer), self.d_input, tokenizer_key(tokenizer), end=end)
+        whole = [Shares(self.corpus, ("text",))]
+        if tokenizer is None:
+            found = token_files(whole, self._encode, self.d_input, "characters")["text"]
+        else:
+            found = token_files(whole, encoder(tokenizer), self.d_input, tokenizer_key(tokenizer))["text"]
+        bounds = [0, len(found) * 90 // 100, len(found) * 95 // 100, len(found)]
+        return {name: found[first:last] for name, first, last in zip(SPLITS, bounds, bounds[1:], strict=False)}
+
+    def _encode(self, pieces: list[str]) -> Iterator[np.ndarray]:
+        return (numbers(piece, self.vocabulary) for piece in pieces)
+
+    def _check(self, name: str, split: "TokenWindows") -> None:
+        """Nothing: all characters are in the vocabulary, and reading them all would take as long as an epoch."""
+
+
+class TokenWindows(Dataset):
+    """Windows of tokens, and the same ones a token further on.
+
+    Args:
+        tokens: (N,) integers; may be larger than memory.
+        length: L, tokens in a window; windows do not overlap.
+        tokenizer: Writes tokens as text, whose characters are counted; None if every token is one.
+        count: How many windows there are; as many as the tokens fill if None.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        length: int,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        count: int | None = None,
+    ) -> None:
+        self.tokens, self.length, self.tokenizer = tokens, length, tokenizer
+        self.count = max(0, len(tokens) - 1) // length if count is None else count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        starts = [index * self.length for index in indices]
+        rows = np.stack([self.tokens[start : start + self.length + 1] for start in starts]).astype(np.int64)
+        windows = torch.from_numpy(rows)
+        batch = {
+            "inputs": windows[:, :-1],
+            "targets": windows[:, 1:],
+            "lengths": torch.full((len(indices),), self.length),
+        }
+        if self.tokenizer is not None:
+            texts = self.tokenizer.batch_decode(batch["targets"].tolist(), clean_up_tokenization_spaces=False)
+            batch["characters"] = torch.tensor([len(text) for text in texts])
+        return batch
+
+    def head(self, count: int) -> "TokenWindows":
+        """The first windows only.
+
+        Args:
+            count: How many.
+
+        Returns:
+            A dataset of at most `count` windows.
+        """
+        return TokenWindows(self.tokens, self.length, self.tokenizer, min(count, self.count))
+
+
+def _characters(corpus: Corpus) -> str:
+    """All characters of a text, sorted; read from the file where that has been found out before."""
+    folder = cache_folder("characters", corpus.key)
+    if not folder.is_dir():
+        with new_folder(folder) as temporary:
+            found: set[str] = set()
+            for document in corpus.documents():
+                for piece in document:
+                    found.update(piece)
+            (temporary / "characters.txt").write_bytes("".join(sorted(found)).encode())
+    return (folder / "characters.txt").read_bytes().decode()
+
+
+def numbers(text: str, vocabulary: str) -> np.ndarray:
+    """Number the characters of a text.
+
+    Args:
+        text: The text.
+        vocabulary: All characters that there are, sorted by code point.
+
+    Returns:
+        (len(text),) integers.
+    """
+    points, known = (np.frombuffer(each.encode("utf-32-le"), np.uint32) for each in (text, vocabulary))
+    return np.searchsorted(known, points)
 
 
 def encode(text: str, vocabulary: str) -> torch.Tensor:
@@ -99,7 +234,7 @@ def encode(text: str, vocabulary: str) -> torch.Tensor:
 
     Args:
         text: The text.
-        vocabulary: All characters that there are.
+        vocabulary: All characters that there are, sorted by code point.
 
     Returns:
         (len(text),) int64.
@@ -107,11 +242,10 @@ def encode(text: str, vocabulary: str) -> torch.Tensor:
     Raises:
         ValueError: If a character is not in the vocabulary.
     """
-    numbers = {character: number for number, character in enumerate(vocabulary)}
-    strange = set(text) - set(numbers)
+    strange = set(text) - set(vocabulary)
     if strange:
-        raise ValueError(f"the text holds {min(strange)!r}, which is none of the {len(numbers)} known characters")
-    return torch.tensor([numbers[character] for character in text])
+        raise ValueError(f"the text holds {min(strange)!r}, which is none of the {len(vocabulary)} known characters")
+    return torch.from_numpy(numbers(text, vocabulary))
 
 
 def decode(tokens: torch.Tensor, vocabulary: str) -> str:

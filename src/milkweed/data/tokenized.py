@@ -157,8 +157,32 @@ def frame(
     tokens = torch.full(shape, tokenizer.pad_token_id)
     types, lengths = torch.zeros(shape, dtype=torch.long), torch.ones(len(texts), dtype=torch.long)
     if texts:
+        if others is not None:
+            # Of a pair that is cut, tokenizers makes as many leftovers as there are pairs of pieces.
+            texts, others = _shortened(tokenizer, texts, others, length)
         framed = tokenizer(texts, others, truncation=True, max_length=length, return_token_type_ids=True)
         for number, (row, kinds) in enumerate(zip(framed["input_ids"], framed["token_type_ids"], strict=True)):
             lengths[number] = len(row)
             tokens[number, : len(row)], types[number, : len(row)] = torch.tensor(row), torch.tensor(kinds)
     return tokens, types, lengths
+
+
+def _shortened(
+    tokenizer: "PreTrainedTokenizerBase", texts: list[str], others: list[str], length: int
+) -> tuple[list[str], list[str]]:
+    """Pairs without most of what is cut off anyway; the longer text of a pair stays the longer one."""
+    if not tokenizer.is_fast:
+        return texts, others
+    places = [
+        tokenizer(part, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        for part in (texts, others)
+    ]
+
+    def shortened(part: list[str], own: list[list], other: list[list]) -> list[str]:
+        counts = [length + (len(mine) > len(theirs)) for mine, theirs in zip(own, other, strict=True)]
+        return [
+            text if len(mine) <= count else text[: mine[count - 1][1]]
+            for text, mine, count in zip(part, own, counts, strict=True)
+        ]
+
+    return shortened(texts, *places), shortened(others, *places[::-1])

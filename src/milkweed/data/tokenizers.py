@@ -13,11 +13,12 @@ SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask
 MOST_CHARACTERS = 1000
 
 
-def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+def load_tokenizer(name: str, needs: tuple[str, ...] = ("pad", "cls", "sep")) -> "PreTrainedTokenizerBase":
     """Load a tokenizer of transformers.
 
     Args:
         name: A folder that holds one, such as that of a run, or the name of one on the Hugging Face hub.
+        needs: Special tokens that it must have.
 
     Returns:
         The tokenizer.
@@ -44,7 +45,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
             f"from the Hugging Face hub ({str(error).splitlines()[0]}); name a folder, e.g. "
             "--data.tokenizer runs/m2-bert-mlm"
         ) from error
-    missing = [kind for kind in ("pad", "cls", "sep") if getattr(tokenizer, f"{kind}_token_id") is None]
+    missing = [kind for kind in needs if getattr(tokenizer, f"{kind}_token_id") is None]
     if missing:
         raise ValueError(
             f"data.tokenizer={name} has no {', '.join(missing)} token; use that of a BERT, e.g. bert-base-uncased"
@@ -52,11 +53,11 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def train_tokenizer(text: str, size: int) -> "PreTrainedTokenizerBase":
+def train_tokenizer(text: str | Iterable[str], size: int) -> "PreTrainedTokenizerBase":
     """Train a WordPiece tokenizer like that of BERT uncased. Equal texts give equal tokenizers.
 
     Args:
-        text: What it is to write in few tokens.
+        text: What it is to write in few tokens: a text, or its lines, which are gone through twice.
         size: Tokens at most; fewer if the text has no more pieces that recur.
 
     Returns:
@@ -73,9 +74,10 @@ def train_tokenizer(text: str, size: int) -> "PreTrainedTokenizerBase":
     from tokenizers import trainers
     from transformers import PreTrainedTokenizerFast
 
+    lines = text.splitlines() if isinstance(text, str) else text
     special = list(SPECIAL.values())
     trained = _word_piece({token: number for number, token in enumerate(special)})
-    characters = _alphabet(trained.normalizer.normalize_str(text).split())
+    characters = _alphabet(word for line in lines for word in trained.normalizer.normalize_str(line).split())
     # The trainer numbers pieces inside words in the order of a hash table, anew in every process, and numbers decide
     # between pieces that are equally frequent; as special tokens they have their numbers beforehand.
     fixed = [*special, *(f"##{character}" for character in characters)]
@@ -92,7 +94,7 @@ def train_tokenizer(text: str, size: int) -> "PreTrainedTokenizerBase":
         limit_alphabet=len(characters),
         show_progress=False,
     )
-    trained.train_from_iterator(text.splitlines(), trainer)
+    trained.train_from_iterator(lines, trainer)
     names = {f"{kind}_token": token for kind, token in SPECIAL.items()}
     return PreTrainedTokenizerFast(tokenizer_object=_word_piece(trained.get_vocab()), **names)
 

@@ -157,6 +157,14 @@ class SequenceTask(LightningModule, ABC):
         """
         return self(batch["inputs"], batch["lengths"])
 
+    def trainable_parameters(self) -> int:
+        """Count what is trained.
+
+        Returns:
+            Numbers in all parameters of the model that are not frozen.
+        """
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
     def densify(self, step: int, warmup_steps: int = 0) -> None:
         """Make all structured linear layers dense; the optimiser has to be made anew.
 
@@ -164,7 +172,8 @@ class SequenceTask(LightningModule, ABC):
             step: Optimiser steps done so far.
             warmup_steps: Steps over which the learning rate of the dense weights rises anew.
         """
-        self.densified = Densified(step, warmup_steps, densify_(self.model))
+        before, layers = self.trainable_parameters(), densify_(self.model)
+        self.densified = Densified(step, warmup_steps, layers, before, self.trainable_parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write down whether the model has been made dense.

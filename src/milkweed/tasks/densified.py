@@ -15,11 +15,15 @@ class Densified:
         step: Optimiser steps that were done before.
         warmup_steps: Steps over which the learning rate of the dense weights rises anew; 0: not at all.
         layers: Paths of the layers in the model.
+        parameters_before: Trainable parameters of the whole model until then.
+        parameters_after: The same from then on.
     """
 
     step: int
     warmup_steps: int
     layers: list[str]
+    parameters_before: int
+    parameters_after: int
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint.

@@ -121,7 +121,7 @@ class Language(SequenceTask):
         self.perplexities["train_perplexity"].reset()
 
     def measure(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
-        """Update the averages by one batch, every valid step counting the same.
+        """Update the averages by one batch, every valid step counting the same, or every character of the targets.
 
         Args:
             stage: `train`, `val` or `test`.
@@ -129,8 +129,12 @@ class Language(SequenceTask):
             batch: What the data module yields.
             loss: The batch's loss.
         """
-        for metric in (self.losses[f"{stage}_loss"], self.score(stage), *self.further_scores(stage).values()):
-            metric.update(loss, weight=batch["lengths"].sum())
+        steps = batch["lengths"].sum()
+        for metric in (self.losses[f"{stage}_loss"], *self.further_scores(stage).values()):
+            metric.update(loss, weight=steps)
+        # Tokens may stand for several characters, or for none.
+        characters = batch["characters"].sum() if "characters" in batch else steps
+        self.score(stage).update(loss * steps / characters.clamp(min=1), weight=characters)
 
     def check_inputs(self, stage: str, batch_idx: int, inputs: torch.Tensor) -> None:
         """Refuse what are no tokens.

@@ -70,6 +70,11 @@ class MaskedLanguage(TokenTask):
         if isinstance(self.model, M2Bert) and isinstance(self.model.head, MaskedLmHead):
             encoder = self.model.encoder
             return self.model.head(encoder(batch["inputs"], batch["lengths"])[chosen], encoder.tokens.weight)
+        if isinstance(self.model, M2Bert):
+            raise ValueError(
+                "masked language modelling needs logits for every token, but this M2Bert has "
+                f"head={self.model.options['head']}; set --model.head masked_lm"
+            )
         logits = self(batch["inputs"], batch["lengths"])
         if logits.shape[:-1] != chosen.shape:
             raise ValueError(

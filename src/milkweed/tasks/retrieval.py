@@ -1,27 +1,26 @@
 """Retrieval: vectors of queries and passages that point the same way where one answers the other."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
+from torchmetrics.utilities import dim_zero_cat
 
-from milkweed.data.retrieval import NO_QUERY
+from milkweed.data.retrieval import NO_PASSAGE, NO_QUERY
 from milkweed.nn.lengths import valid_steps
 from milkweed.tasks.base import Batch
+from milkweed.tasks.search import ndcg, search_ndcg
 from milkweed.tasks.tokens import TokenTask
-
-TOP = 10
-# Queries whose scores are held at a time.
-_CHUNK = 256
 
 
 class Retrieval(TokenTask):
     """Train an encoder of texts so that the cosine of a query and a passage is 1 if the one answers the other, else 0.
 
-    The metric is nDCG@10. In validation and test every query is compared with all passages of the split, in training
-    with those of its batch only.
+    The metric is nDCG@10. In validation and test every query is compared with all passages that its data set has; of
+    several data sets the metric is the mean, and each one's own is shown beside it, as `ndcg_NAME`. In training a query
+    is compared with the passages of its batch only.
 
     Args:
         model: `model(tokens (B, L), lengths (B,))` gives vectors (B, D), or (B, L, D), which are pooled.
@@ -103,18 +102,16 @@ class Retrieval(TokenTask):
             batch: What the data module yields.
 
         Returns:
-            The scalar loss; 0 for a batch of passages without queries.
+            The scalar loss; 0 for a batch in which nothing is asked, or nothing can be found.
         """
-        asked = batch["query_ids"] != NO_QUERY
         queries, passages = outputs[:, 0], outputs[:, 1:]
         if stage == "train" and not self.in_batch:
             rows = torch.arange(len(queries), device=queries.device)
             targets = batch["targets"].unflatten(1, passages.shape[:2])[rows, rows]
-            cosines = torch.einsum("bd,bnd->bn", queries, passages)
-        else:
-            targets, cosines = batch["targets"], queries @ passages.flatten(0, 1).T
-        errors = (cosines - targets).square()[asked]
-        return errors.sum() / max(1, errors.numel())
+            return F.mse_loss((queries[:, None] * passages).sum(-1), targets)
+        counted = _compared(batch)
+        errors = (_cosines(queries, passages.flatten(0, 1)) - batch["targets"]).square()
+        return errors.masked_fill(~counted, 0).sum() / counted.sum().clamp(min=1)
 
     def score(self, stage: str) -> Metric:
         """The nDCG@10 of one stage.
@@ -136,85 +133,114 @@ class Retrieval(TokenTask):
             batch: What the data module yields.
             loss: The batch's loss.
         """
-        asked = int((batch["query_ids"] != NO_QUERY).sum())
-        self.losses[f"{stage}_loss"].update(loss, weight=asked)
+        self.losses[f"{stage}_loss"].update(loss, weight=_compared(batch).sum())
         queries, passages = outputs[:, 0], outputs[:, 1:]
         if stage == "train":
-            passages = passages.flatten(0, 1)
-            self.score(stage).update(ndcg(queries @ passages.T, batch["targets"] > 0).mean(), weight=asked)
+            rows, places = batch["targets"].nonzero(as_tuple=True)
+            found = ndcg(_cosines(queries, passages.flatten(0, 1)), rows, places, torch.ones_like(rows))
+            self.score(stage).update(found.mean(), weight=len(found))
         else:
-            self.score(stage).update(queries, passages[:, 0], batch["query_ids"], batch["passage_ids"][:, 0])
+            self.score(stage).update(queries, passages[:, 0], batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Show what each data set of several got."""
+        self._log_sets("val", self.trainer.val_dataloaders)
+
+    def on_test_epoch_end(self) -> None:
+        """Show what each data set of several got."""
+        self._log_sets("test", self.trainer.test_dataloaders)
+
+    def _log_sets(self, stage: str, loader: Any) -> None:
+        names = getattr(getattr(loader, "dataset", None), "names", [])
+        if len(names) > 1:
+            metric = self.score(stage)
+            metric.compute()
+            self.log_dict({f"{stage}_ndcg_{names[number]}": value for number, value in metric.by_set.items()})
 
 
 class SearchNdcg(Metric):
-    """Mean nDCG@10 of queries that are compared with all passages seen, each counted once however often it came."""
+    """nDCG@10 of queries that are compared with all passages of their data set; the mean over data sets.
+
+    After `compute`, `by_set` holds the figure of every data set by its number.
+    """
 
     full_state_update = False
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("queries", "passages", "query_ids", "passage_ids"):
+        of_queries, of_passages = ("query_ids", "query_sets", "own_ids"), ("passage_ids", "passage_sets")
+        for name in ("queries", *of_queries, "passages", *of_passages, "rows", "answers", "gains"):
             self.add_state(name, [], dist_reduce_fx="cat")
+        self.by_set: dict[int, torch.Tensor] = {}
 
-    def update(
-        self, queries: torch.Tensor, passages: torch.Tensor, query_ids: torch.Tensor, passage_ids: torch.Tensor
-    ) -> None:
-        """Take a batch of pairs.
+    def update(self, queries: torch.Tensor, passages: torch.Tensor, batch: Batch) -> None:
+        """Take a batch of rows.
 
         Args:
             queries: Vectors, (B, D).
-            passages: Vectors of the passages that answer them, (B, D).
-            query_ids: Numbers of the queries, (B,); `NO_QUERY` where a passage only is to be searched.
-            passage_ids: Numbers of the passages, (B,).
+            passages: Vectors, (B, D).
+            batch: Of `SearchedPairs`: numbers of queries, passages and sets, and which passages answer how well.
         """
-        self.queries.append(queries)
-        self.passages.append(passages)
-        self.query_ids.append(query_ids)
-        self.passage_ids.append(passage_ids)
+        asked, there = batch["query_ids"] != NO_QUERY, batch["passage_ids"][:, 0] != NO_PASSAGE
+        self.queries.append(queries[asked])
+        self.query_ids.append(batch["query_ids"][asked])
+        self.query_sets.append(batch["set_ids"][asked])
+        self.own_ids.append(batch["own_ids"][asked])
+        self.passages.append(passages[there])
+        self.passage_ids.append(batch["passage_ids"][there, 0])
+        self.passage_sets.append(batch["set_ids"][there])
+        judged = batch["answers"] != NO_PASSAGE
+        self.rows.append(batch["query_ids"][:, None].expand_as(judged)[judged])
+        self.answers.append(batch["answers"][judged])
+        self.gains.append(batch["gains"][judged])
 
     def compute(self) -> torch.Tensor:
         """Search.
 
         Returns:
-            A scalar.
+            A scalar: the mean over data sets of the means over queries.
         """
-        parts = (self.queries, self.passages, self.query_ids, self.passage_ids)
-        queries, passages, query_ids, passage_ids = (
-            torch.cat(part) if isinstance(part, list) else part for part in parts
+        query_sets, passage_sets = dim_zero_cat(self.query_sets), dim_zero_cat(self.passage_sets)
+        # Outside of autocast, which would round scores until many are equal.
+        with torch.autocast(query_sets.device.type, enabled=False):
+            self.by_set = {
+                number: self._search(query_sets == number, passage_sets == number)
+                for number in query_sets.unique().tolist()
+            }
+        return torch.stack(list(self.by_set.values())).mean()
+
+    def _search(self, of_queries: torch.Tensor, of_passages: torch.Tensor) -> torch.Tensor:
+        """The mean of one data set's queries."""
+        query_ids, query_order = dim_zero_cat(self.query_ids)[of_queries].sort()
+        passage_ids, passage_order = dim_zero_cat(self.passage_ids)[of_passages].sort()
+        rows, has_row = _places(query_ids, dim_zero_cat(self.rows))
+        places, has_place = _places(passage_ids, dim_zero_cat(self.answers))
+        own, has_own = _places(passage_ids, dim_zero_cat(self.own_ids)[of_queries][query_order])
+        judged = has_row & has_place  # under a limit, some passages are not there
+        found = search_ndcg(
+            dim_zero_cat(self.queries)[of_queries][query_order],
+            dim_zero_cat(self.passages)[of_passages][passage_order],
+            rows[judged],
+            places[judged],
+            dim_zero_cat(self.gains)[judged],
+            own.masked_fill(~has_own, -1),
         )
-        asked = query_ids != NO_QUERY
-        passages, places = _once(passages, passage_ids)
-        queries, rows = _once(queries[asked], query_ids[asked])
-        relevant = torch.zeros(len(queries), len(passages), dtype=torch.bool, device=queries.device)
-        relevant[rows, places[asked]] = True
-        chunks = zip(queries.split(_CHUNK), relevant.split(_CHUNK), strict=True)
-        return torch.cat([ndcg(part @ passages.T, answers) for part, answers in chunks]).mean()
+        return found[rows[judged].unique()].mean()
 
 
-def _once(vectors: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One vector of every number, and where each row's is."""
-    kinds, places = ids.unique(return_inverse=True)
-    kept = vectors.new_empty(len(kinds), vectors.shape[1])
-    kept[places] = vectors
-    return kept, places
+def _places(known: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where numbers stand among sorted ones, and whether they do."""
+    places = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+    return places, known[places] == wanted
 
 
-def ndcg(scores: torch.Tensor, relevant: torch.Tensor, top: int = TOP) -> torch.Tensor:
-    """Normalised discounted cumulative gain among the best, a passage being relevant or not.
+def _compared(batch: Batch) -> torch.Tensor:
+    """Which queries and passages of a batch are compared: those that are there."""
+    asked, there = batch["query_ids"] != NO_QUERY, batch["passage_ids"].flatten() != NO_PASSAGE
+    return asked[:, None] & there
 
-    Args:
-        scores: (Q, P).
-        relevant: (Q, P), booleans, at least one in every row.
-        top: How many of the best count.
 
-    Returns:
-        (Q,), between 0 and 1.
-
-    Source:
-        Järvelin and Kekäläinen (2002), with the discounts 1 / log2(1 + rank) that LoCo and BEIR use.
-    """
-    top = min(top, scores.shape[1])
-    discounts = 1 / torch.arange(2, top + 2, device=scores.device, dtype=scores.dtype).log2()
-    gains = relevant.gather(1, scores.topk(top, 1).indices) * discounts
-    ideal = discounts.cumsum(0)[relevant.sum(1).clamp(max=top) - 1]
-    return gains.sum(1) / ideal
+def _cosines(queries: torch.Tensor, passages: torch.Tensor) -> torch.Tensor:
+    """Of float32 vectors of length 1; in full precision under autocast as well."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return queries @ passages.T

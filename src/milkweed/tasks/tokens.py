@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from milkweed.convert import load_pretrained
-from milkweed.convert.checkpoints.m2 import load_m2_bert, read_m2_checkpoint
+from milkweed.convert.checkpoints.m2 import WEIGHT_FILES, extend_positions, load_m2_bert, read_m2_checkpoint
 from milkweed.convert.files import SUFFIX, written_by_milkweed
 from milkweed.models import M2Bert
 from milkweed.tasks.base import SequenceTask
@@ -26,7 +26,6 @@ ARCHITECTURE = {
     "padding": "model.padding",
     "kernel_options": "model.kernel_options",
 }
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class TokenTask(SequenceTask):
@@ -41,7 +40,8 @@ class TokenTask(SequenceTask):
         schedule: What follows the warm-up: `linear` down to 2% at the end of the training, `cosine` down to zero, or
             `constant`.
         pretrained: Where the encoder starts, and the head if it is of the same kind: a run, a folder or file written by
-            `save_pretrained`, or one as M2-BERT's authors publish it. None to start afresh.
+            `save_pretrained`, or one as M2-BERT's authors publish it; one for shorter texts is extended. None to start
+            afresh.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -108,6 +108,10 @@ def check_token_batch(stage: str, batch_idx: int, inputs: torch.Tensor) -> None:
 def start_from(model: nn.Module, path: str) -> None:
     """Give a model the encoder of a pretrained one, and its head if the two are alike.
 
+    An encoder for shorter texts than the model's is extended by
+    [`milkweed.convert.checkpoints.m2.extend_positions`][]. Its kernels are kept if the model's ``kernel_options`` name
+    the encoder's length as their ``time_scale``, and stretched otherwise.
+
     Args:
         model: An M2-BERT, changed in place.
         path: As `pretrained` of `TokenTask`.
@@ -119,6 +123,9 @@ def start_from(model: nn.Module, path: str) -> None:
     if not isinstance(model, M2Bert):
         raise TypeError(f"task.pretrained needs a model with an encoder, M2Bert; got {type(model).__name__}")
     source = read_encoder(path, model.options)
+    if source.options["length"] < model.options["length"]:
+        keeps = "time_scale" in (model.options["kernel_options"] or {})
+        source = extend_positions(source, model.options["length"], "keep" if keeps else "stretch")
     differing = {
         option: (source.options[name], option_of_this)
         for name, option in ARCHITECTURE.items()

@@ -1,0 +1,199 @@
+"""Texts of any size, read in pieces of a few lines: a text file, or what the tables of `tables.py` hold in a column."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from milkweed.data.tables import SUFFIXES, Table, content_key, open_tables
+
+# Pieces are about this long, and longer only within a word that is.
+_PIECE = 1000
+_LONGEST = 65536
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text.
+
+    Attributes:
+        documents: Gives an iterator over its documents, each an iterator over pieces which together are its text.
+        key: Names its content: changes if that does.
+        size: In bytes, if it is known without reading.
+    """
+
+    documents: Callable[[], Iterator[Iterator[str]]]
+    key: str
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Shares:
+    """A corpus that is cut into splits, in order, between words.
+
+    Attributes:
+        corpus: The text.
+        names: The splits.
+        last: Of every split but the first, its share of the text in percent; the first is what is left.
+    """
+
+    corpus: Corpus
+    names: tuple[str, ...]
+    last: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Names the content of the splits."""
+        return f"{self.corpus.key} {self.names} {self.last}"
+
+    def pieces(self) -> Iterator[tuple[str, str, bool]]:
+        """Read the text; to know where to cut it, it is read once more.
+
+        Yields:
+            The name of a split, a piece of its text, and whether a document ends with it.
+        """
+        bounds = self._bounds()
+        place, number = 0, 0
+        for document in self.corpus.documents():
+            for piece in document:
+                left = piece
+                while number < len(bounds) and place + len(left) >= bounds[number]:
+                    end = _next_word(left, max(0, bounds[number] - place))
+                    yield self.names[number], left[:end], False
+                    left, place, number = left[end:], place + end, number + 1
+                yield self.names[number], left, False
+                place += len(left)
+            yield self.names[number], "", True
+
+    def _bounds(self) -> list[int]:
+        """Characters before the second split, the third, ..."""
+        if not self.last:
+            return []
+        total = sum(len(piece) for document in self.corpus.documents() for piece in document)
+        sizes = [-(-total * share // 100) for share in self.last]
+        return [max(0, total - sum(sizes[number:])) for number in range(len(sizes))]
+
+
+def three_parts(corpora: dict[str, Corpus]) -> list[Shares]:
+    """Say what is for training, validation and test.
+
+    Args:
+        corpora: A text by the name of its split; `train` must be there.
+
+    Returns:
+        The splits `train`, `val` and `test`, `train` being the first of the first text. What is missing is 5% of the
+        training text each, from its end.
+    """
+    there = {"val": corpora.get("validation"), "test": corpora.get("test")}
+    missing = tuple(name for name, corpus in there.items() if corpus is None)
+    cut = Shares(corpora["train"], ("train", *missing), (5,) * len(missing))
+    return [cut, *(Shares(corpus, (name,)) for name, corpus in there.items() if corpus is not None)]
+
+
+def _next_word(text: str, start: int) -> int:
+    while 0 < start < len(text) and not text[start - 1].isspace():
+        start += 1
+    return start
+
+
+def open_corpora(source: str, column: str, config: str | None = None, streaming: bool = False) -> dict[str, Corpus]:
+    """Find a text and its splits.
+
+    Args:
+        source: A UTF-8 text file, which is one document; or as of `open_tables`, where every row is one.
+        column: Of tables, the one that holds the text.
+        config: As of `open_tables`.
+        streaming: As of `open_tables`.
+
+    Returns:
+        Corpora by the name of their split; a text file is the split `train`.
+
+    Raises:
+        ValueError: If there is no split `train`.
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix not in SUFFIXES:
+        return {"train": open_text(path)}
+    corpora = {
+        split: Corpus(lambda table=table: _documents(table, column), f"{column} {table.key}")
+        for split, table in open_tables(source, (column,), config, streaming).items()
+    }
+    if "train" not in corpora:
+        raise ValueError(
+            f"data.source={source}: the data have the splits {', '.join(sorted(corpora))}; expected one that is named "
+            "train"
+        )
+    return corpora
+
+
+def open_text(path: Path) -> Corpus:
+    """Find a text file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its text, one document; reading it raises ValueError if it is no UTF-8.
+    """
+    return Corpus(lambda: iter([break_up(_blocks(path))]), content_key(path), path.stat().st_size)
+
+
+def _documents(table: Table, column: str) -> Iterator[Iterator[str]]:
+    for row in table.rows():
+        yield break_up([str(row[column])])
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    try:
+        # newline="" keeps the line ends of the file.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            while block := file.read(_LONGEST):
+                yield block
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: {error}; convert it") from error
+
+
+def break_up(blocks: Iterable[str]) -> Iterator[str]:
+    """Break a text where a tokenizer does as well: behind the end of a line, or else between words.
+
+    A break is never inside of white space and never behind a blank, which some tokenizers join to the next word.
+
+    Args:
+        blocks: The text, in any parts.
+
+    Yields:
+        The same text, in pieces of about a thousand characters, or of fewer lines than that.
+    """
+    text = ""
+    for block in blocks:
+        text += block
+        start = 0
+        while len(text) - start > _PIECE:
+            end = _break(text, start)
+            if end is None:
+                break
+            yield text[start:end]
+            start = end
+        text = text[start:]
+    if text:
+        yield text
+
+
+def _break(text: str, start: int) -> int | None:
+    """Where the piece ends that begins at a place; None if that cannot be told yet."""
+    limit = start + _PIECE
+    for first, last in ((start, limit), (limit, min(len(text) - 1, start + _LONGEST))):
+        # The last line end, then the last blank, of the first thousand; behind them, the first of either kind.
+        places = range(last, first, -1) if first == start else range(first, last)
+        for is_end in (_ends_line, _ends_word):
+            found = next((place for place in places if is_end(text, place)), None)
+            if found is not None:
+                return found
+    return start + _LONGEST if len(text) - start > _LONGEST else None
+
+
+def _ends_line(text: str, place: int) -> bool:
+    return text[place - 1] == "\n" and not text[place].isspace()
+
+
+def _ends_word(text: str, place: int) -> bool:
+    return text[place].isspace() and not text[place - 1].isspace()

@@ -1,0 +1,215 @@
+"""Retrieval sets as they lie on disk: queries, passages, and which of them answers which query how well."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from milkweed.data.tables import SPLIT_NAMES, SUFFIXES, Row, files_by_split, read_rows, read_tables
+
+QRELS = ("query-id", "corpus-id", "score")
+
+Gains = dict[str, dict[str, float]]
+
+
+@dataclass
+class RetrievalSet:
+    """What is asked and searched in one split of one data set.
+
+    Attributes:
+        name: Of the data set; empty where there is only one.
+        queries: Texts by their ids.
+        passages: Texts by their ids; splits that search the same ones share one dictionary.
+        gains: How well passages answer, above 0, by the ids of query and passage.
+        negatives: Passages that are known not to answer, by the query's id.
+    """
+
+    name: str
+    queries: dict[str, str] = field(default_factory=dict)
+    passages: dict[str, str] = field(default_factory=dict)
+    gains: Gains = field(default_factory=dict)
+    negatives: dict[str, list[str]] = field(default_factory=dict)
+
+
+Splits = dict[str, list[RetrievalSet]]
+
+
+def read_sets(source: str, documents: str | None) -> Splits:
+    """Read one data set or several, in any layout that `Retrieval` describes.
+
+    Args:
+        source: As the data module's.
+        documents: As the data module's.
+
+    Returns:
+        The sets by the name of their split: `train`, `validation`, `test` or others. Where there are queries to train
+        on but none to validate with, a fixed tenth of them is kept for it.
+
+    Raises:
+        ValueError: If something is missing or damaged.
+    """
+    if documents is not None:
+        queries = _by_split_and_set(read_tables(source, ("query", "answer_pids")))
+        texts = _by_split_and_set(read_tables(documents, ("pid", "passage")))
+        return _from_tables({key: _joined(key[0], rows, texts.get(key, [])) for key, rows in queries.items()})
+    folder = Path(source)
+    folders = _set_folders(folder)
+    if not folders:
+        return _read_set(folder, "") if _is_beir(folder) else _from_tables(_pairs(source))
+    splits: Splits = {}
+    for each in folders:
+        for split, sets in _read_set(each, each.name).items():
+            splits.setdefault(split, []).extend(sets)
+    return splits
+
+
+def _is_beir(folder: Path) -> bool:
+    return (folder / "corpus.jsonl").is_file()
+
+
+def _set_folders(folder: Path) -> list[Path]:
+    """The folders of a folder that has no files of its own, if each holds a set."""
+    if not folder.is_dir() or any(each.is_file() and each.suffix in SUFFIXES for each in folder.iterdir()):
+        return []
+    return [each for each in sorted(folder.iterdir()) if each.is_dir() and (_is_beir(each) or files_by_split(each))]
+
+
+def _read_set(folder: Path, name: str) -> Splits:
+    if _is_beir(folder):
+        return _read_beir(folder, name)
+    return _from_tables({(split, row_set or name): rows for (split, row_set), rows in _pairs(str(folder)).items()})
+
+
+def _pairs(source: str) -> dict[tuple[str, str], list[Row]]:
+    return _by_split_and_set(read_tables(source, ("passage",)))
+
+
+def _read_beir(folder: Path, name: str) -> Splits:
+    passages = {
+        str(row["_id"]): f"{row.get('title') or ''} {row['text']}".strip()
+        for row in _rows(folder / "corpus.jsonl", ("_id", "text"))
+    }
+    queries = {str(row["_id"]): str(row["text"]) for row in _rows(folder / "queries.jsonl", ("_id", "text"))}
+    files = files_by_split(folder / "qrels")
+    if not files:
+        raise ValueError(f"{folder} has no judgements; write qrels/train.tsv, qrels/test.tsv with {', '.join(QRELS)}")
+    splits: Splits = {}
+    for split, group in files.items():
+        found = RetrievalSet(name, passages=passages)
+        for file in sorted(group):
+            for number, row in enumerate(_rows(file, QRELS), 1):
+                _judge(found, f"{file}, row {number}", row, queries)
+        splits[split] = [found]
+    if "train" in splits and "validation" not in splits:
+        (train,) = splits["train"]
+        left, kept = _without_a_tenth(list(train.gains))
+        splits["train"], splits["validation"] = ([_of_queries(train, part)] for part in (left, kept))
+    return splits
+
+
+def _judge(found: RetrievalSet, where: str, row: Row, queries: dict[str, str]) -> None:
+    query, passage = str(row["query-id"]), str(row["corpus-id"])
+    for what, value, known in (("query-id", query, queries), ("corpus-id", passage, found.passages)):
+        if value not in known:
+            file = "queries.jsonl" if what == "query-id" else "corpus.jsonl"
+            raise ValueError(f"{where}: {what}={value} is none of the {len(known)} in {file}; restore the file")
+    try:
+        gain = float(row["score"])
+    except ValueError:
+        raise ValueError(f"{where}: score={row['score']} is no number") from None
+    if gain > 0:
+        found.queries[query] = queries[query]
+        found.gains.setdefault(query, {})[passage] = gain
+    else:
+        found.negatives.setdefault(query, []).append(passage)
+
+
+def _of_queries(whole: RetrievalSet, names: list[str]) -> RetrievalSet:
+    return RetrievalSet(
+        whole.name,
+        {name: whole.queries[name] for name in names},
+        whole.passages,
+        {name: whole.gains[name] for name in names},
+        {name: whole.negatives[name] for name in names if name in whole.negatives},
+    )
+
+
+def _rows(file: Path, fields: tuple[str, ...]) -> list[Row]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist; a set needs corpus.jsonl, queries.jsonl and qrels/test.tsv")
+    rows = read_rows(file, fields)
+    for number, row in enumerate(rows, 1):
+        missing = [name for name in fields if row.get(name) is None]
+        if missing:
+            raise ValueError(f"{file}: row {number} lacks {', '.join(missing)}; it has {', '.join(row)}")
+    return rows
+
+
+def _from_tables(tables: dict[tuple[str, str], list[Row]]) -> Splits:
+    """Rows of pairs, by split and set; texts stand for themselves."""
+    for name in dict.fromkeys(name for _, name in tables):
+        if ("train", name) in tables and ("validation", name) not in tables:
+            rows = tables["train", name]
+            _, kept = _without_a_tenth(list(dict.fromkeys(row["query"] for row in rows if row.get("query"))))
+            tables["train", name] = [row for row in rows if row.get("query") not in set(kept)]
+            tables["validation", name] = [row for row in rows if row.get("query") in set(kept)]
+    splits: Splits = {}
+    for (split, name), rows in tables.items():
+        splits.setdefault(split, []).append(_from_pairs(split, name, rows))
+    return splits
+
+
+def _from_pairs(split: str, name: str, rows: list[Row]) -> RetrievalSet:
+    found = RetrievalSet(name)
+    for number, row in enumerate(rows, 1):
+        query, passage = str(row.get("query") or ""), str(row["passage"])
+        if not passage.strip():
+            raise ValueError(f"the {split} split's row {number} has an empty passage; drop it")
+        negatives = _texts(row.get("negatives"))
+        for text in (passage, *negatives):
+            found.passages[text] = text
+        if query.strip():
+            found.queries[query] = query
+            found.gains.setdefault(query, {})[passage] = 1.0
+            found.negatives.setdefault(query, []).extend(negatives)
+    return found
+
+
+def _texts(value: str | list[str] | None) -> list[str]:
+    """What the column of negatives holds: a list, in tables of text one of them, or nothing."""
+    return [value] if isinstance(value, str) and value else list(value or [])
+
+
+def _by_split_and_set(tables: dict[str, list[Row]]) -> dict[tuple[str, str], list[Row]]:
+    """Rows under the split that they name, or else that of their file, and the data set that they name, if any."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for name, rows in tables.items():
+        for row in rows:
+            split = row.get("split") or name
+            found.setdefault((SPLIT_NAMES.get(split, split), str(row.get("dataset") or "")), []).append(row)
+    return found
+
+
+def _joined(split: str, queries: list[Row], documents: list[Row]) -> list[Row]:
+    """LoCo's two tables as pairs, and as passages that answer nothing."""
+    texts: dict[str, Any] = {str(row["pid"]): row["passage"] for row in documents}
+    unasked, pairs = dict(texts), []
+    for row in queries:
+        for pid in row["answer_pids"]:
+            if str(pid) not in texts:
+                raise ValueError(
+                    f"the {split} query {row['query']!r:.80} is answered by pid {pid!r}, which none of the "
+                    f"{len(texts)} documents of that split has; check data.documents"
+                )
+            unasked.pop(str(pid), None)
+            pairs.append({"query": row["query"], "passage": texts[str(pid)]})
+    return pairs + [{"passage": text} for text in unasked.values()]
+
+
+def _without_a_tenth(queries: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Part queries, the same way whatever the seed."""
+    names = list(queries)
+    kept = {names[place] for place in np.random.RandomState(0).permutation(len(names))[: -(-len(names) // 10)]}
+    return [name for name in names if name not in kept], [name for name in names if name in kept]

@@ -1,0 +1,206 @@
+"""Tokens of texts of any size: made once, kept in files, and read in place."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from milkweed.data.corpora import Shares
+from milkweed.data.tokenizers import load_tokenizer, token_count, train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Pieces that are cut into tokens at a time.
+_PIECES = 1000
+_FORMAT = 1
+
+Encode = Callable[[list[str]], Iterable[np.ndarray]]
+
+
+def cache_folder(kind: str, *keys: str) -> Path:
+    """Where something is kept that can be made again.
+
+    Args:
+        kind: What it is.
+        *keys: What it was made from.
+
+    Returns:
+        A folder below $MILKWEED_CACHE or, without that, ~/.cache/milkweed; it need not exist.
+    """
+    root = os.environ.get("MILKWEED_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "milkweed"
+    name = hashlib.blake2b(json.dumps([_FORMAT, *keys]).encode(), digest_size=16).hexdigest()
+    return Path(root).expanduser() / kind / name
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder that takes the place of `folder` when the block ends well.
+
+    Args:
+        folder: The folder to make. If another process makes it meanwhile, it stays.
+
+    Yields:
+        An empty folder beside it.
+
+    Raises:
+        OSError: If nothing can be written there.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    except OSError as error:
+        raise OSError(
+            f"{folder.parent} cannot be written ({error.strerror}); name another folder with the environment variable "
+            "MILKWEED_CACHE"
+        ) from error
+    try:
+        yield temporary
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def token_files(
+    texts: list[Shares], encode: Encode, size: int, *keys: str, end: int | None = None
+) -> dict[str, np.ndarray]:
+    """Cut texts into tokens, unless that has been done before.
+
+    Args:
+        texts: The texts, and the splits that they are for.
+        encode: Gives the tokens of every piece of text.
+        size: Tokens that there are.
+        *keys: Name what `encode` does.
+        end: Token that follows every document; none by default.
+
+    Returns:
+        Tokens by the names of the splits, (N,) unsigned integers, mapped into memory.
+    """
+    kind = np.uint16 if size <= 2**16 else np.uint32
+    folder = cache_folder("tokens", *(each.key for each in texts), np.dtype(kind).name, str(end), *keys)
+    if not folder.is_dir():
+        with new_folder(folder) as temporary:
+            for each in texts:
+                _write(temporary, each, encode, kind, end)
+    return {name: _mapped(folder / f"{name}.bin", kind) for each in texts for name in each.names}
+
+
+def _mapped(file: Path, kind: type) -> np.ndarray:
+    # An empty file cannot be mapped.
+    return np.memmap(file, kind, mode="r") if file.stat().st_size else np.zeros(0, kind)
+
+
+def _write(folder: Path, text: Shares, encode: Encode, kind: type, end: int | None) -> None:
+    files = {name: (folder / f"{name}.bin").open("wb") for name in text.names}
+    try:
+        with _progress(text) as advance:
+            pieces = text.pieces()
+            while batch := list(islice(pieces, _PIECES)):
+                rows = encode([piece for _, piece, _ in batch])
+                for (name, piece, ends), row in zip(batch, rows, strict=True):
+                    files[name].write(np.asarray(row, kind).tobytes())
+                    if ends and end is not None:
+                        files[name].write(np.array([end], kind).tobytes())
+                    advance(len(piece.encode()))
+            for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
+    finally:
+        for file in files.values():
+            file.close()
+
+
+@contextmanager
+def _progress(text: Shares) -> Iterator[Callable[[int], None]]:
+    """A bar in a terminal, which goes when it is done."""
+    columns = (
+        TextColumn("cutting {task.description} into tokens"),
+        *(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task(", ".join(text.names), total=text.corpus.size)
+        yield lambda count: progress.advance(bar, count)
+
+
+def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A name for what a tokenizer does.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        state = {"class": type(tokenizer).__name__, "vocabulary": sorted(tokenizer.get_vocab().items())}
+    else:
+        # How long texts were cut and filled up lately is no part of it.
+        state = {
+            name: value for name, value in json.loads(backend.to_str()).items() if name not in {"truncation", "padding"}
+        }
+    return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def trained_tokenizer(text: Shares, size: int) -> "PreTrainedTokenizerBase":
+    """Train a tokenizer on the first split of a text, unless that has been done before.
+
+    Args:
+        text: The text.
+        size: As of `train_tokenizer`.
+
+    Returns:
+        As `train_tokenizer` does.
+    """
+    folder = cache_folder("tokenizers", text.key, str(size))
+    if not folder.is_dir():
+        with new_folder(folder) as temporary:
+            train_tokenizer(_FirstSplit(text), size).save_pretrained(temporary)
+    return load_tokenizer(str(folder))
+
+
+class _FirstSplit:
+    """The lines of the first split, as often as they are asked for."""
+
+    def __init__(self, text: Shares) -> None:
+        self.text = text
+
+    def __iter__(self) -> Iterator[str]:
+        for name, piece, _ in self.text.pieces():
+            if name != self.text.names[0]:
+                return
+            yield from piece.splitlines()
+
+
+def encoder(tokenizer: "PreTrainedTokenizerBase") -> Encode:
+    """How texts are cut into tokens by a tokenizer, without frames.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Returns:
+        What `token_files` needs.
+    """
+    kind = np.uint16 if token_count(tokenizer) <= 2**16 else np.uint32
+
+    def encode(pieces: list[str]) -> Iterator[np.ndarray]:
+        rows = tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"]
+        return (np.asarray(row, kind) for row in rows)
+
+    return encode

@@ -1,0 +1,168 @@
+import os
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from milkweed.data import MaskedText
+from milkweed.data import token_files as module
+from milkweed.data.corpora import Corpus, Shares
+from milkweed.data.token_files import cache_folder, new_folder, token_files, tokenizer_key, trained_tokenizer
+from milkweed.data.tokenizers import train_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MILKWEED_CACHE", str(tmp_path / "cache"))
+
+
+def shares(*documents, names=("train",), last=(), key="key"):
+    return Shares(Corpus(lambda: iter([iter([text]) for text in documents]), key), names, last)
+
+
+def as_lengths(pieces):
+    return [np.array([len(word) for word in piece.split()]) for piece in pieces]
+
+
+def test_tokens_are_those_of_all_pieces():
+    found = token_files([shares("a bb ccc", "", "dd")], as_lengths, 100, "lengths")
+    assert found["train"].dtype == np.uint16
+    assert found["train"].tolist() == [1, 2, 3, 2]
+
+
+def test_documents_may_end_with_a_token():
+    assert token_files([shares("a bb", "", "dd")], as_lengths, 100, "x", end=9)["train"].tolist() == [1, 2, 9, 9, 2, 9]
+
+
+def test_large_vocabularies_have_wider_numbers():
+    found = token_files([shares("a")], lambda pieces: [np.array([70000])[: len(piece)] for piece in pieces], 70001, "x")
+    assert found["train"].dtype == np.uint32
+    assert found["train"].tolist() == [70000]
+
+
+def test_splits_have_a_file_each_which_may_be_empty():
+    whole = shares("a bb " * 50, names=("train", "val", "test"), last=(10, 10))
+    found = token_files([whole, shares("", names=("other",), key="other")], as_lengths, 100, "x")
+    assert {name: len(part) for name, part in found.items()} == {"train": 80, "val": 10, "test": 10, "other": 0}
+
+
+def test_more_pieces_than_are_cut_at_a_time(monkeypatch):
+    monkeypatch.setattr(module, "_PIECES", 3)
+    words = [f"{'x' * (1 + n % 7)} " for n in range(17)]
+    text = Shares(Corpus(lambda: iter([iter(words)]), "key"), ("train",))
+    assert token_files([text], as_lengths, 100, "x")["train"].tolist() == [1 + n % 7 for n in range(17)]
+
+
+def test_what_has_been_cut_is_not_cut_again():
+    calls = []
+
+    def encode(pieces):
+        calls.append(pieces)
+        return as_lengths(pieces)
+
+    for _ in range(2):
+        assert token_files([shares("a bb")], encode, 100, "x")["train"].tolist() == [1, 2]
+    assert len(calls) == 1
+    for changed in (
+        lambda: token_files([shares("a bb", key="other")], encode, 100, "x"),
+        lambda: token_files([shares("a bb")], encode, 100, "y"),
+        lambda: token_files([shares("a bb")], encode, 100, "x", end=1),
+        lambda: token_files([shares("a bb")], encode, 2**17, "x"),
+        lambda: token_files([shares("a bb", names=("train", "val"), last=(5,))], encode, 100, "x"),
+    ):
+        before = len(calls)
+        changed()
+        assert len(calls) == before + 1
+
+
+def test_an_interruption_leaves_nothing(tmp_path):
+    def encode(pieces):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        token_files([shares("a")], encode, 100, "x")
+    assert not list((tmp_path / "cache" / "tokens").iterdir())
+    assert token_files([shares("a")], as_lengths, 100, "x")["train"].tolist() == [1]
+
+
+def test_of_two_who_make_a_folder_the_first_wins(tmp_path):
+    folder = tmp_path / "made"
+    with new_folder(folder) as one:
+        (one / "file").write_text("one")
+        with new_folder(folder) as other:
+            (other / "file").write_text("other")
+    assert (folder / "file").read_text() == "other"
+    assert os.listdir(tmp_path) == ["made"]
+
+
+def test_a_cache_that_cannot_be_written_says_how_to_move_it(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MILKWEED_CACHE", str(tmp_path / "file"))
+    with pytest.raises(
+        OSError, match=r"tokens cannot be written \(Not a directory\); name another folder.*MILKWEED_CACHE"
+    ):
+        token_files([shares("a")], as_lengths, 100, "x")
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.delenv("MILKWEED_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder("tokens", "a").parent == tmp_path / "milkweed" / "tokens"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder("tokens", "a").parent == tmp_path / ".cache" / "milkweed" / "tokens"
+
+
+def test_a_tokenizers_key_is_of_what_it_does():
+    text = "the cat sat on the mat\n" * 3
+    one, same, other = (train_tokenizer(text, size) for size in (60, 60, 28))
+    assert tokenizer_key(one) == tokenizer_key(same) != tokenizer_key(other)
+    one(["the cat"], truncation=True, max_length=3, padding="max_length")
+    assert tokenizer_key(one) == tokenizer_key(same)
+
+
+def test_a_tokenizer_is_trained_once_on_the_first_split(monkeypatch):
+    text = shares("the cat sat " * 30 + "zebra " * 4, names=("train", "val"), last=(8,))
+    first = trained_tokenizer(text, 60)
+    assert not any("z" in token for token in first.get_vocab())
+    monkeypatch.setattr(module, "train_tokenizer", None)
+    assert trained_tokenizer(text, 60).get_vocab() == first.get_vocab()
+
+
+MEASURE = """
+import resource, sys
+from milkweed.data import MaskedText, Text
+from milkweed.data.tokenizers import train_tokenizer
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+data = Text(sys.argv[1]) if sys.argv[2] == "characters" else MaskedText(sys.argv[1], sys.argv[2], 192)
+data.split("train")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RUSAGE_SELF"), reason="needs Unix")
+@pytest.mark.parametrize("kind", ["characters", "tokens"])
+def test_memory_does_not_grow_with_the_text(tmp_path, kind):
+    line = "Tokens of a text of any size are made once and kept in files that are read in place.\n"
+    tokenizer = train_tokenizer(line, 100)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    peaks = []
+    for name, count in (("small", 4_000), ("large", 100_000)):
+        file = tmp_path / f"{name}.txt"
+        file.write_text(line * count)
+        second = "characters" if kind == "characters" else str(tmp_path / "tokenizer")
+        command = [sys.executable, "-c", MEASURE, str(file), second]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(found.stdout))
+    # 8 MiB more text; as lists of Python's integers its tokens would take 130 MiB, its characters 60.
+    assert peaks[1] - peaks[0] < 20 * 1024, peaks
+
+
+def test_training_works_on_files_that_are_mapped(tmp_path):
+    (tmp_path / "story.txt").write_text("the cat sat on the mat\n" * 300)
+    data = MaskedText(str(tmp_path / "story.txt"), vocabulary_size=60, length=16, batch_size=4)
+    assert isinstance(data.split("train").tokens, np.memmap)
+    batch = next(iter(data.train_dataloader()))
+    assert batch["inputs"].shape == batch["targets"].shape == (4, 16)
