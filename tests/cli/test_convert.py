@@ -2,8 +2,11 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -77,6 +80,11 @@ def test_a_converted_encoder_loads_back_and_has_its_report(folder, capsys):
     report = json.loads((out / "conversion.json").read_text())
     assert report["parameters_after"] == sum(p.numel() for p in loaded.parameters())
     assert all(line["output_error"] < 1 for line in report["layers"] if line["layer"])
+    timing = report["timing"]
+    assert timing["inputs"] == [8, 40]
+    assert timing["device"] == "cpu"
+    assert timing["speedup"] == pytest.approx(timing["seconds_before"] / timing["seconds_after"])
+    assert f"{1e3 * timing['seconds_before']:,.0f} ms dense" in shown
 
 
 def test_the_model_is_the_one_that_python_makes(folder):
@@ -217,6 +225,8 @@ def test_overwriting_replaces_only_what_the_command_wrote(folder, capsys):
         (["bert", "--out", "x", "--sequential"], "--sequential needs --calibrate FILE.txt"),
         (["bert", "--out", "x", "--parameters", "0.5"], "--parameters needs --calibrate FILE.txt"),
         (["bert", "--out", "x", "--distill", "1"], "--distill needs --calibrate FILE.txt"),
+        (["bert", "--out", "x", "--distill-lr", "0.1"], "--distill-lr needs --distill EPOCHS"),
+        (["bert", "--out", "x", "--distill-lr", "0"], "'0' is no learning rate such as 0.001"),
         (["bert", "--plan", "--distill", "1", "--calibrate", "text.txt"], "exclude each other"),
         (
             ["bert", "--out", "x", "--distill", "1", "--calibrate", "text.txt", "--dtype", "bfloat16"],
@@ -471,6 +481,43 @@ def test_signals_while_distilling(folder, monkeypatch, number, code):
             main(arguments)
         assert raised.value.code == code
     assert content(folder).keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pairs.csv", 'label,the text\n1,"the cat, a dog"\n2,"red\nblue"\n'),
+        ("pairs.tsv", "label\tthe text\n1\tthe cat, a dog\n2\tred blue\n"),
+        ("pairs.jsonl", '{"label": 1, "the text": "the cat, a dog"}\n{"label": 2, "the text": "red\\nblue"}\n'),
+        ("it's.txt", '{"label": 1, "the text": "the cat, a dog"}\n{"label": 2, "the text": "red blue"}\n'),
+    ],
+)
+def test_records_are_no_texts_and_the_command_in_the_refusal_makes_some(name, content, tmp_path, monkeypatch):
+    from milkweed.cli.convert.texts import read_texts
+    from milkweed.cli.errors import UsageError
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match="one text per line") as refusal:
+        read_texts(tmp_path / name, 10)
+    assert "the text" in str(refusal.value)
+    command = re.search(r"python -c .*", str(refusal.value))[0]
+    if "csv" in command:  # the first column is proposed
+        command = command.replace('"label"', '"the text"')
+    command = command.replace("python", shlex.quote(sys.executable), 1)
+    subprocess.run(command, shell=True, check=True, timeout=60)
+    assert read_texts(tmp_path / "texts.txt", 10) == ["the cat, a dog", "red blue"]
+
+
+def test_files_of_other_kinds_are_refused_by_name(tmp_path):
+    from milkweed.cli.convert.texts import read_texts
+    from milkweed.cli.errors import UsageError
+
+    (tmp_path / "a.json").write_text('[\n"red",\n"blue"]\n')
+    with pytest.raises(UsageError, match=r"a.json is a .json file; expected a text file with one text per line"):
+        read_texts(tmp_path / "a.json", 10)
+    (tmp_path / "braces.txt").write_text("{red}\n[1]\n{}\n")
+    assert read_texts(tmp_path / "braces.txt", 10) == ["{red}", "[1]", "{}"]
 
 
 def test_texts_are_spread_over_the_file(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from milkweed.convert import load_pretrained
 from milkweed.convert.checkpoints.m2 import extend_positions, load_m2_bert, read_m2_checkpoint
 from milkweed.models import M2Bert
 
@@ -79,6 +80,19 @@ def test_files(suffix, tmp_path):
     check_outputs(load_m2_bert(read_m2_checkpoint(file)), stored)
 
 
+def test_folders(tmp_path):
+    stored, state = golden()
+    with pytest.raises(FileNotFoundError, match=r"holds neither model\.safetensors nor pytorch_model\.bin"):
+        read_m2_checkpoint(tmp_path)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    check_outputs(load_m2_bert(read_m2_checkpoint(tmp_path)), stored)
+    for path in (tmp_path, tmp_path / "pytorch_model.bin"):
+        with pytest.raises(ValueError, match="published M2-BERT with load_m2_bert"):
+            load_pretrained(path)
+    save_file({name: 2 * tensor for name, tensor in state.items()}, tmp_path / "model.safetensors")
+    assert torch.equal(read_m2_checkpoint(tmp_path)[FREQ], 2 * state[FREQ])
+
+
 class Harmful:
     def __reduce__(self):
         return (print, ("executed",))
@@ -88,7 +102,7 @@ def test_files_are_data(tmp_path, capsys):
     file = tmp_path / "model.bin"
     for content in (Harmful(), {"state": Harmful()}):
         torch.save(content, file)
-        with pytest.raises(ValueError, match="cannot be read as data"):
+        with pytest.raises(ValueError, match="holds code, .*print, beside tensors, which is not run"):
             read_m2_checkpoint(file)
     torch.save({"state": {"model": {"a": 3}}}, file)
     with pytest.raises(ValueError, match="tensors by name"):

@@ -227,12 +227,34 @@ def test_the_plan_prints_as_a_table():
     assert "slower than dense" in text  # 24 features are far too few
 
 
+def test_a_long_plan_prints_in_few_lines_of_moderate_width():
+    blocks = nn.ModuleList(nn.ModuleDict({"the_name_of_a_module_" * 3: nn.Linear(24, 48)}) for _ in range(30))
+    model = nn.ModuleDict({"blocks": blocks, "head": nn.Linear(7, 5), "lonely": nn.Linear(9, 9, bias=False)})
+    rules = {"head": None, "re:blocks.*": mw.MonarchConfig(4), "lonely": mw.MonarchConfig(2)}
+    plan = mw.plan_conversion(model, rules, tokens=None)
+    lines = str(plan).splitlines()
+    assert str(plan) == repr(plan) == str(plan.report) == repr(plan.report)
+    assert len(lines) < 15
+    assert max(map(len, lines)) <= 100
+    assert f"blocks.0-29.{'the_name_of_a_module_' * 3}, 30 layers" in lines
+    dense, monarch = 30 * (24 * 48 + 48), 30 * (4 * 6 * (6 + 12) + 48)
+    assert any(f"{dense:,} -> {monarch:,}" in line for line in lines)
+    # lonely: 2 blocks of 5 x 5 in each factor
+    total = f"{dense + 81 + 40:,} -> {monarch + 100 + 40:,}"
+    assert any(line.startswith("all linear layers") and total in line for line in lines)
+    assert "    stays: rule 'head' keeps it" in lines
+
+
 def test_save_report(tmp_path):
     import json
 
-    mw.plan_conversion(network(), mw.MonarchConfig(2)).report.save(tmp_path / "report.json")
+    report = mw.plan_conversion(network(), mw.MonarchConfig(2)).report
+    report.save(tmp_path / "report.json")
     values = json.loads((tmp_path / "report.json").read_text())
     assert [line["layer"]["nblocks"] for line in values["layers"]] == [2, 2]
+    assert values["timing"] is None
+    report.save(tmp_path / "report.json", timing={"seconds_before": 2.0})
+    assert json.loads((tmp_path / "report.json").read_text())["timing"] == {"seconds_before": 2.0}
 
 
 class TestBadInput:

@@ -174,7 +174,7 @@ class _State:
         return now.device != self.place[0] or now.data_ptr() == self.place[1]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class MergedAdapters:
     """What `merge_adapters_` did. With ``keep=True`` it holds the adapters and the frozen weights, and can go back.
 
@@ -187,6 +187,10 @@ class MergedAdapters:
     model: nn.Module
     names: list[str]
     kept: list[tuple[tuple[str, ...], AdaptedLinear, nn.Module, list[_State]]]
+
+    def __repr__(self) -> str:
+        back = "unmerge_() goes back" if self.kept else "nothing is kept to go back to"
+        return f"MergedAdapters({len(self.names)} layers of {type(self.model).__name__}; {back})"
 
     def unmerge_(self) -> None:
         """Put the adapted layers back, the very ones: their frozen weights are those from before, bit for bit.

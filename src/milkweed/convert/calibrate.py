@@ -3,57 +3,70 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# Bytes for second moments at a time, or half the size of the model if that is more.
-_LEAST_MEMORY = 2**28
+# Bytes for second moments at a time, or an eighth of the size of the model if that is more.
+_LEAST_MEMORY = 96 * 2**20
+# Inputs that are looked at together, and rows of a matrix of moments that lie together.
+_ROWS, _HEIGHT = 1024, 256
 
 
-@dataclasses.dataclass
 class InputMoments:
-    """Mean and spread of the inputs x of one layer.
+    """Mean and spread of the inputs x of one layer, summed up in little more than half the memory of a matrix.
 
     Args:
-        count: How many inputs.
-        mean: (n,), E[x], in float64.
-        scatter: (n, n), the sum of (x - mean) (x - mean)ᵀ, in float64.
+        n: Size of each input.
+        device: Where they are.
     """
 
-    count: int
-    mean: Tensor
-    scatter: Tensor
+    def __init__(self, n: int, device: torch.device | str = "cpu") -> None:
+        self.count = 0
+        self.mean = torch.zeros(n, dtype=torch.float64, device=device)
+        # The sum of (x - mean) (x - mean)ᵀ is symmetric: some rows together, up to the diagonal.
+        self._strips = [self.mean.new_zeros(stop - start, stop) for start, stop in strips(n)]
 
-    @classmethod
-    def of(cls, x: Tensor) -> InputMoments:
-        """Sum up inputs.
+    @staticmethod
+    def bytes(n: int) -> int:
+        """Tell what moments need.
 
         Args:
-            x: (rows, n), rows at least 1.
+            n: Size of each input.
 
         Returns:
-            Their moments; products are of x's precision, float32 at least.
+            Bytes.
         """
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean, centred = centre(x)
-        return cls(len(x), mean, (centred.T @ centred).double())
+        return sum(8 * (stop - start) * stop for start, stop in strips(n))
 
-    def merge(self, new: InputMoments) -> None:
-        """Take further inputs in.
+    def add(self, x: Tensor) -> Tensor:
+        """Take inputs in; products are of their precision, float32 at least, and are added up in float64.
 
         Args:
-            new: Their moments.
+            x: (rows, n), at least one row; `valid_rows` gives not too many.
+
+        Returns:
+            (rows + 1, n): what was added is the product of its transpose with it.
         """
+        wide = x.double()
+        mean = wide.mean(0)
         # Sums of squares about zero would lose what is small beside the mean.
-        total = self.count + new.count
-        step = new.mean - self.mean
-        self.scatter += new.scatter + step.outer(step) * (self.count * new.count / total)
-        self.mean = self.mean + step * (new.count / total)
+        total = self.count + len(x)
+        step = mean - self.mean
+        moved = step * (self.count * len(x) / total) ** 0.5
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        centred = torch.cat([(wide - mean).to(dtype), moved[None].to(dtype)])
+        for strip, (start, stop) in self._by_strips():
+            strip += centred[:, start:stop].T @ centred[:, :stop]
+        self.mean += step * (len(x) / total)
         self.count = total
+        return centred
 
     def covariance(self, centred: bool) -> Tensor:
         """Give the second moments.
@@ -62,10 +75,36 @@ class InputMoments:
             centred: For a layer with a bias, which makes up for the mean of any error.
 
         Returns:
-            E[x xᵀ], centred less E[x] E[x]ᵀ.
+            E[x xᵀ] in float64, centred less E[x] E[x]ᵀ; exactly symmetric.
         """
-        spread = self.scatter / self.count
-        return spread if centred else spread + self.mean.outer(self.mean)
+        found = self.mean.new_empty(len(self.mean), len(self.mean))
+        for strip, (start, stop) in self._by_strips():
+            rows = torch.div(strip, self.count, out=found[start:stop, :stop])
+            if not centred:
+                rows.addr_(self.mean[start:stop], self.mean[:stop])
+            corner = rows[:, start:]  # a product of float32 need not be quite symmetric
+            corner.copy_(corner.tril() + corner.tril(-1).T)
+            found[:start, start:stop] = rows[:, :start].T
+        return found
+
+    def energy(self, weight: Tensor, centred: bool) -> float:
+        """Give the mean square of a layer's outputs.
+
+        Args:
+            weight: (m, n).
+            centred: Whether about their mean.
+
+        Returns:
+            E‖weight x‖², products in the weight's precision.
+        """
+        found = 0.0
+        for strip, (start, stop) in self._by_strips():
+            passed = weight[:, start:stop] @ (strip / self.count).to(weight.dtype)
+            passed[:, :start] *= 2  # for the other half of the matrix
+            found += float(passed.mul_(weight[:, :stop]).sum(dtype=torch.float64))
+        if not centred:
+            found += float((weight @ self.mean.to(weight.dtype)).square().sum(dtype=torch.float64))
+        return found
 
     def reordered(self, order: Tensor) -> InputMoments:
         """Put the inputs into another order.
@@ -76,35 +115,51 @@ class InputMoments:
         Returns:
             The moments of the reordered inputs.
         """
-        return InputMoments(self.count, self.mean[order], self.scatter[order][:, order])
+        found = InputMoments(len(order), order.device)
+        found.count, found.mean = self.count, self.mean[order]
+        whole = self.covariance(centred=True).mul_(self.count)
+        for strip, (start, stop) in found._by_strips():
+            strip.copy_(whole[order[start:stop]][:, order[:stop]])
+        return found
+
+    def is_finite(self) -> bool:
+        """Tell whether all inputs were finite and could be squared.
+
+        Returns:
+            Whether they were.
+        """
+        return all(bool(each.isfinite().all()) for each in (self.mean, *self._strips))
+
+    def _by_strips(self) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+        """The rows start to stop, in columns up to stop."""
+        return zip(self._strips, strips(len(self.mean)), strict=True)
 
 
-def centre(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Split inputs into their mean and what is left.
+def strips(n: int) -> list[tuple[int, int]]:
+    """Cut the rows of a large matrix, so that what is done to it takes little memory.
 
     Args:
-        x: (rows, n).
+        n: Rows.
 
     Returns:
-        (n,) in float64, and (rows, n) in x's dtype, rounded after the subtraction.
+        First row of each strip, and the one after its last.
     """
-    wide = x.double()
-    mean = wide.mean(0)
-    return mean, (wide - mean).to(x.dtype)
+    return [(start, min(start + _HEIGHT, n)) for start in range(0, n, _HEIGHT)]
 
 
 class Calibration:
     """What the layers of a model read over batches, in bounded memory: ``calibration[name]`` are the layer's moments.
 
     If the moments of all layers need more memory than the limit, the batches are run several times, each time for as
-    many layers as fit, and the moments of the others are forgotten; ask for layers in their order.
+    many layers as fit and no further into the model than these, and the moments of the others are forgotten; ask for
+    layers in their order.
 
     Args:
         model: Run in evaluation mode without gradients; afterwards in its former mode.
         layers: The layers by name, each with ``in_features`` or a transposed weight.
         batches: What the model is called with: a mapping of keyword arguments, a tuple of arguments, or one tensor.
             Positions where a mapping's ``attention_mask`` is 0 do not count.
-        memory_limit: Bytes; half the size of the model by default, at least 256 MiB.
+        memory_limit: Bytes; an eighth of the size of the model by default, at least 96 MiB.
 
     Raises:
         TypeError: The batches cannot be run through again where they must be, or are tensors themselves.
@@ -121,10 +176,11 @@ class Calibration:
         if isinstance(batches, Tensor | Mapping | str):
             raise TypeError(f"calibration must be an iterable of batches, e.g. a list; got a {type(batches).__name__}")
         size = sum(p.numel() * p.element_size() for p in model.parameters())
-        limit = max(_LEAST_MEMORY, size // 2) if memory_limit is None else memory_limit
+        limit = max(_LEAST_MEMORY, size // 8) if memory_limit is None else memory_limit
         self._model, self._layers, self._batches = model, layers, batches
         self._groups = list(_groups(layers, limit))
         self._moments: dict[str, InputMoments] = {}
+        self._calls: list[Counter[str]] = []  # how often each batch calls each layer, once there has been a pass
         if len(self._groups) > 1 and not isinstance(batches, Sequence):
             raise TypeError(
                 f"calibration must be a list, not an iterator: the moments of {len(layers)} layers take more than "
@@ -146,8 +202,46 @@ class Calibration:
         if name not in self._moments:
             (group,) = (group for group in self._groups if name in group)
             self._moments.clear()  # before, not after, the others are gathered
-            self._moments = _one_pass(self._model, {name: self._layers[name] for name in group}, self._batches)
+            self._moments = self._gather({name: self._layers[name] for name in group})
         return self._moments[name]
+
+    def _gather(self, layers: Mapping[str, nn.Module]) -> dict[str, InputMoments]:
+        """Run the batches and sum up what some layers read."""
+        found: dict[str, InputMoments] = {}
+        called: Counter[str] = Counter()
+        enough: Counter[str] | None = None
+
+        def watch(name: str) -> Any:
+            def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+                called[name] += 1
+                if name in layers:
+                    x = tensor_read(name, inputs)
+                    for rows in valid_rows(x, attention_mask(batch, name)):
+                        found.setdefault(name, InputMoments(x.shape[-1], x.device)).add(rows)
+                if called == enough:
+                    raise ReachedError
+
+            return hook
+
+        # The first pass also notes how often each batch calls each layer, so that later ones can end early.
+        first, noted = not self._calls, []
+        watched = self._layers if first else layers
+        handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in watched.items()]
+        try:
+            with evaluating(self._model):
+                for batch, calls in zip(self._batches, repeat(None) if first else self._calls, strict=not first):
+                    called.clear()
+                    enough = None if calls is None else Counter({name: calls[name] for name in layers})
+                    if enough is None or enough.total():
+                        run_until_reached(self._model, batch)
+                    noted.append(called.copy())
+        finally:
+            for handle in handles:
+                handle.remove()
+        if first:
+            self._calls = noted
+        _check(layers, found)
+        return found
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:
@@ -170,6 +264,21 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, tuple | list):
         return model(*[move(value) for value in batch])
     return model(move(batch))
+
+
+class ReachedError(Exception):
+    """Raised by a hook to end a forward pass that has reached all that is looked for."""
+
+
+def run_until_reached(model: nn.Module, batch: Any) -> None:
+    """Call a model with a batch, perhaps not to its end.
+
+    Args:
+        model: The model; a hook may raise `ReachedError`.
+        batch: As for `run_batch`.
+    """
+    with suppress(ReachedError):
+        run_batch(model, batch)
 
 
 @contextmanager
@@ -232,31 +341,34 @@ def model_outputs(model: nn.Module, batches: Iterable[Any]) -> list[Tensor]:
             )
             if first is None:
                 raise ValueError("the model gives no floating-point tensor of two dimensions or more to compare")
-            rows = valid_rows(first, attention_mask(batch))
+            rows = torch.cat(list(valid_rows(first, attention_mask(batch))))
             found.append(rows.to(torch.promote_types(rows.dtype, torch.float32)))
     return found
 
 
-def valid_rows(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Flatten a layer's inputs to rows, without those of padding.
+def valid_rows(x: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
+    """Flatten a layer's inputs to rows, without those of padding, some at a time.
 
     Args:
         x: (..., n).
         mask: (B, L) or None; used where it has x's leading shape.
 
     Returns:
-        (rows, n).
+        (rows, n) each; none where no position counts.
     """
-    if mask is not None and x.shape[:-1] == mask.shape:
-        return x[mask.to(x.device)]
-    return x.reshape(-1, x.shape[-1])
+    rows = x.reshape(-1, x.shape[-1])
+    if mask is None or x.shape[:-1] != mask.shape or mask.all():
+        chunks: Iterable[Tensor] = rows.split(_ROWS)
+    else:
+        chunks = (rows[places] for places in mask.to(x.device).flatten().nonzero()[:, 0].split(_ROWS))
+    return (chunk for chunk in chunks if len(chunk))
 
 
 def _groups(layers: Mapping[str, nn.Module], memory_limit: int) -> Iterator[list[str]]:
     group: list[str] = []
     used = 0
     for name, layer in layers.items():
-        size = 8 * _in_features(layer) ** 2
+        size = InputMoments.bytes(_in_features(layer))
         if group and used + size > memory_limit:
             yield group
             group, used = [], 0
@@ -270,56 +382,46 @@ def _in_features(layer: nn.Module) -> int:
     return int(getattr(layer, "in_features", 0) or getattr(layer, "nx", 0))  # Conv1D names it nx
 
 
-def _one_pass(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any]) -> dict[str, InputMoments]:
-    found: dict[str, InputMoments] = {}
-    latest: tuple[Reading, InputMoments] | None = None  # query, key and value read one tensor: its product is shared
+def tensor_read(name: str, inputs: tuple[Any, ...]) -> Tensor:
+    """Take what a layer was called with.
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            nonlocal latest
-            reading = Reading.of(name, inputs, batch)
-            if latest is None or not latest[0].same_as(reading):
-                rows = valid_rows(reading.x, attention_mask(batch, name))
-                if not len(rows):
-                    return
-                latest = (reading, InputMoments.of(rows))
-            if name in found:
-                found[name].merge(latest[1])
-            else:
-                found[name] = dataclasses.replace(latest[1], scatter=latest[1].scatter.clone())
+    Args:
+        name: The layer's.
+        inputs: Its arguments.
 
-        return hook
+    Returns:
+        The first argument.
 
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    try:
-        with evaluating(model):
-            for batch in batches:
-                latest = None
-                run_batch(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    _check(layers, found)
-    return found
+    Raises:
+        ValueError: There is none, it is no tensor, or has no numbers.
+    """
+    if not inputs or not isinstance(inputs[0], Tensor):
+        raise ValueError(
+            f"layer {name!r} is not called with a tensor as its first argument, as linear layers are; skip it with "
+            f"the rule {{{name!r}: None}}"
+        )
+    if inputs[0].is_meta:
+        raise ValueError(f"layer {name!r} was given a tensor on the meta device; calibration needs numbers")
+    return inputs[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """A tensor as a layer read it; it may be changed in place before the next layer reads it.
+    """A tensor as a layer read it; it may be changed in place before the next layer reads it, or be gone.
 
     Args:
-        x: The tensor.
+        x: Refers to the tensor, but does not keep it.
         version: How often it had been changed, None if that is not counted.
         mask: What the batch calls the mask of its positions.
     """
 
-    x: Tensor
+    x: weakref.ref[Tensor]
     version: int | None
     mask: str
 
     @classmethod
     def of(cls, name: str, inputs: tuple[Any, ...], batch: Any) -> Reading:
-        """Take what a layer was called with.
+        """Note what a layer was called with.
 
         Args:
             name: The layer's.
@@ -327,20 +429,10 @@ class Reading:
             batch: What the model was called with.
 
         Returns:
-            The first argument.
-
-        Raises:
-            ValueError: There is none, it is no tensor, or has no numbers.
+            The first argument; see `tensor_read`.
         """
-        if not inputs or not isinstance(inputs[0], Tensor):
-            raise ValueError(
-                f"layer {name!r} is not called with a tensor as its first argument, as linear layers are; skip it with "
-                f"the rule {{{name!r}: None}}"
-            )
-        x = inputs[0]
-        if x.is_meta:
-            raise ValueError(f"layer {name!r} was given a tensor on the meta device; calibration needs numbers")
-        return cls(x, None if x.is_inference() else x._version, _mask_name(batch, name))
+        x = tensor_read(name, inputs)
+        return cls(weakref.ref(x), None if x.is_inference() else x._version, _mask_name(batch, name))
 
     def same_as(self, other: Reading) -> bool:
         """Tell whether two layers read the same numbers.
@@ -351,8 +443,8 @@ class Reading:
         Returns:
             Whether they did, as far as can be known.
         """
-        known = self.version is not None
-        return known and self.x is other.x and (self.version, self.mask) == (other.version, other.mask)
+        known = self.version is not None and self.x() is not None
+        return known and self.x() is other.x() and (self.version, self.mask) == (other.version, other.mask)
 
 
 def _check(layers: Mapping[str, nn.Module], found: Mapping[str, InputMoments]) -> None:
@@ -364,7 +456,7 @@ def _check(layers: Mapping[str, nn.Module], found: Mapping[str, InputMoments]) -
     for name in layers:
         if name not in found:
             raise ValueError(f"calibration never reached layer {name!r}; skip it with the rule {{{name!r}: None}}")
-        if not (found[name].mean.isfinite().all() and found[name].scatter.isfinite().all()):
+        if not found[name].is_finite():
             raise ValueError(
                 f"calibration gave layer {name!r} inputs that are NaN, infinite or too large to square; "
                 "clean the batches"

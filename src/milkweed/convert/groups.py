@@ -6,8 +6,10 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from milkweed.convert.report import LayerReport
+if TYPE_CHECKING:
+    from milkweed.convert.report import LayerReport
 
 
 @dataclasses.dataclass(frozen=True)

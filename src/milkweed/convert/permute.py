@@ -150,7 +150,7 @@ def _order(
         (linear,) = sites[name].linears()
         weight = linear.weight.detach().double()
         covariance = read[name].covariance(centred=linear.bias is not None)
-        energy = float(((weight @ read[name].covariance(centred=False)) * weight).sum())
+        energy = read[name].energy(weight, centred=False)
         units = grouped_units(choices[name], weight, covariance, energy, rows=name != pair.reader)
         if units is None:
             return None

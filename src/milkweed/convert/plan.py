@@ -23,7 +23,7 @@ from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
 Progress = Callable[[str, int, int], None]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class ConversionPlan:
     """What becomes of every linear layer, ready to be carried out by `convert_`.
 
@@ -37,8 +37,8 @@ class ConversionPlan:
     layers: dict[str, nn.Module]
     digests: dict[str, tuple[object, ...]]
 
-    def __str__(self) -> str:
-        return str(self.report)
+    def __repr__(self) -> str:
+        return repr(self.report)
 
 
 def plan_conversion(

@@ -27,6 +27,7 @@ FILE_NAME = "model.safetensors"
 # transformers would read a model.safetensors beside its config.json, miss the dense weights and draw them at random.
 CONVERTED_FILE_NAME = "milkweed.safetensors"
 GENERATION = "generation_config.json"
+PICKLED_NAME = "pytorch_model.bin"
 
 
 def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
@@ -104,6 +105,8 @@ def load_pretrained(
     file = file_in(path, FILE_NAME)
     converted = file_in(path, CONVERTED_FILE_NAME)
     file = converted if converted.is_file() else file
+    if not file.is_file():
+        _check_not_pickled(Path(path))
     tensors, metadata = read_tensors(file, "save_pretrained", device)
     if into is None:
         into = _build(file, metadata, len(tensors))
@@ -122,6 +125,16 @@ def load_pretrained(
     rebuild(into, layers)
     _fill(into, state, aliases)
     return into.to(device).eval()
+
+
+def _check_not_pickled(path: Path) -> None:
+    """Say what reads a file that others wrote by ``torch.save``, or a folder of theirs."""
+    file = path if path.is_file() else path / PICKLED_NAME
+    if file.is_file():
+        raise ValueError(
+            f"{file} was not written by save_pretrained; read published M2-BERT with load_m2_bert(read_m2_checkpoint("
+            "...)) of milkweed.convert.checkpoints.m2, other models with what wrote them"
+        )
 
 
 def _build(file: Path, metadata: dict[str, str], count: int) -> nn.Module:

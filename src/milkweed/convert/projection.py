@@ -94,8 +94,8 @@ def weight_and_output_error(
         lost += float(torch.linalg.vector_norm(difference, dtype=torch.float64) ** 2)
         whole += float(torch.linalg.vector_norm(weight, dtype=torch.float64) ** 2)
         if moments is not None:
-            lost_output += max(_energy(difference, moments.covariance(centred=linear.bias is not None)), 0.0)
-            whole_output += _energy(weight, moments.covariance(centred=False))
+            lost_output += max(moments.energy(difference, centred=linear.bias is not None), 0.0)
+            whole_output += moments.energy(weight, centred=False)
     relative = (lost / whole) ** 0.5 if whole > 0 else 0.0
     if moments is None:
         return relative, None
@@ -106,8 +106,3 @@ def _difference(linear: nn.Linear, part: StructuredLinear) -> Tensor:
     """W - M, in float32 at least."""
     wide = torch.promote_types(linear.weight.dtype, torch.float32)
     return linear.weight.to(wide) - part.matrix().to(dtype=wide).to_dense()
-
-
-def _energy(weight: Tensor, covariance: Tensor) -> float:
-    """E‖weight x‖²."""
-    return float(((weight @ covariance.to(weight.dtype)) * weight).sum(dtype=torch.float64))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from milkweed._files import atomic_write
 from milkweed._version import __version__
+from milkweed.convert.groups import LayerGroup, by_outcome
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ class LayerReport:
         return -self.in_features % blocks, -(self.out_features // self.parts) % blocks
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ConversionReport:
     """What a conversion does to a model.
 
@@ -130,24 +133,24 @@ class ConversionReport:
         first, last = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
         return f"; distilled in {len(losses):,} steps, relative squared error {first:.3g} -> {last:.3g}"
 
-    def __str__(self) -> str:
-        table = [HEADINGS, *self.rows()]
-        widths = [max(len(row[i]) for row in table) for i in range(len(HEADINGS))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
-        ]
-        return "\n".join([*lines, self.summary(), *(f"warning: {warning}" for warning in self.warnings)])
+    def __repr__(self) -> str:
+        """The table: layers that fare alike in one entry, the sum, and what to know, in lines for a terminal."""
+        notes = [self.summary(), *(f"warning: {warning}" for warning in self.warnings)]
+        wrapped = [line for note in notes for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
+        return "\n".join([*_table(self), *wrapped])
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], timing: Mapping[str, Any] | None = None) -> None:
         """Write the report as JSON, atomically.
 
         Args:
             path: The file.
+            timing: Of the whole model before and after, as far as it was measured; written as it is.
         """
         values = {
             "milkweed": __version__,
             "parameters_before": self.model_parameters,
             "parameters_after": self.model_parameters_after,
+            "timing": None if timing is None else dict(timing),
             "warnings": self.warnings,
             "reordered": self.reordered,
             "distillation_losses": self.distillation_losses,
@@ -157,6 +160,7 @@ class ConversionReport:
             Path(temporary).write_text(json.dumps(values, indent=1) + "\n")
 
 
+WIDTH = 100
 HEADINGS = ("layer", "shape", "becomes", "padding", "parameters", "FLOPs", "weight error", "output error", "speed")
 
 
@@ -192,3 +196,50 @@ def _row(line: LayerReport) -> tuple[str, ...]:
         number(line.output_error, ".3f"),
         "" if line.speedup is None else f"{line.speedup:.2f}x",
     )
+
+
+def _table(report: ConversionReport) -> list[str]:
+    """Lines for all layers: names stand above their numbers, however long they are."""
+    error = "output_error" if any(line.output_error is not None for line in report.converted) else "relative_error"
+    entries = [(group, _cells(group, error)) for group in by_outcome(report.layers)]
+    heading = ("layers", "parameters", "FLOPs", "output error" if error == "output_error" else "weight error", "speed")
+    everything = ("all linear layers", *_costs(LayerGroup("", report.layers)), "", "")
+    widths = [max(map(len, column)) for column in zip(heading, everything, *(c for _, c in entries), strict=True)]
+
+    def row(cells: tuple[str, ...]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip()
+
+    lines = [row(heading)]
+    for group, cells in entries:
+        count = len(group.lines)
+        lines += [group.name if count == 1 else f"{group.name}, {count} layers", row(cells)]
+        if (reason := group.lines[0].reason) is not None:
+            lines += textwrap.wrap(f"stays: {reason}", WIDTH, initial_indent="    ", subsequent_indent="    ")
+    return [*lines, row(everything)]
+
+
+def _cells(group: LayerGroup, error: str) -> tuple[str, ...]:
+    first = group.lines[0]
+    shape = f"    {first.out_features} x {first.in_features}"
+    if first.layer is None:
+        return (shape, f"{group.total('parameters_before'):,}", "", "", "")
+    padding = "" if first.padding == (0, 0) else f", padded {first.padding[0]} in, {first.padding[1]} out"
+    return (
+        f"{shape} -> {describe(first.layer, first.parts)}{padding}",
+        *_costs(group),
+        _range(group, error, "{:.3f}"),
+        _range(group, "speedup", "{:.2f}x"),
+    )
+
+
+def _costs(group: LayerGroup) -> tuple[str, str]:
+    """Parameters before and after, and the share of the operations that is left."""
+    counts = [group.total(f"parameters_{when}") for when in ("before", "after")]
+    share = group.total("flops_after") / max(1, group.total("flops_before"))
+    return f"{counts[0]:,} -> {counts[1]:,}", f"{share:.0%}"
+
+
+def _range(group: LayerGroup, field: str, form: str) -> str:
+    found = group.extremes(field)
+    return "" if found is None else "-".join(dict.fromkeys(form.format(value) for value in found))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed.convert.calibrate import Reading, attention_mask, centre, evaluating, run_batch, valid_rows
+from milkweed.convert.calibrate import (
+    InputMoments,
+    ReachedError,
+    Reading,
+    attention_mask,
+    evaluating,
+    run_batch,
+    run_until_reached,
+    strips,
+    valid_rows,
+)
 from milkweed.convert.configs import LayerConfig
 from milkweed.convert.projection import project_linear
 from milkweed.convert.sites import LinearSite, replace
@@ -21,35 +30,22 @@ from milkweed.nn.structured_linear import ConcatLinear
 _RIDGE = 1e-2
 
 
-class _ReachedError(Exception):
-    """Ends a forward pass once the layers that are looked at have been called."""
-
-
-@dataclasses.dataclass
 class _PairedMoments:
-    """Moments of a layer's inputs in the dense model, x, and in the converted one, z: means and sums about them."""
+    """Moments of a layer's inputs in the dense model, x, and in the converted one, z, and of both together."""
 
-    count: int
-    x: Tensor
-    z: Tensor
-    xx: Tensor
-    xz: Tensor
-    zz: Tensor
+    def __init__(self, n: int, device: torch.device) -> None:
+        self.x, self.z = InputMoments(n, device), InputMoments(n, device)
+        self._xz = torch.zeros(n, n, dtype=torch.float64, device=device)  # the sum of (x - E[x]) (z - E[z])ᵀ
 
-    @classmethod
-    def of(cls, x: Tensor, z: Tensor) -> _PairedMoments:
-        x, z = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (x, z))
-        (mean_x, x), (mean_z, z) = centre(x), centre(z)
-        return cls(len(x), mean_x, mean_z, (x.T @ x).double(), (x.T @ z).double(), (z.T @ z).double())
+    def add(self, x: Tensor, z: Tensor) -> None:
+        x, z = self.x.add(x), self.z.add(z)
+        for start, stop in strips(len(self._xz)):
+            self._xz[start:stop] += x[:, start:stop].T @ z
 
-    def merge(self, new: _PairedMoments) -> None:
-        total = self.count + new.count
-        dx, dz, weight = new.x - self.x, new.z - self.z, self.count * new.count / total
-        self.xx += new.xx + dx.outer(dx) * weight
-        self.xz += new.xz + dx.outer(dz) * weight
-        self.zz += new.zz + dz.outer(dz) * weight
-        self.x, self.z = self.x + dx * (new.count / total), self.z + dz * (new.count / total)
-        self.count = total
+    def passed(self, weight: Tensor, centred: bool) -> Tensor:
+        """E[W x zᵀ], centred less the product of the means."""
+        found = (weight @ self._xz).div_(self.x.count)
+        return found if centred else found.addr_(weight @ self.x.mean, self.z.mean)
 
 
 def project_sequentially(
@@ -158,16 +154,12 @@ def _moments(model: nn.Module, converted: nn.Module, name: str, once: bool, batc
                 "or leave sequential out"
             )
         for x, z in zip(read, found, strict=True):
-            x, z = valid_rows(x, mask), valid_rows(z, mask)
-            if not len(x):
-                continue
-            if total is None:
-                total = _PairedMoments.of(x, z)
-            else:
-                total.merge(_PairedMoments.of(x, z))
-    if total is None:
+            total = total or _PairedMoments(x.shape[-1], x.device)
+            for pair in zip(valid_rows(x, mask), valid_rows(z, mask), strict=True):
+                total.add(*pair)
+    if total is None or not total.x.count:
         raise ValueError(f"calibration never reached layer {name!r}; skip it with the rule {{{name!r}: None}}")
-    if not (total.xx.isfinite().all() and total.zz.isfinite().all()):
+    if not (total.x.is_finite() and total.z.is_finite()):
         raise ValueError(
             f"calibration gave layer {name!r} inputs that are NaN, infinite or too large to square; clean the batches"
         )
@@ -181,13 +173,11 @@ def _inputs(model: nn.Module, name: str, once: bool, batch: Any) -> list[Tensor]
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found.append(inputs[0])
         if once:
-            raise _ReachedError
+            raise ReachedError
 
     handle = model.get_submodule(name).register_forward_pre_hook(hook)
     try:
-        run_batch(model, batch)
-    except _ReachedError:
-        pass
+        run_until_reached(model, batch)
     finally:
         handle.remove()
     return found
@@ -195,23 +185,31 @@ def _inputs(model: nn.Module, name: str, once: bool, batch: Any) -> list[Tensor]
 
 def _fit(site: LinearSite, config: LayerConfig, moments: _PairedMoments) -> tuple[nn.Module, float]:
     centred = site.module.bias is not None
-    xx, xz, zz = (total / moments.count for total in (moments.xx, moments.xz, moments.zz))
-    energy = xx + moments.x.outer(moments.x)
-    if not centred:
-        xx, xz, zz = energy, xz + moments.x.outer(moments.z), zz + moments.z.outer(moments.z)
-    # E[x zᵀ] E[z zᵀ]⁻¹, which is the identity where nothing before has been converted, or nothing varies.
-    ridge = _RIDGE * zz.diagonal().mean() * torch.eye(len(zz)).to(zz)
-    passage = torch.linalg.solve(zz + ridge, xz + ridge, left=False) if zz.any() else torch.eye(len(zz)).to(zz)
+    zz = moments.z.covariance(centred)
     parts, lost, whole = [], 0.0, 0.0
-    for linear in site.linears():
-        weight = linear.weight.detach().double()
-        linear.weight = nn.Parameter((weight @ passage).to(linear.weight.dtype), linear.weight.requires_grad)
+    fitted = _regressed(site.linears(), moments, zz, centred)
+    for linear, weight in zip(fitted, (linear.weight.detach().double() for linear in site.linears()), strict=True):
         part = project_linear(site.name, linear, config, zz)
         found = part.matrix().to_dense().detach().double()
         if part.bias is not None:
-            part.bias.add_((weight @ moments.x - found @ moments.z).to(part.bias.dtype))
-        lost += float(((weight @ xx) * weight).sum() - 2 * ((weight @ xz) * found).sum() + ((found @ zz) * found).sum())
-        whole += float(((weight @ energy) * weight).sum())
+            part.bias.add_((weight @ moments.x.mean - found @ moments.z.mean).to(part.bias.dtype))
+        both = float(moments.passed(weight, centred).mul_(found).sum())
+        lost += moments.x.energy(weight, centred) - 2 * both + moments.z.energy(found, centred)
+        whole += moments.x.energy(weight, centred=False)
         parts.append(part)
     error = (max(lost, 0.0) / whole) ** 0.5 if whole > 0 else 0.0
     return (parts[0] if len(parts) == 1 else ConcatLinear(parts).train(site.module.training)), error
+
+
+def _regressed(linears: list[nn.Linear], moments: _PairedMoments, zz: Tensor, centred: bool) -> list[nn.Linear]:
+    """Let each weight W become E[W x zᵀ] E[z zᵀ]⁻¹: itself where nothing before is converted, or nothing varies."""
+    if not zz.any():
+        return linears
+    ridge = _RIDGE * float(zz.diagonal().mean())
+    factors = torch.linalg.lu_factor(zz + ridge * torch.eye(len(zz)).to(zz))
+    for linear in linears:
+        weight = linear.weight.detach().double()
+        target = moments.passed(weight, centred).add_(weight, alpha=ridge)
+        found = torch.linalg.lu_solve(*factors, target, left=False)
+        linear.weight = nn.Parameter(found.to(linear.weight.dtype), linear.weight.requires_grad)
+    return linears

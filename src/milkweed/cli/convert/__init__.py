@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 STRUCTURES = ("monarch", "low_rank", "block_diagonal", "pixelfly")
 DTYPES = ("float32", "bfloat16", "float16")
+DISTILL_LR = 1e-3
 EXAMPLE = """\
   milkweed convert my-encoder --calibrate sentences.txt --out my-encoder-monarch
   milkweed convert my-encoder --nblocks 2 --layers 're:.*(intermediate|output).dense' --plan
@@ -120,6 +121,12 @@ def add_calibration(parser: CommandParser) -> None:
         help="then train the converted model to give the dense one's hidden states and outputs, so many times over the "
         "texts; better still, and slower: both models run for every text",
     )
+    group.add_argument(
+        "--distill-lr",
+        type=learning_rate,
+        metavar="LR",
+        help=f"its learning rate, after a warm-up over a tenth of its steps; default: {DISTILL_LR:g}",
+    )
 
 
 def positive(text: str) -> int:
@@ -157,6 +164,27 @@ def budget(text: str) -> float:
         value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a share such as 0.5 nor a count such as 12000000")
+    return value
+
+
+def learning_rate(text: str) -> float:
+    """Read a learning rate.
+
+    Args:
+        text: As typed.
+
+    Returns:
+        The number.
+
+    Raises:
+        ArgumentTypeError: It is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no learning rate such as {DISTILL_LR:g}")
     return value
 
 
@@ -211,6 +239,8 @@ def check(options: argparse.Namespace) -> None:
             raise UsageError(f"--{option} needs --calibrate FILE.txt: it compares the outputs of layers")
     if options.refine and options.calibrate is None:
         raise UsageError("--refine needs --calibrate FILE.txt: without it, a projection is the nearest matrix already")
+    if options.distill_lr and not options.distill:
+        raise UsageError("--distill-lr needs --distill EPOCHS, whose learning rate it is")
     if options.distill and options.calibrate is None:
         raise UsageError("--distill needs --calibrate FILE.txt: texts to learn from, labels are not needed")
     needed = {"transformers": "hf"} if options.plan else {"transformers": "hf", "matplotlib": "plots"}
@@ -234,6 +264,7 @@ def convert(
         console: Where the plan is printed.
     """
     from milkweed.cli.convert.batches import make_batches
+    from milkweed.cli.convert.memory import give_back, inner_layers_only
     from milkweed.cli.convert.source import check_device, find_source, load_model
     from milkweed.cli.convert.table import print_plan, print_timing
     from milkweed.convert import plan_conversion
@@ -248,21 +279,29 @@ def convert(
         model = load_model(source, rehearsal, options.dtype, options.device, steps)
         if options.distill:
             check_trainable(model)
+
+        def tell(text: str, done: int, total: int) -> None:
+            steps.tell(text, done, total)
+            give_back()
+
         batches = None
-        if texts:
-            steps.begin(f"tokenising {len(texts):,} texts")
-            batches = make_batches(source, model, texts, options.max_length, options.batch_size, steps)
-        steps.begin("calibrating" if texts else "projecting")
-        plan = plan_conversion(
-            model,
-            choices.rules,
-            batches,
-            sequential=options.sequential,
-            permute=options.permute,
-            parameters=options.parameters,
-            candidates=choices.candidates,
-            progress=steps.tell,
-        )
+        # A budget and an order of units are judged by the model's outputs.
+        with inner_layers_only(model, rehearsal, whole_outputs=options.permute or options.parameters is not None):
+            if texts:
+                steps.begin(f"tokenising {len(texts):,} texts")
+                batches = make_batches(source, model, texts, options.max_length, options.batch_size, steps)
+                give_back()
+            steps.begin("calibrating" if texts else "projecting")
+            plan = plan_conversion(
+                model,
+                choices.rules,
+                batches,
+                sequential=options.sequential,
+                permute=options.permute,
+                parameters=options.parameters,
+                candidates=choices.candidates,
+                progress=tell,
+            )
         report, timing = plan.report, None
         if folder is not None:
             report, timing = write(plan, model, source, batches, folder, options, steps)
@@ -314,6 +353,7 @@ def write(
         What was done, and the times, if they could be measured.
     """
     from milkweed.cli.convert.inputs import check_runs
+    from milkweed.cli.convert.memory import give_back
     from milkweed.cli.convert.page import write_page
     from milkweed.cli.convert.timing import time_model
     from milkweed.convert import convert_, save_pretrained
@@ -321,17 +361,19 @@ def write(
     steps.begin("measuring the whole model, dense and converted")
     check_runs(model, plan, batches)
     timing = time_model(model, plan)
+    give_back()
     teacher = copy.deepcopy(model) if options.distill else None
     report = convert_(model, plan)
     if teacher is not None and batches is not None:
         from milkweed.cli.convert.distilling import distill
 
-        losses = distill(model, teacher, batches, options.distill, options.device, steps)
+        rate = options.distill_lr or DISTILL_LR
+        losses = distill(model, teacher, batches, options.distill, rate, options.device, steps)
         report = dataclasses.replace(report, distillation_losses=tuple(losses))
     steps.begin("writing")
     with writing(options.out):
         copy_side_files(source.folder, folder)
         save_pretrained(model, folder)
-        report.save(folder / "conversion.json")
+        report.save(folder / "conversion.json", None if timing is None else timing.as_dict())
         write_page(report, timing, source.name, folder / "conversion.html")
     return report, timing

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from milkweed.cli.convert.memory import give_back
 from milkweed.cli.convert.progress import Steps
 from milkweed.cli.errors import UsageError
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class WatchedBatches(list):
-    """Batches that show how far each pass over them is.
+    """Batches that show how far each pass over them is, and after it return the memory that the model's work took.
 
     Args:
         batches: The batches.
@@ -25,7 +26,8 @@ class WatchedBatches(list):
         self.steps = steps
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self.steps.read(super().__iter__(), len(self))
+        yield from self.steps.read(super().__iter__(), len(self))
+        give_back()
 
 
 def make_batches(

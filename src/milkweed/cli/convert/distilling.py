@@ -13,7 +13,7 @@ from milkweed.train.distill import distill_
 
 
 def distill(
-    student: nn.Module, teacher: nn.Module, batches: Sequence[Any], epochs: int, device: str, steps: Steps
+    student: nn.Module, teacher: nn.Module, batches: Sequence[Any], epochs: int, lr: float, device: str, steps: Steps
 ) -> list[float]:
     """Train a converted model, in place.
 
@@ -22,6 +22,7 @@ def distill(
         teacher: The dense one.
         batches: Of the calibration texts.
         epochs: How often each text is seen.
+        lr: Learning rate.
         device: Where to train.
         steps: Told how far it is.
 
@@ -39,6 +40,7 @@ def distill(
             teacher,
             list(batches),
             epochs=epochs,
+            lr=lr,
             callbacks=[_Told(steps)],
             accelerator=where.type,
             devices=1 if where.index is None else [where.index],

@@ -35,6 +35,21 @@ class Timing:
     after: float
     runs: int
 
+    def as_dict(self) -> dict[str, object]:
+        """Plain values for a file.
+
+        Returns:
+            Times in seconds under names that say so, and how many times as fast the converted model is.
+        """
+        return {
+            "inputs": list(self.shape),
+            "device": self.device,
+            "runs": self.runs,
+            "seconds_before": self.before,
+            "seconds_after": self.after,
+            "speedup": self.before / self.after,
+        }
+
 
 def time_model(model: nn.Module, plan: ConversionPlan) -> Timing | None:
     """Run a model dense and converted by turns.

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import os
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._suggest import unknown
 from milkweed.convert.files import SUFFIX, read_tensors
 from milkweed.models import M2Bert
 from milkweed.nn import ImplicitFilter
@@ -44,17 +46,32 @@ _CLASSIFICATION = {
     for theirs, ours in (("bert.pooler.dense", "pooler"), ("classifier", "classifier"))
     for part in ("weight", "bias")
 }
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What the weights are called in a published folder, the first one found counting."""
+# What Composer stores beside the model: states of random generators, as arrays, and how long the training took.
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+_HARMLESS: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("uint32", "uint64", "int64", "float64")),
+    *((_RECONSTRUCT, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    datetime.timedelta,
+]
 # The decoder's weight is the embedding; its own tensor is only looked at.
 _TIED = "cls.predictions.decoder.weight"
 _POSITION_IDS = "bert.embeddings.position_ids"
+_EXTENSIONS = ("keep", "stretch")
 
 
 def read_m2_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the tensors of a published file as data; nothing in it is executed.
 
+    Nothing is fetched: ``huggingface_hub.snapshot_download(name)`` gives the folder of a name on the hub.
+
     Args:
         path: A ``.safetensors`` file, or one that ``torch.save`` wrote (``.bin``, ``.pt``), of tensors by name or of
-            Composer, which has them under ``state``, ``model``.
+            Composer, which has them under ``state``, ``model``; or a folder with ``model.safetensors`` or
+            ``pytorch_model.bin``.
 
     Returns:
         The tensors by their names there, for [`milkweed.convert.checkpoints.m2.load_m2_bert`][].
@@ -64,23 +81,45 @@ def read_m2_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ValueError: It cannot be read, holds anything but data, or is not of this kind.
     """
     path = Path(path)
+    if path.is_dir():
+        found_files = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+        if not found_files:
+            raise FileNotFoundError(f"{path} holds neither {' nor '.join(WEIGHT_FILES)}; name the file itself")
+        path = found_files[0]
     if path.suffix == SUFFIX:
         return read_tensors(path, "whoever published the model")[0]
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; give a .safetensors, .bin or .pt file")
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read as data ({str(error).splitlines()[0]}); where you trust it, read it with torch and "
-            "write its tensors with safetensors"
-        ) from error
+        raise FileNotFoundError(
+            f"{path} does not exist; give a .safetensors, .bin or .pt file or its folder; "
+            "huggingface_hub.snapshot_download(name) fetches one from the hub"
+        )
+    found = _unpickled(path)
     for name in ("state", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"{path} must hold tensors by name, alone or under state, model; it holds other things")
     return dict(found)
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged pickle fails in whatever way its bytes happen to say
+        refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        if refused is not None or "Unsupported class" in str(error):
+            what = f"code, {refused[1]}," if refused is not None else "code"
+            raise ValueError(
+                f"{path} holds {what} beside tensors, which is not run; where you trust it, read it with torch and "
+                "write its tensors with safetensors"
+            ) from error
+        raise ValueError(
+            f"{path} cannot be read: it is damaged, or no file that torch.save wrote ({type(error).__name__}); fetch "
+            "it again"
+        ) from error
 
 
 def load_m2_bert(state: Mapping[str, Tensor], *, padding: str = "legacy", dropout: float = 0.1) -> M2Bert:
@@ -99,7 +138,9 @@ def load_m2_bert(state: Mapping[str, Tensor], *, padding: str = "legacy", dropou
         The model with the original's outputs, in evaluation mode.
 
     Raises:
-        ValueError: Keys are missing or left over, a shape does not fit, or a tensor contradicts what it repeats.
+        ValueError: Keys are missing or left over, a shape does not fit, a tensor contradicts what it repeats, or is not
+            of finite real numbers.
+        TypeError: ``state`` is no mapping.
 
     Source:
         HazyResearch/m2 at 7d359e8.
@@ -121,8 +162,8 @@ def load_m2_bert(state: Mapping[str, Tensor], *, padding: str = "legacy", dropou
     renamed = {}
     for theirs, ours in names.items():
         # Of theirs some have a dimension of size 1 more.
-        fits = tensors[theirs].numel() == math.prod(shapes[ours])
-        renamed[ours] = tensors[theirs].view(shapes[ours]) if fits else tensors[theirs]
+        fits = [size for size in tensors[theirs].shape if size > 1] == [size for size in shapes[ours] if size > 1]
+        renamed[ours] = tensors[theirs].reshape(shapes[ours]) if fits else tensors[theirs]
     try:
         model.load_state_dict(renamed)
     except RuntimeError as error:
@@ -130,41 +171,61 @@ def load_m2_bert(state: Mapping[str, Tensor], *, padding: str = "legacy", dropou
     return model.eval()
 
 
-def extend_positions(model: M2Bert, length: int) -> M2Bert:
-    """Make a model for longer sequences from a shorter one, to be trained further.
+def extend_positions(model: M2Bert, length: int, kernels: str = "keep") -> M2Bert:
+    """Make a model for longer sequences from a shorter one.
 
-    Position embeddings are repeated. The kernels of the long convolutions are stretched, so that they span the longer
-    sequences as they spanned the shorter ones: their time scale is that of the longest sequence.
+    Position embeddings are repeated. What becomes of the kernels of the long convolutions is a choice, as their time
+    scale is the old length:
+
+    - ``"keep"``: time goes on beyond the old length. Outputs for inputs up to the old length stay what they were; but
+      kernels decay as fast as ever, to 1 % after 0.3 to 1.5 old lengths, so that no layer looks much further.
+    - ``"stretch"``: the kernels are stretched over the new length, as if every token were spread over several. Layers
+      look as far as there is to see; every output changes, and the model has to be trained further.
 
     Args:
         model: With implicit kernels.
         length: Longest sequence of the new model, at least that of the old one.
+        kernels: ``"keep"`` or ``"stretch"``.
 
     Returns:
         A new model with copies of all parameters, in the old one's dtype, mode and place.
 
     Raises:
-        ValueError: The length is below the model's, or its kernels are explicit.
+        ValueError: The choice is unknown, the length is below the model's, or its kernels are explicit.
+
+    Source:
+        Neither is what HazyResearch/m2 at 7d359e8 does: it repeats the features of the lags and sets the time scale to
+        the new length, so that kernels repeat themselves every old length under a slower decay.
     """
+    if kernels not in _EXTENSIONS:
+        raise ValueError(unknown("kernels", kernels, _EXTENSIONS))
     old = model.encoder.length
     if length < old:
         raise ValueError(f"length must be at least the model's, {old}; got {length}; shorter inputs need no new model")
+    filters = {name: module for name, module in model.named_modules() if isinstance(module, ImplicitFilter)}
+    if not filters:
+        raise ValueError("only implicit kernels can be extended; build the model with kernel='implicit'")
+    scale = next(iter(filters.values())).time_scale
+    if kernels == "stretch":
+        scale = round((scale - 1) * (length - 1) / max(old - 1, 1)) + 1
+    kernel_options = {**(model.options["kernel_options"] or {}), "time_scale": scale}
+    if scale == length:
+        del kernel_options["time_scale"]
+    with torch.device("meta"):
+        longer = M2Bert(**(model.options | {"length": length, "kernel_options": kernel_options or None}))
     state = model.state_dict()
-    for name, module in model.named_modules():
-        if isinstance(module, ImplicitFilter):
-            key = f"{name}.positions"
-            features = state[key].T[None].float()
-            stretched = F.interpolate(features, size=length, mode="linear", align_corners=True)
-            state[key] = stretched[0].T.to(state[key].dtype)
     positions = state["encoder.positions.weight"]
     state["encoder.positions.weight"] = positions.repeat(-(-length // old), 1)[:length]
-    with torch.device("meta"):
-        longer = M2Bert(**(model.options | {"length": length}))
     longer.to_empty(device=positions.device).to(positions.dtype)
-    try:
-        longer.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError("only implicit kernels can be stretched; build the model with kernel='implicit'") from error
+    for name in filters:
+        features = state[f"{name}.positions"]
+        if kernels == "stretch":
+            stretched = F.interpolate(features.T[None].float(), size=length, mode="linear", align_corners=True)
+            state[f"{name}.positions"] = stretched[0].T.to(features.dtype)
+        else:
+            beyond = longer.get_submodule(name).features()[old:]  # type: ignore[operator]
+            state[f"{name}.positions"] = torch.cat([features, beyond.to(features)])
+    longer.load_state_dict(state)
     return longer.train(model.training)
 
 
@@ -174,8 +235,14 @@ def _embedding(name: str) -> str:
 
 def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors by names without prefixes, one frequency per convolution, and no buffers of fused convolutions."""
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"state must be tensors by name; got {type(state).__name__}; read files with read_m2_checkpoint"
+        )
     tensors: dict[str, Tensor] = {}
     for key, value in state.items():
+        if not isinstance(key, str):
+            raise ValueError(f"not an M2-BERT state dict: {key!r} is no name of a tensor")
         name = key
         while name.startswith(("model.", "module.")):
             name = name.split(".", 1)[1]
@@ -184,12 +251,26 @@ def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         alias = _ALIAS.fullmatch(name)
         if alias is not None:
             name = alias[1] + _FREQUENCY
-        value = torch.as_tensor(value)
+        value = _numbers(key, value, whole=name == _POSITION_IDS)
         if name in tensors and (alias is None or not torch.equal(tensors[name], value)):
             what = "the frequencies of one filter must be equal" if alias else "is there twice, with and without prefix"
             raise ValueError(f"{key!r}: {what}; give the tensors of one model")
         tensors[name] = value
     return tensors
+
+
+def _numbers(key: str, value: Any, *, whole: bool) -> Tensor:
+    """The tensor, if it holds what a model can be made of."""
+    if not isinstance(value, Tensor | np.ndarray):
+        raise ValueError(f"{key!r} must be a tensor; got {type(value).__name__}")
+    tensor = torch.as_tensor(value).detach()
+    if tensor.is_meta:
+        raise ValueError(f"{key!r} holds no numbers: it is on the meta device; read the file onto the CPU")
+    if not whole and not tensor.is_floating_point():
+        raise ValueError(f"{key!r} must be real floating point; got {tensor.dtype}")
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{key!r} holds NaN or infinity; the file is damaged, or of a training that diverged")
+    return tensor
 
 
 def _options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""Keeping the memory of a conversion near that of one model."""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from milkweed.convert import ConversionReport
+
+
+def give_back() -> None:
+    """Return freed memory to the system; the C library of Linux keeps what tensors of less than 32 MiB leave."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def inner_layers_only(model: nn.Module, rehearsal: "ConversionReport", whole_outputs: bool) -> Iterator[None]:
+    """Let a transformers model compute only what its inner layers read, while the block runs.
+
+    Keys and values of all layers, kept for tokens to come, and outputs over a whole vocabulary can each take more
+    memory than the model itself.
+
+    Args:
+        model: The model.
+        rehearsal: Which layers are to be converted: if the head is, it sees all inputs.
+        whole_outputs: Leave the outputs as they are; else they are those of the last position.
+
+    Yields:
+        Nothing.
+    """
+    found = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    caching = [config for config in found.values() if getattr(config, "use_cache", False)]
+    converted = {model.get_submodule(name) for line in rehearsal.converted for name in line.names}
+    head = _head(model)
+    cut = head is not None and head not in converted and not whole_outputs
+    handle = head.register_forward_pre_hook(_last_position) if head is not None and cut else None
+    try:
+        for config in caching:
+            config.use_cache = False
+        yield
+    finally:
+        for config in caching:
+            config.use_cache = True
+        if handle is not None:
+            handle.remove()
+
+
+def _head(model: nn.Module) -> nn.Module | None:
+    try:
+        found = model.get_output_embeddings()
+    except (AttributeError, NotImplementedError):  # several towers
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def _last_position(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0][:, -1:], *inputs[1:]) if inputs and inputs[0].ndim == 3 else inputs
