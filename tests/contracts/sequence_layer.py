@@ -7,8 +7,12 @@ import torch
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
 
-def check_steps_equal_forward(layer, u):
-    """Stepping through a sequence, and reading it in chunks, give what forward gives. float64."""
+def check_steps_equal_forward(layer, u, same_states=True):
+    """Stepping through a sequence, and reading it in chunks, give what forward gives, then and from then on. float64.
+
+    With ``same_states=False`` states may be written down in several ways, if they have one future; the layer must
+    have room for 8 steps more.
+    """
     y, final = layer(u, return_state=True)
     stepper = layer.stepper()
     state = stepper.initial_state(u.shape[0])
@@ -17,7 +21,14 @@ def check_steps_equal_forward(layer, u):
         y_t, state = stepper(u[:, t], state)
         outputs.append(y_t)
     torch.testing.assert_close(torch.stack(outputs, 1), y, **TIGHT)
-    torch.testing.assert_close(state, final, **TIGHT)
+
+    def check_state(state):
+        if same_states:
+            torch.testing.assert_close(state, final, **TIGHT)
+        else:
+            torch.testing.assert_close(layer(u[:, -8:], state), layer(u[:, -8:], final), **TIGHT)
+
+    check_state(state)
     state, chunks, start = None, [], 0
     for size in (1, u.shape[1] // 2, u.shape[1]):
         if start < u.shape[1]:
@@ -25,12 +36,14 @@ def check_steps_equal_forward(layer, u):
             chunks.append(chunk)
             start += size
     torch.testing.assert_close(torch.cat(chunks, 1), y, **TIGHT)
-    torch.testing.assert_close(state, final, **TIGHT)
+    check_state(state)
 
 
 def check_causality(layer, u, causal):
     """The Jacobian of output by input time: lower triangular, or full for a bidirectional layer."""
-    jacobian = torch.autograd.functional.jacobian(lambda u: layer(u[None])[0].sum(-1), u[0]).abs().sum(-1)
+    # Not a plain sum of the features, which a norm makes constant.
+    weights = torch.linspace(1, 2, u.shape[-1], dtype=u.dtype)
+    jacobian = torch.autograd.functional.jacobian(lambda u: layer(u[None])[0] @ weights, u[0]).abs().sum(-1)
     future = jacobian.triu(1)
     if causal:
         # The FFT leaves rounding where an exact zero belongs.
@@ -74,14 +87,16 @@ def check_float32_gradients(layer, length, tolerance):
 
 
 def check_compiles_and_exports(layer, longest=1 << 20):
-    u = torch.randn(2, 33, layer.d_model)
+    """Without breaks in the graph, and with a dynamic batch and length. The layer's own dtype."""
+    dtype = next(layer.parameters()).dtype
+    u = torch.randn(2, 33, layer.d_model, dtype=dtype)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(u), layer(u))
     compiled(u).sum().backward()
     dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=longest)}
     exported = torch.export.export(layer, (u,), dynamic_shapes=(dims,)).module()
     for shape in ((5, 100), (3, 2)):
-        other = torch.randn(*shape, layer.d_model)
+        other = torch.randn(*shape, layer.d_model, dtype=dtype)
         torch.testing.assert_close(exported(other), layer(other))
 
 

@@ -36,7 +36,7 @@ def test_save_and_load(linear, tmp_path):
     mw.save_pretrained(model, tmp_path)
     loaded = mw.load_pretrained(tmp_path)
     assert torch.equal(loaded(TOKENS), model(TOKENS))
-    assert loaded.options["vocabulary"] == "abcdefg"
+    assert loaded.vocabulary == loaded.options["vocabulary"] == "abcdefg"
     assert loaded.gpt2.lm_head.weight is loaded.gpt2.transformer.wte.weight
 
 

@@ -172,6 +172,29 @@ def test_new_heads_on_a_loaded_encoder_are_drawn(tmp_path):
     assert language.head.bias.abs().max() == 0
 
 
+@pytest.mark.parametrize(
+    ("written", "error", "message"),
+    [
+        (None, FileNotFoundError, "has no config.json"),
+        ({"model_type": "bert"}, ValueError, "model_type='bert'"),
+        ({"model_type": "m2_bert", "hyena_emb_dim": 5}, ValueError, "not one of these classes'"),
+    ],
+)
+def test_other_files_are_refused_rather_than_drawn_at_random(written, error, message, tmp_path):
+    stored = load_file(GOLDEN)
+    torch.save(
+        {key: value for key, value in stored.items() if not key.startswith("__")}, tmp_path / "pytorch_model.bin"
+    )
+    if written is not None:
+        (tmp_path / "config.json").write_text(json.dumps(written))
+    with pytest.raises(error, match=message) as caught:
+        M2BertForMaskedLM.from_pretrained(tmp_path)
+    assert "read_m2_checkpoint" in str(caught.value)
+    if written and "hyena_emb_dim" in written:
+        with pytest.raises(error, match=message):
+            transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
+
+
 def test_losses():
     tokens, mask = batch()
     labels = tokens.masked_fill(torch.rand(tokens.shape) < 0.5, -100)

@@ -62,7 +62,7 @@ def test_save_and_load(options, tmp_path):
     mw.save_pretrained(model, tmp_path)
     loaded = mw.load_pretrained(tmp_path)
     assert torch.equal(loaded(tokens(2, 30)), model(tokens(2, 30)))
-    assert loaded.options["vocabulary"] == "abcdefg"
+    assert loaded.vocabulary == loaded.options["vocabulary"] == "abcdefg"
 
 
 @pytest.mark.parametrize(("options", "count"), [({}, 152_245_872), ({"d_model": 1024, "depth": 36}, 356_298_528)])
@@ -286,7 +286,7 @@ def test_no_sequences_are_no_error():
         ({"expand": 0}, "expand must be at least 1; got 0"),
         ({"d_output": 3}, "d_output=3 must be d_input=7"),
         ({"heads": 5}, "heads must divide expand \\* d_model; got heads=5, expand=2, d_model=6"),
-        ({"vocabulary": "ab"}, "vocabulary must have d_input=7 characters; got 2"),
+        ({"vocabulary": "ab"}, "vocabulary must have d_input=7 different characters; got 2"),
         ({"mixer": "monarch"}, "did you mean 'causal_monarch'"),
         ({"mixer_options": {"kernel": "explict"}}, "did you mean 'explicit'"),
         ({"mixer_options": {"bidirectional": True}}, "mixer_options='bidirectional' is unknown"),
@@ -318,6 +318,6 @@ def test_bad_inputs_are_refused():
         model.stepper()(torch.tensor([7]), model.stepper().initial_state(1))
     with pytest.raises(ValueError, match="rate must be 1"):
         model.stepper(0.5)
-    with pytest.raises(ValueError, match="at most l_max=70 steps"):
+    with pytest.raises(ValueError, match="must fit the model's length=70; got 65 tokens and steps=7"):
         generate(model, tokens(1, 65), 7)
     assert generate(model, tokens(1, 65), 6).shape == (1, 71)

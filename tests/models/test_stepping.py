@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from milkweed.models import SequenceModel, generate, stream
+from milkweed.models import M2Bert, M2Gpt, SequenceModel, generate, stream
 
 
 def build(pooling="none", encoder="linear", **options):
@@ -99,3 +99,16 @@ def test_generation_needs_logits_for_every_step():
         generate(build("mean", "embedding"), torch.zeros(1, 2, dtype=torch.int64), 3)
     with pytest.raises(ValueError, match="encoder='tokens' is unknown"):
         build(encoder="tokens")
+
+
+def test_generation_stops_at_the_models_length():
+    model = M2Gpt(5, 5, length=8, d_model=8, depth=1, heads=2)
+    prompt = torch.zeros(1, 3, dtype=torch.int64)
+    assert generate(model, prompt, 6).shape == (1, 9)
+    with pytest.raises(ValueError, match=r"length=8; got 3 tokens and steps=7; use steps=6 or less"):
+        next(stream(model, prompt, 7))
+
+
+def test_generation_needs_a_stepper():
+    with pytest.raises(TypeError, match=r"M2Bert has no stepper\(\)"):
+        generate(M2Bert(5, length=8, d_model=8, depth=1), torch.zeros(1, 2, dtype=torch.int64), 3)

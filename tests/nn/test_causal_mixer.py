@@ -150,6 +150,27 @@ def test_compiles(kind, order):
 
 
 @kinds
+@orders
+def test_exports_with_a_dynamic_length(kind, order):
+    contract.check_compiles_and_exports(trained(build(kind, order=order, seq_len=200)).double(), longest=200)
+
+
+@kinds
+def test_compiles_with_a_dynamic_length(kind):
+    layer = trained(build(kind, seq_len=120, heads=2)).double()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    for length in (33, 120, 2, 71, 1):
+        u = torch.randn(3, length, 4, dtype=torch.float64, requires_grad=True)
+        inputs, cotangent = [u, *layer.parameters()], torch.randn_like(u)
+        torch.testing.assert_close(compiled(u), layer(u), rtol=1e-9, atol=1e-10)
+        found = torch.autograd.grad(compiled(u), inputs, cotangent)
+        expected = torch.autograd.grad(layer(u), inputs, cotangent)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+        lengths = torch.tensor([length, 1, (length + 1) // 2])
+        torch.testing.assert_close(compiled(u, lengths=lengths), layer(u, lengths=lengths), rtol=1e-9, atol=1e-10)
+
+
+@kinds
 def test_precision_copies_and_meta(kind):
     contract.check_autocast(trained(build(kind), 0.2))
     contract.check_copies(trained(build(kind)))

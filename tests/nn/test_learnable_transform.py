@@ -301,7 +301,7 @@ def test_in_a_model():
         (lambda: LearnableTransform(8, norm="forwards"), ValueError, "did you mean 'forward'"),
         (lambda: LearnableTransform(8, "random", norm="backward"), ValueError, "norm must be 'ortho' for start='rand"),
         (lambda: LearnableTransform(8, norm="backward", unitary=True), ValueError, "unitary=True needs .*norm='ortho'"),
-        (lambda: LearnableTransform(8, dtype=torch.complex64), TypeError, "use torch.float32, complex factors"),
+        (lambda: LearnableTransform(8, dtype=torch.complex64), TypeError, "use torch.float32, complex numbers"),
         (lambda: LearnableTransform(8, dtype=torch.int64), TypeError, "dtype must be real floating point; got"),
         (lambda: LearnableTransform(8)(torch.randn(7)), ValueError, r"x must be \(\.\.\., n=8\); got shape \(7,\)"),
         (lambda: LearnableTransform(8)(torch.tensor(1.0)), ValueError, r"got shape \(\)"),

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from milkweed import ops
 from milkweed.nn import LongConv, OnlineConv
 
 
@@ -34,7 +35,9 @@ def test_steps_and_reading_equal_the_sums(length):
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
     y, other = online.read(u, online.initial_state(2))
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(tuple(other), tuple(state), rtol=1e-10, atol=1e-10)
+    # Reading leaves the tiles to the first step that needs them; the inputs are kept in the same blocks.
+    assert (other.position, other.tiles, other.due) == (length, (), None)
+    torch.testing.assert_close((other.recent, other.blocks), (state.recent, state.blocks))
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,9 +80,10 @@ def test_a_step_shares_what_it_does_not_replace():
         old = {id(tensor) for tensor in (*state.blocks, *state.tiles, state.due)}
         _, state = online(torch.randn(1, 2), state)
         new = [tensor for tensor in (*state.blocks, *state.tiles, state.due) if id(tensor) not in old]
-        fresh.append(sum(tensor.numel() for tensor in new))
+        fresh.append(sum(tensor.numel() for tensor in new if tensor is not None))
     # 2 channels, two arrays, of the 8 levels from 32 to 4096 each at most all lags once.
     assert sum(fresh) < 2 * 2 * 8 * 4096
+    # A block appears in one step of 32, and in the next one its tile.
     assert sorted(fresh)[len(fresh) * 9 // 10] == 0
 
 
@@ -102,6 +106,52 @@ def test_steps_go_on_after_a_prompt(prompt):
     y, state = stepper.read(u[:, :prompt], stepper.initial_state(3))
     rest, _ = step_through(stepper, u[:, prompt:], state)
     torch.testing.assert_close(torch.cat([y, rest], 1), layer(u).detach(), rtol=1e-10, atol=1e-10)
+
+
+def test_a_prompt_costs_one_convolution(monkeypatch):
+    layer, lengths, tiles = LongConv(4, 5000, width=8), [], []
+    convolve, tile = ops.fft_conv, OnlineConv._tile
+    monkeypatch.setattr(
+        ops, "fft_conv", lambda u, *args, **kwargs: (lengths.append(u.shape[-1]), convolve(u, *args, **kwargs))[1]
+    )
+    monkeypatch.setattr(OnlineConv, "_tile", lambda self, block: (tiles.append(block.shape[-1]), tile(self, block))[1])
+    u, stepper = torch.randn(2, 4095, 4), layer.stepper()
+    with torch.no_grad():
+        _, state = layer(u, return_state=True)
+        _, again = stepper.read(u, stepper.initial_state(2))
+    assert (lengths, tiles) == ([4095, 4095], [])
+    for each in (state, again):
+        tiles.clear()
+        _, each = stepper(u[:, 0], each)
+        assert tiles == [2048, 1024, 512, 256, 128, 64, 32]
+        _, each = stepper(u[:, 0], each)
+        assert tiles[7:] == [4096]
+        stepper(u[:, 0], each)
+        assert len(tiles) == 8
+
+
+def test_a_long_piece_is_convolved_with_the_past_and_a_short_one_uses_tiles():
+    kernel, u = torch.randn(2, 2000, dtype=torch.float64), torch.randn(1, 2000, 2, dtype=torch.float64)
+    online, expected = OnlineConv(kernel), convolve(u, kernel)
+    state, start = online.initial_state(1), 0
+    for size, with_tiles in ((300, False), (300, False), (100, True), (700, False), (50, True)):
+        y, state = online.read(u[:, start : start + size], state)
+        torch.testing.assert_close(y, expected[:, start : start + size], rtol=1e-10, atol=1e-10)
+        assert bool(state.tiles) == with_tiles
+        start += size
+
+
+def test_a_state_does_not_change_with_the_prompt():
+    layer = LongConv(3, 100, dtype=torch.float64, width=8)
+    u, stepper = torch.randn(2, 90, 3, dtype=torch.float64), layer.stepper()
+    expected, _ = stepper(u[:, 0], stepper.read(u, stepper.initial_state(2))[1])
+    first = u[:, 0].clone()
+    with torch.no_grad():
+        states = [layer(u, return_state=True)[1], stepper.read(u, stepper.initial_state(2))[1]]
+    states.append(stepper.read(u[:, 60:], stepper.read(u[:, :60], stepper.initial_state(2))[1])[1])
+    u.fill_(float("nan"))
+    for state in states:
+        torch.testing.assert_close(stepper(first, state)[0], expected, rtol=1e-10, atol=1e-10)
 
 
 def test_reading_keeps_gradients_only_where_asked():

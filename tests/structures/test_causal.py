@@ -449,3 +449,24 @@ def test_parameters_can_be_factors():
     basis = KroneckerBasis(tuple(nn.Parameter(f) for f in f3(3, 2)))
     basis.to_polynomial(torch.randn(1, 1, 6)).sum().backward()
     assert basis.factors[0].grad is not None
+
+
+@pytest.mark.parametrize("kind", [KroneckerBasis, BivariateBasis, ChebyshevBasis])
+def test_values_at_other_nodes_are_refused(kind):
+    basis = kind((triangular(torch.zeros(1, 3, 3)), triangular(torch.zeros(1, 3, 4, 4))))
+    values = basis.evaluate(torch.randn(1, 1, 12))
+    basis.interpolate(values)
+    for given in (values[..., :5], values[0]):
+        with pytest.raises(ValueError, match=r"values must be \(B, H, N\) at N = \d+.* nodes; got shape"):
+            basis.interpolate(given)
+    with pytest.raises(TypeError, match=r"a sequence must be torch.float32 as the factors are; got torch.float64"):
+        basis.to_polynomial(torch.randn(1, 1, 12, dtype=torch.float64))
+
+
+def test_sizes_that_make_no_digits_and_no_blocks():
+    for size, order in ((0, 2), (-3, 2), (5, 0)):
+        with pytest.raises(ValueError, match=f"at least 1; got size={size}, order={order}"):
+            balanced_digits(size, order)
+    for shape in ((3,), (2, 3)):
+        with pytest.raises(ValueError, match=r"free must be \(..., b, b\), square blocks; got shape"):
+            triangular(torch.zeros(shape))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed._suggest import unknown
+from milkweed.nn.options import check_tensor
 
 _registered: dict[str, type[Model]] = {}
 
@@ -77,23 +78,25 @@ def check_inputs(inputs: Tensor, d_input: int) -> None:
         raise ValueError(f"inputs must be floating point; got {inputs.dtype}; use inputs.float()")
 
 
-def check_tokens(tokens: Tensor, count: int) -> None:
+def check_tokens(tokens: Tensor, count: int, name: str = "tokens") -> None:
     """Refuse tokens that an embedding does not have.
 
     Args:
         tokens: The batch.
         count: How many different tokens there are.
+        name: What they are called, for messages.
 
     Raises:
         ValueError: They are not (B, L) integers from 0 to count - 1.
     """
-    whole = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
-    if tokens.ndim != 2 or tokens.shape[1] == 0 or not whole:
+    check_tensor(name, tokens)
+    if tokens.ndim != 2 or tokens.shape[1] == 0 or tokens.dtype not in {torch.int64, torch.int32}:
         raise ValueError(
-            f"tokens must be (B, L) integers with L >= 1; got {tokens.dtype} of shape {tuple(tokens.shape)}"
+            f"{name} must be (B, L) integers, int64 or int32, with L >= 1; got {tokens.dtype} of shape "
+            f"{tuple(tokens.shape)}"
         )
     if torch.compiler.is_compiling() or tokens.device.type != "cpu" or tokens.numel() == 0:
         return
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= count:
-        raise ValueError(f"tokens must be in 0 .. {count - 1}; got {low} .. {high}")
+        raise ValueError(f"{name} must be in 0 .. {count - 1}; got {low} .. {high}")

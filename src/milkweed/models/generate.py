@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from milkweed.nn import Stepper
+from milkweed.nn.options import check_kind, check_tensor
 
 
 class Steppable(Protocol):
@@ -32,7 +33,8 @@ def stream(
     """Continue prompts token by token, each at the same cost however long the text is.
 
     Args:
-        model: E.g. a [`milkweed.models.SequenceModel`][] with ``encoder="embedding"`` and ``pooling="none"``.
+        model: E.g. a [`milkweed.models.M2Gpt`][], or a [`milkweed.models.SequenceModel`][] with
+            ``encoder="embedding"`` and ``pooling="none"``. Prompt and steps together must fit an M2-GPT's ``length``.
         prompt: (B, L) tokens, L >= 1, read at once.
         steps: Tokens to generate.
         temperature: Divides the logits; 0 takes the likeliest token.
@@ -44,9 +46,19 @@ def stream(
         (B,) tokens.
 
     Raises:
-        ValueError: An option is out of range, or the model gives no logits per step.
+        ValueError: An option is out of range, the model gives no logits per step, or its longest text is shorter.
+        TypeError: An option is of another type, or the model has no stepper.
     """
-    _check(steps, temperature, top_k, top_p)
+    _check(prompt, steps, temperature, top_k, top_p)
+    if not hasattr(model, "stepper"):
+        raise TypeError(f"model must step token by token, e.g. an M2Gpt; {type(model).__name__} has no stepper()")
+    longest = getattr(model, "length", None)
+    # The last token is not read.
+    if longest is not None and prompt.ndim == 2 and prompt.shape[1] + steps - 1 > longest:
+        raise ValueError(
+            f"prompt and steps must fit the model's length={longest}; got {prompt.shape[1]} tokens and steps={steps}; "
+            f"use steps={max(0, longest + 1 - prompt.shape[1])} or less, or cut the prompt at its start"
+        )
     stepper = model.stepper()
     logits, state = stepper.read(prompt, stepper.initial_state(prompt.shape[0]))
     if logits.ndim != 3:
@@ -74,7 +86,14 @@ def generate(model: Steppable, prompt: Tensor, steps: int, **options: Any) -> Te
     return torch.cat([prompt, *(tokens[:, None] for tokens in stream(model, prompt, steps, **options))], 1)
 
 
-def _check(steps: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+def _check(prompt: Tensor, steps: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    check_tensor("prompt", prompt)
+    check_kind(int, steps=steps)
+    check_kind(float, temperature=temperature)
+    check_kind(int, optional=True, top_k=top_k)
+    check_kind(float, optional=True, top_p=top_p)
+    if prompt.ndim != 2 or prompt.shape[1] == 0:
+        raise ValueError(f"prompt must be (B, L) tokens with L >= 1; got shape {tuple(prompt.shape)}")
     if steps < 0:
         raise ValueError(f"steps must be at least 0; got {steps}")
     if not 0 <= temperature < math.inf:
@@ -90,7 +109,9 @@ def _draw(
 ) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float() / temperature
+    # From the largest on down, which is 0 whatever it is divided by: large quotients are not finite.
+    logits = logits.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, torch.finfo(torch.float32).tiny)
     if top_k is not None and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -math.inf)
     if top_p is not None:

@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import GatedMixerBlock
+from milkweed.nn.options import check_kind, check_rate, check_tensor
+from milkweed.ops._common import autocast_dtype
 
 PADDINGS = ("masked", "legacy")
 HEADS = ("classification", "masked_lm", "none")
@@ -38,6 +40,7 @@ class M2BertEncoder(nn.Module):
 
     Raises:
         ValueError: An option is unknown or out of range.
+        TypeError: An option is of another type.
     """
 
     def __init__(
@@ -57,7 +60,11 @@ class M2BertEncoder(nn.Module):
         kernel_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"d_input": d_input, "length": length, "d_model": d_model, "depth": depth, "token_types": token_types}
+        sizes: dict[str, Any] = {"d_input": d_input, "length": length, "d_model": d_model, "depth": depth}
+        sizes["token_types"] = token_types
+        check_kind(int, **sizes)
+        check_kind(str, padding=padding)
+        check_rate(dropout=dropout)
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
@@ -89,7 +96,13 @@ class M2BertEncoder(nn.Module):
         for embedding in (self.tokens, self.positions, self.types):
             draw_embedding(embedding)
 
-    def forward(self, inputs: Tensor, lengths: Tensor | None = None, token_types: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        inputs: Tensor,
+        lengths: Tensor | None = None,
+        token_types: Tensor | None = None,
+        hidden: list[Tensor] | None = None,
+    ) -> Tensor:
         """Run the encoder.
 
         Args:
@@ -97,23 +110,30 @@ class M2BertEncoder(nn.Module):
             lengths: (B,) integers, the valid steps of right-padded sequences; all of them by default, and always with
                 ``padding="legacy"``.
             token_types: (B, L) integers; all 0 by default.
+            hidden: Is given the embeddings and then every block's output, (B, L, d_model) each.
 
         Returns:
             (B, L, d_model).
 
         Raises:
             ValueError: The inputs or token types are not as above.
+            TypeError: They are no tensors, or embedded inputs have another dtype than the parameters.
         """
         x = self._embed(inputs, token_types)
         lengths = None if self.padding == "legacy" else lengths
+        if hidden is not None:
+            hidden.append(x)
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, lengths=lengths, use_reentrant=False)
             else:
                 x = block(x, lengths=lengths)
+            if hidden is not None:
+                hidden.append(x)
         return x
 
     def _embed(self, inputs: Tensor, token_types: Tensor | None) -> Tensor:
+        check_tensor("inputs", inputs)
         embedded = inputs.is_floating_point()
         if not embedded:
             check_tokens(inputs, self.tokens.num_embeddings)
@@ -121,6 +141,11 @@ class M2BertEncoder(nn.Module):
             raise ValueError(
                 f"inputs must be (B, L) tokens or (B, L, d_model={self.d_model}) embedded ones with L >= 1; "
                 f"got shape {tuple(inputs.shape)}"
+            )
+        elif inputs.dtype != self.positions.weight.dtype and autocast_dtype(inputs) is None:
+            raise TypeError(
+                f"embedded inputs must be {self.positions.weight.dtype} as the parameters are; got {inputs.dtype}; "
+                "cast them, or use autocast"
             )
         steps = inputs.shape[1]
         if steps > self.length:
@@ -132,12 +157,12 @@ class M2BertEncoder(nn.Module):
         x = x + self.positions.weight[:steps]
         if token_types is None:
             x = x + self.types.weight[0]
-        elif token_types.shape != inputs.shape[:2]:
-            raise ValueError(
-                f"token_types must have the inputs' shape {tuple(inputs.shape[:2])}; got {tuple(token_types.shape)}"
-            )
         else:
-            check_tokens(token_types, self.types.num_embeddings)
+            check_tokens(token_types, self.types.num_embeddings, "token_types")
+            if token_types.shape != inputs.shape[:2]:
+                raise ValueError(
+                    f"token_types must have the inputs' shape {tuple(inputs.shape[:2])}; got {tuple(token_types.shape)}"
+                )
             x = x + self.types(token_types)
         normed: Tensor = self.dropout(self.norm(x))
         return normed
@@ -213,13 +238,14 @@ class M2Bert(Model):
         pre_norm: Whether every mixer normalises its input, as only the published model of 80M and 128 tokens does.
         residual_long_conv: Whether every mixer adds a long convolution of its input.
         head: ``"masked_lm"`` for logits of tokens, ``"classification"`` for those of classes, or ``"none"``.
-        padding: ``"masked"``: outputs are those of each sequence alone, whatever its padding. ``"legacy"``: padding is
+        padding: ``"masked"``: outputs are those of each sequence alone, whatever its padding; ``"legacy"``: padding is
             read like any other token, as published checkpoints were trained; pad to ``length`` as they did.
         dropout: Probability, after the embeddings, inside the feed-forward layers and before the classifier.
         kernel_options: Further arguments of [`milkweed.nn.LongConv`][], for all long convolutions.
 
     Raises:
         ValueError: An option is unknown or out of range, or does not fit another.
+        TypeError: An option is of another type.
 
     Source:
         Monarch Mixer (arXiv 2310.12109), section 5.1. The public training code starts all layers with the same numbers;
@@ -258,6 +284,8 @@ class M2Bert(Model):
             "kernel_options": kernel_options,
         }
         super().__init__(d_output=d_output, head=head, **encoder)
+        check_kind(str, head=head)
+        check_kind(int, optional=True, d_output=d_output)
         if head not in HEADS:
             raise ValueError(unknown("head", head, HEADS))
         if head == "masked_lm" and d_output not in {None, d_input}:

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_tokens
-from milkweed.models.layer_options import layer_options
 from milkweed.nn import CausalMonarchMixer, ImplicitFilter, LongConv, ResidualBlock, ShortConv, Stepper
+from milkweed.nn.options import check_kind, check_rate, check_tensor, layer_options
+from milkweed.nn.stepping import check_batch_size, check_state, check_steps
 
 
 class HeadConv(nn.Module):
@@ -224,6 +225,7 @@ class GptMixerStepper(Stepper):
         self._in, self._short, self._out = (
             copy.deepcopy(part).eval() for part in (mixer.in_linear, mixer.short_conv, mixer.out_linear)
         )
+        self._d_model, self._projections = mixer.in_linear.in_features, mixer.in_linear.out_features
         self._conv: Stepper = mixer.conv.stepper()
 
     def initial_state(self, batch_size: int) -> GptMixerState:
@@ -235,6 +237,7 @@ class GptMixerStepper(Stepper):
         Returns:
             The state of B sequences.
         """
+        check_batch_size(batch_size)
         channels, reach = self._short.weight.shape
         recent = self._short.weight.new_zeros(batch_size, channels, reach - 1)
         return GptMixerState(recent, self._conv.initial_state(batch_size))
@@ -249,6 +252,8 @@ class GptMixerStepper(Stepper):
         Returns:
             The output (B, d_model) and the next state.
         """
+        check_steps(u, self._d_model, dtype=self._in.weight.dtype)
+        check_state(state, GptMixerState, lambda own: own.recent, u, self._projections)
         x1, x2, v, recent = self._gates(u[:, None], state.recent)
         y, conv = self._conv((v * x1)[:, 0], state.conv)
         return self._out(y * x2[:, 0]), GptMixerState(recent, conv)
@@ -263,6 +268,8 @@ class GptMixerStepper(Stepper):
         Returns:
             The outputs (B, L, d_model) and the state after the last step.
         """
+        check_steps(u, self._d_model, many=True, dtype=self._in.weight.dtype)
+        check_state(state, GptMixerState, lambda own: own.recent, u, self._projections)
         x1, x2, v, recent = self._gates(u, state.recent)
         y, conv = self._conv.read(v * x1, state.conv)
         return self._out(y * x2), GptMixerState(recent, conv)
@@ -297,10 +304,12 @@ class M2Gpt(Model):
         mixer_options: Further arguments of [`milkweed.nn.LongConv`][], or of [`milkweed.nn.CausalMonarchMixer`][] with
             those of an [`milkweed.nn.ImplicitFilter`][] under ``filter``.
         dropout: Probability, at the end of every branch.
-        vocabulary: The characters that the tokens stand for, for those who use the model; not needed to run it.
+        vocabulary: The characters that the tokens stand for, for those who use the model, as ``model.vocabulary``; not
+            needed to run it.
 
     Raises:
         ValueError: A size is below 1, or does not fit another.
+        TypeError: An option is of another type.
 
     Source:
         Monarch Mixer (arXiv 2310.12109), section 5.3, M2-GPT of 145M and 360M parameters. Neither code nor weights were
@@ -335,8 +344,13 @@ class M2Gpt(Model):
             dropout=dropout,
             vocabulary=vocabulary,
         )
-        sizes = {"d_input": d_input, "length": length, "d_model": d_model, "depth": depth}
-        for name, value in (sizes | {"heads": heads, "expand": expand}).items():
+        sizes: dict[str, Any] = {"d_input": d_input, "d_output": d_output, "length": length, "d_model": d_model}
+        sizes |= {"depth": depth, "heads": heads, "expand": expand}
+        check_kind(int, **sizes)
+        check_kind(str, mixer=mixer)
+        check_kind(str, optional=True, vocabulary=vocabulary)
+        check_rate(dropout=dropout)
+        for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         if d_input != d_output:
@@ -347,9 +361,12 @@ class M2Gpt(Model):
             )
         if mixer not in _CONVOLUTIONS:
             raise ValueError(unknown("mixer", mixer, _CONVOLUTIONS))
-        if vocabulary is not None and len(vocabulary) != d_input:
-            raise ValueError(f"vocabulary must have d_input={d_input} characters; got {len(vocabulary)}")
-        self.d_input, self.length = d_input, length
+        if vocabulary is not None and not len(vocabulary) == len(set(vocabulary)) == d_input:
+            raise ValueError(
+                f"vocabulary must have d_input={d_input} different characters; got {len(vocabulary)}, "
+                f"{len(set(vocabulary))} of them different"
+            )
+        self.d_input, self.length, self.vocabulary = d_input, length, vocabulary
         self.encoder = nn.Embedding(d_input, d_model)
         nn.init.normal_(self.encoder.weight, std=0.02)
         self.blocks = nn.ModuleList(
@@ -428,8 +445,15 @@ class M2GptStepper(Stepper):
 
         Returns:
             Logits for the next token, (B, d_output), and the next state.
+
+        Raises:
+            ValueError: The tokens are no batch of single steps.
         """
+        check_tensor("tokens", u)
+        if u.ndim != 1:
+            raise ValueError(f"tokens must be (B,), one step; got shape {tuple(u.shape)}; use read for many steps")
         check_tokens(u[:, None], self._d_input)
+        self._check_state(state)
         x, states = self._encoder(u), []
         for block, own in zip(self._blocks, state, strict=True):
             x, own = block(x, own)
@@ -448,11 +472,20 @@ class M2GptStepper(Stepper):
             Logits for the next token at every step, (B, L, d_output), and the state after the last step.
         """
         check_tokens(u, self._d_input)
+        self._check_state(state)
         x, states = self._encoder(u), []
         for block, own in zip(self._blocks, state, strict=True):
             x, own = block.read(x, own)
             states.append(own)
         return self._logits(x), tuple(states)
+
+    def _check_state(self, state: Sequence[Any]) -> None:
+        if not isinstance(state, tuple) or len(state) != len(self._blocks):
+            given = f"{len(state)} of them" if isinstance(state, tuple) else type(state).__name__
+            raise TypeError(
+                f"state must be from initial_state or the last step, the states of {len(self._blocks)} blocks; "
+                f"got {given}"
+            )
 
     def _logits(self, x: Tensor) -> Tensor:
         return F.linear(self._norm(x), self._encoder.weight)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from milkweed._suggest import unknown
 from milkweed.models.base import Model
-from milkweed.models.layer_options import layer_options
 from milkweed.nn import S4ND, GatedMixer, LongConv, Mlp, ResidualBlock
+from milkweed.nn.options import check_kind, check_rate, check_tensor, is_kind, layer_options
+from milkweed.ops._common import autocast_dtype
 
 MIXERS = ("long_conv", "s4nd")
 
@@ -40,6 +41,7 @@ class M2Vit(Model):
 
     Raises:
         ValueError: An option is unknown or out of range.
+        TypeError: An option is of another type.
 
     Source:
         Monarch Mixer (arXiv 2310.12109), section 5.2, M2-ViT-b with about 45M parameters. Its code and weights were
@@ -61,6 +63,10 @@ class M2Vit(Model):
         mixer_options: Mapping[str, Any] | None = None,
         dropout: float = 0.0,
     ) -> None:
+        check_kind(int, d_input=d_input, d_output=d_output, patch=patch, d_model=d_model, depth=depth)
+        check_kind(int, optional=True, d_hidden=d_hidden)
+        check_kind(str, mixer=mixer)
+        check_rate(dropout=dropout)
         rows, columns = _grid(size, patch)
         super().__init__(
             d_input=d_input,
@@ -131,6 +137,7 @@ class M2Vit(Model):
 
     def _patches(self, inputs: Tensor) -> Tensor:
         """(B, rows, columns, d_input * patch * patch)."""
+        check_tensor("inputs", inputs)
         height, width = self.size
         if inputs.ndim == 3 and tuple(inputs.shape[1:]) == (height * width, self.d_input):
             inputs = inputs.transpose(1, 2).unflatten(2, (height, width))
@@ -142,6 +149,11 @@ class M2Vit(Model):
             )
         if not inputs.is_floating_point():
             raise ValueError(f"inputs must be floating point; got {inputs.dtype}; use inputs.float()")
+        if inputs.dtype != self.positions.dtype and autocast_dtype(inputs) is None:
+            raise ValueError(
+                f"inputs must be {self.positions.dtype} as the parameters are; got {inputs.dtype}; cast them, or use "
+                "autocast"
+            )
         split = inputs.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))
         return split.permute(0, 2, 4, 1, 3, 5).flatten(3)
 
@@ -150,8 +162,8 @@ def _grid(size: Sequence[int], patch: int) -> tuple[int, int]:
     """Rows and columns of patches."""
     if patch < 1:
         raise ValueError(f"patch must be at least 1; got {patch}")
-    if not isinstance(size, Sequence) or len(size) != 2:
-        raise ValueError(f"size must be the image's height and width, e.g. [28, 28]; got {size}")
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(is_kind(length, int) for length in size):
+        raise ValueError(f"size must be the image's height and width, e.g. [28, 28]; got {size!r}")
     for length in size:
         if length < patch or length % patch:
             nearest = max(round(length / patch), 1) * patch

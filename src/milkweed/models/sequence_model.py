@@ -26,7 +26,9 @@ class SequenceModel(Model):
         d_output: Outputs per sequence, or per step with ``pooling="none"``.
         d_model: Channels inside.
         depth: Number of blocks.
-        layer: The sequence layer as plain values, e.g. ``{"name": "s4d", "d_state": 64, "bidirectional": True}``.
+        layer: The sequence layer as plain values, e.g. ``{"name": "s4d", "d_state": 64, "bidirectional": True}`` or
+            ``{"name": "long_conv", "l_max": 1024}``. Only ``"s4"`` and ``"s4d"`` take sequences of any length; others
+            must be told the longest one.
         norm: ``"layer"`` or ``"batch"``.
         prenorm: Norm before the layer (and once before the head), or after the residual sum.
         dropout: Probability, on every layer's output.
@@ -105,10 +107,11 @@ class SequenceModel(Model):
 
         Returns:
             A stepper whose output after t steps is that of ``forward`` on those t steps (its last one, where nothing is
-            pooled); every step costs the same.
+            pooled). Every step costs the same with state space layers; long convolutions keep the whole past.
 
         Raises:
-            ValueError: A layer is bidirectional.
+            ValueError: A layer is bidirectional, or has no other rate.
+            TypeError: A layer is no recurrence at all: ``"monarch_mixer"``.
         """
         return SequenceStepper(self, rate)
 

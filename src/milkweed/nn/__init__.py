@@ -4,6 +4,7 @@ from milkweed.nn.blocks import ResidualBlock, SequenceNorm
 from milkweed.nn.causal_mixer import CausalMonarchMixer
 from milkweed.nn.explicit_filter import ExplicitFilter
 from milkweed.nn.factory import build_linear, build_sequence_layer, check_spec
+from milkweed.nn.filter_layer import FilterLayer
 from milkweed.nn.gated_mixer import BlockDiagonalGlu, GatedMixer, GatedMixerBlock, ShortConv
 from milkweed.nn.implicit_filter import ImplicitFilter
 from milkweed.nn.learnable_transform import LearnableTransform, LearnableTransform2d
@@ -38,6 +39,7 @@ __all__ = [
     "CausalMonarchMixer",
     "ConvState",
     "ExplicitFilter",
+    "FilterLayer",
     "GatedMixer",
     "GatedMixerBlock",
     "ImplicitFilter",

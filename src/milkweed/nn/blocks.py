@@ -94,7 +94,10 @@ class ResidualBlock(nn.Module):
             TypeError: The layer is no recurrence.
         """
         if not hasattr(self.layer, "stepper"):
-            raise TypeError(f"{type(self.layer).__name__} cannot run step by step; it has no stepper")
+            raise TypeError(
+                f"{type(self.layer).__name__} cannot run step by step: it has no stepper, as its outputs depend on the "
+                "whole sequence; call it on whole sequences"
+            )
         return BlockStepper(self, rate)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from milkweed._suggest import unknown
+from milkweed.nn.implicit_filter import ImplicitFilter
 from milkweed.nn.lengths import check_lengths, valid_steps
-from milkweed.nn.options import check_kind
-from milkweed.nn.stepping import Stepper
+from milkweed.nn.options import check_dtype, check_kind, check_tensor, layer_options
+from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
 from milkweed.structures.causal import (
     BivariateBasis,
     CausalBasis,
@@ -37,7 +40,8 @@ class CausalMonarchMixer(nn.Module):
     The bases of M₀, M₁ and M₂ are learned per head, the kernel k per channel. All factors start at identities: M is
     then a Fourier transform, and the layer a long convolution (``"kronecker"``), one without carry between the digits
     of time (``"bivariate"``), or a product of Chebyshev series (``"chebyshev"``). Weight decay pulls back there. The
-    cost is O(p L^{1 + 1/p}) per channel; lengths up to ``seq_len`` cost as their own length.
+    cost is O(p L^{1 + 1/p}) per channel; lengths up to ``seq_len`` cost as their own length. Compiled or exported with
+    a dynamic length, all cost as ``seq_len``: the blocks' sizes would follow from a length that is not known.
 
     Args:
         d_model: H, channels in and out.
@@ -45,8 +49,8 @@ class CausalMonarchMixer(nn.Module):
         construction: ``"kronecker"``, ``"bivariate"`` or ``"chebyshev"``, see [`milkweed.structures.causal`][].
         order: p, digits of time, at least 2; blocks have size L^{1/p}.
         heads: Groups of neighbouring channels that share the Monarch factors; divides ``d_model``.
-        filter: A module that gives k: ``filter(length) -> (kernel (d_model, length), None)``, e.g.
-            [`milkweed.nn.ImplicitFilter`][]. By default k is a parameter, (d_model, seq_len).
+        filter: A module that gives k, ``filter(length) -> (kernel (d_model, length), None)``; or a mapping of further
+            arguments for an [`milkweed.nn.ImplicitFilter`][]. By default k is a parameter, (d_model, seq_len).
         device: Where parameters live.
         dtype: Their dtype; the layer computes in float32 at least.
 
@@ -67,12 +71,13 @@ class CausalMonarchMixer(nn.Module):
         *,
         order: int = 2,
         heads: int = 1,
-        filter: nn.Module | None = None,
+        filter: nn.Module | Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _check_options(d_model, seq_len, construction, order, heads, filter)
+        check_dtype(dtype)
         self.d_model, self.seq_len, self.construction, self.order, self.heads = (
             d_model,
             seq_len,
@@ -88,6 +93,10 @@ class CausalMonarchMixer(nn.Module):
             shapes = ((heads, *sizes[:a], size, size) for a, size in enumerate(sizes))
             return nn.ParameterList(torch.empty(shape, **factory) for shape in shapes)
 
+        if isinstance(filter, Mapping):
+            decided = ("d_model", "l_max", "bidirectional")
+            further = layer_options("filter", filter, ImplicitFilter, decided)
+            filter = ImplicitFilter(d_model, seq_len, **further, **factory)
         self.output_factors = factors(basis.output_digits(digits))
         self.kernel_factors, self.input_factors = factors(digits), factors(digits)
         self.filter = filter
@@ -139,9 +148,18 @@ class CausalMonarchMixer(nn.Module):
             TypeError: u is not real floating point.
         """
         self._check(u)
-        x = u.reshape(-1, *u.shape[-2:]) if u.ndim != 3 else u
         if lengths is not None:
             check_lengths(lengths, u)
+        if not torch.compiler.is_compiling() or _is_known(u.shape[-2]):
+            return self._mixed(u, lengths)
+        length = u.shape[-2]
+        y = self._mixed(F.pad(u, (0, 0, 0, self.seq_len - length)), lengths)
+        # Selected, not cut: a view makes a case of its own of the full length.
+        return y.index_select(-2, torch.arange(length, device=y.device))
+
+    def _mixed(self, u: Tensor, lengths: Tensor | None) -> Tensor:
+        x = u.reshape(-1, *u.shape[-2:]) if u.ndim != 3 else u
+        if lengths is not None:
             # Filled, not multiplied: padding may hold NaN.
             count = lengths.reshape(-1).to(u.device, torch.int64)
             x = x.masked_fill(~valid_steps(count, u.shape[-2])[..., None], 0)
@@ -190,6 +208,7 @@ class CausalMonarchMixer(nn.Module):
         return CausalMixerStepper(self)
 
     def _check(self, u: Tensor) -> None:
+        check_tensor("u", u)
         if u.ndim < 2 or u.shape[-1] != self.d_model:
             raise ValueError(f"u must be (..., L, d_model) with d_model={self.d_model}; got shape {tuple(u.shape)}")
         if not 1 <= u.shape[-2] <= self.seq_len:
@@ -237,6 +256,7 @@ class CausalMixerStepper(Stepper):
         Returns:
             The state of B sequences; its tensors grow.
         """
+        check_batch_size(batch_size)
         nothing = self._layer.D.new_zeros(batch_size, self._layer.d_model, 0, dtype=self._dtype)
         return self._stream.state_after(nothing)[1]
 
@@ -254,9 +274,8 @@ class CausalMixerStepper(Stepper):
         Raises:
             ValueError: A shape does not fit, or ``seq_len`` steps have been taken.
         """
-        if u.ndim != 2 or u.shape[1] != self._layer.d_model:
-            raise ValueError(f"u must be (B, {self._layer.d_model}); got shape {tuple(u.shape)}")
-        self._check_room(state, 1)
+        check_steps(u, self._layer.d_model)
+        self._check_room(u, state, 1)
         y, state = self._stream.step(u.to(self._dtype), state)
         return (y + self._layer.D.to(self._dtype) * u).to(u.dtype), state
 
@@ -271,13 +290,15 @@ class CausalMixerStepper(Stepper):
         Returns:
             The outputs (B, L, d_model) and the state after the last step.
         """
-        self._check_room(state, u.shape[1])
+        check_steps(u, self._layer.d_model, many=True)
+        self._check_room(u, state, u.shape[1])
         new = u.to(self._dtype).transpose(1, 2)
         y, state = self._stream.state_after(torch.cat([state.inputs.done, state.inputs.row, new], -1))
         y = y[..., y.shape[-1] - u.shape[1] :].transpose(1, 2)
         return (y + self._layer.D.to(self._dtype) * u).to(u.dtype), state
 
-    def _check_room(self, state: ProductState, steps: int) -> None:
+    def _check_room(self, u: Tensor, state: ProductState, steps: int) -> None:
+        check_state(state, ProductState, lambda own: own.inputs.row, u, self._layer.d_model)
         taken = state.inputs.done.shape[-1] + state.inputs.row.shape[-1]
         if taken + steps > self._layer.seq_len:
             raise ValueError(
@@ -286,8 +307,15 @@ class CausalMixerStepper(Stepper):
             )
 
 
+def _is_known(size: int) -> bool:
+    """Whether a size is a plain number in the graph that is being traced."""
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # here, as its import takes a second
+
+    return has_static_value(size)
+
+
 def _check_options(
-    d_model: int, seq_len: int, construction: str, order: int, heads: int, filter: nn.Module | None
+    d_model: int, seq_len: int, construction: str, order: int, heads: int, filter: object
 ) -> None:
     check_kind(int, d_model=d_model, seq_len=seq_len, order=order, heads=heads)
     check_kind(str, construction=construction)
@@ -298,5 +326,8 @@ def _check_options(
         raise ValueError(unknown("construction", construction, CONSTRUCTIONS))
     if heads < 1 or d_model % heads:
         raise ValueError(f"heads must divide d_model={d_model}; got heads={heads}")
-    if filter is not None and not isinstance(filter, nn.Module):
-        raise TypeError(f"filter must be a module, or None for a kernel per channel; got {type(filter).__name__}")
+    if not isinstance(filter, nn.Module | Mapping | None):
+        raise TypeError(
+            "filter must be a module, a mapping of ImplicitFilter's arguments, or None for a kernel per channel; "
+            f"got {type(filter).__name__}"
+        )

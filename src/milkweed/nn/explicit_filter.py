@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from milkweed.nn.implicit_filter import check_filters, check_lags
-from milkweed.nn.options import check_kind
+from milkweed.nn.options import check_dtype, check_kind
 
 # Over L lags of a white signal the sum is 0.002 sqrt(L) times as large: small beside the skip.
 _INIT_STD = 2e-3
@@ -48,6 +48,7 @@ class ExplicitFilter(nn.Module):
         check_kind(int, d_model=d_model, l_max=l_max)
         check_kind(bool, bidirectional=bidirectional)
         check_filters(filters)
+        check_dtype(dtype)
         for name, value in (("d_model", d_model), ("l_max", l_max)):
             if value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1; got {value}")

@@ -9,6 +9,11 @@ from typing import Any
 from torch import nn
 
 from milkweed._suggest import unknown
+from milkweed.nn.causal_mixer import CausalMonarchMixer
+from milkweed.nn.filter_layer import FilterLayer
+from milkweed.nn.gated_mixer import GatedMixer
+from milkweed.nn.long_conv import LongConv
+from milkweed.nn.monarch_mixer import MonarchMixer
 from milkweed.nn.s4 import S4
 from milkweed.nn.s4d import S4D
 from milkweed.nn.structured_linear import (
@@ -20,7 +25,29 @@ from milkweed.nn.structured_linear import (
     StructuredLinear,
 )
 
-SEQUENCE_LAYERS: dict[str, Callable[..., nn.Module]] = {"s4": S4, "s4d": S4D}
+
+
+def _mixing_after(kind: type[nn.Module]) -> Callable[..., nn.Module]:
+    """Make a `FilterLayer` around a filter from the arguments of both."""
+    own, further = (list(inspect.signature(each).parameters.values()) for each in (kind, FilterLayer))
+    further = [parameter for parameter in further[2:] if parameter.name not in {"device", "dtype"}]
+
+    def build(d_model: int, **options: Any) -> nn.Module:
+        after = {parameter.name: options.pop(parameter.name) for parameter in further if parameter.name in options}
+        return FilterLayer(kind(d_model, **options), d_model, **after)
+
+    build.__signature__ = inspect.Signature([*own, *further])  # type: ignore[attr-defined]
+    return build
+
+
+SEQUENCE_LAYERS: dict[str, Callable[..., nn.Module]] = {
+    "causal_monarch": _mixing_after(CausalMonarchMixer),
+    "gated_mixer": GatedMixer,
+    "long_conv": _mixing_after(LongConv),
+    "monarch_mixer": MonarchMixer,
+    "s4": S4,
+    "s4d": S4D,
+}
 LINEAR_LAYERS: dict[str, Callable[..., nn.Module]] = {
     "block_diagonal": BlockDiagonalLinear,
     "butterfly": ButterflyLinear,
@@ -35,7 +62,9 @@ def build_sequence_layer(spec: Mapping[str, Any], d_model: int) -> nn.Module:
     """Build a layer on (B, L, d_model) from plain values.
 
     Args:
-        spec: ``{"name": "s4d", **options}``, the options being the layer's own arguments.
+        spec: ``{"name": "s4d", **options}``, the options being the layer's own arguments. ``"long_conv"`` and
+            ``"causal_monarch"`` stand for a [`milkweed.nn.FilterLayer`][] around these filters, and take the arguments
+            of both.
         d_model: Channels.
 
     Returns:
@@ -110,6 +139,10 @@ def _build(kind: str, known: Mapping[str, Callable[..., nn.Module]], spec: Mappi
         if option not in accepted:
             raise ValueError(unknown(f"{kind} {name}: option", option, accepted))
         _check_type(f"{kind}.{option}", value, accepted[option])
+    missing = [option for option, default in accepted.items() if default is inspect.Parameter.empty]
+    for option in missing:
+        if option not in options:
+            raise ValueError(f"{kind} {name} needs {option}, e.g. {{'name': {name!r}, {option!r}: 1024}}")
     return known[name](*sizes, **options)
 
 

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from milkweed.nn.lengths import check_lengths, valid_steps
 from milkweed.nn.long_conv import LongConv
-from milkweed.nn.options import check_kind
-from milkweed.nn.stepping import Stepper
+from milkweed.nn.online_conv import ConvState, OnlineConv
+from milkweed.nn.options import check_dtype, check_kind, check_rate, check_tensor, layer_options
+from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
 from milkweed.nn.structured_linear import BlockDiagonalLinear
 from milkweed.ops._common import autocast_dtype, needs_plain_formula
 from milkweed.ops._gemm import dense_linear, linear, prefers_onednn
@@ -32,6 +33,10 @@ class ShortConv(nn.Module):
         device: Where parameters live.
         dtype: Their dtype.
 
+    Raises:
+        ValueError: ``channels`` is below 1.
+        TypeError: An option is of another type.
+
     Source:
         A depthwise ``torch.nn.Conv1d`` with padding 2 cut to the input's length, and drawn like one.
     """
@@ -40,6 +45,10 @@ class ShortConv(nn.Module):
         self, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
+        check_kind(int, channels=channels)
+        check_dtype(dtype)
+        if channels < 1:
+            raise ValueError(f"channels must be at least 1; got {channels}")
         self.weight = nn.Parameter(torch.empty(channels, _WIDTH, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
         self.reset_parameters()
@@ -120,11 +129,11 @@ class GatedMixer(nn.Module):
         for name, value in (("d_model", d_model), ("l_max", l_max)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {name}={value}")
-        if not isinstance(kernel_options, Mapping | None):
-            raise TypeError(f"kernel_options must be a mapping of LongConv's arguments; got {kernel_options!r}")
+        check_dtype(dtype)
+        further = layer_options("kernel_options", kernel_options, LongConv, ("d_model", "l_max", "bidirectional"))
         self.d_model, self.l_max, self.bidirectional = d_model, l_max, bidirectional
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        options = {"kernel": kernel, "bidirectional": bidirectional, **(kernel_options or {}), **factory}
+        options = {"kernel": kernel, "bidirectional": bidirectional, **further, **factory}
         self.norm = nn.LayerNorm(d_model, **factory) if pre_norm else None
         self.in_linear = nn.Linear(d_model, 3 * d_model, **factory)
         self.short_conv = ShortConv(3 * d_model, **factory)
@@ -187,6 +196,7 @@ class GatedMixer(nn.Module):
         return GatedMixerStepper(self, rate)
 
     def _check(self, u: Tensor, lengths: Tensor | None) -> None:
+        check_tensor("u", u)
         if u.ndim < 2 or u.shape[-1] != self.d_model:
             raise ValueError(f"u must be (..., L, d_model) with d_model={self.d_model}; got shape {tuple(u.shape)}")
         if not 1 <= u.shape[-2] <= self.l_max:
@@ -194,11 +204,14 @@ class GatedMixer(nn.Module):
                 f"u must have 1 to l_max={self.l_max} steps; got shape {tuple(u.shape)}; build the mixer with a larger "
                 "l_max"
             )
-        if u.dtype != self.long_conv.skip.dtype and autocast_dtype(u) is None:
+        dtype = self.long_conv.skip.dtype
+        if u.dtype != dtype and (autocast_dtype(u) is None or torch.float64 in {u.dtype, dtype}):
             raise TypeError(
-                f"u must be {self.long_conv.skip.dtype} as the layer's parameters are; got {u.dtype}; "
-                "cast u, or use autocast"
+                f"u must be {dtype} as the layer's parameters are; got {u.dtype}; cast u, or use autocast, which "
+                "leaves float64 as it is"
             )
+        if not u.is_floating_point():
+            raise TypeError(f"u must be real floating point; got {u.dtype}; use u.float()")
         if lengths is not None:
             check_lengths(lengths, u)
 
@@ -236,8 +249,8 @@ class GatedMixerState(NamedTuple):
     """
 
     recent: Tensor
-    long: Any
-    residual: Any
+    long: ConvState
+    residual: ConvState | None
 
 
 class GatedMixerStepper(Stepper):
@@ -273,6 +286,7 @@ class GatedMixerStepper(Stepper):
         Returns:
             The state of B sequences.
         """
+        check_batch_size(batch_size)
         skip = self._mixer.long_conv.skip
         recent = skip.new_zeros(batch_size, 3 * self._mixer.d_model, _WIDTH - 1)
         residual = None if self._residual is None else self._residual.initial_state(batch_size)
@@ -288,6 +302,7 @@ class GatedMixerStepper(Stepper):
         Returns:
             The output (B, d_model) and the next state.
         """
+        self._check(u, state, many=False)
         y, state = self._run(u[:, None], state, one=True)
         return y[:, 0], state
 
@@ -301,31 +316,37 @@ class GatedMixerStepper(Stepper):
         Returns:
             The outputs (B, L, d_model) and the state after the last step.
         """
+        self._check(u, state, many=True)
         return self._run(u, state, one=False)
+
+    def _check(self, u: Tensor, state: GatedMixerState, *, many: bool) -> None:
+        channels = self._mixer.d_model
+        check_steps(u, channels, many=many, dtype=self._mixer.long_conv.skip.dtype)
+        check_state(state, GatedMixerState, lambda own: own.recent, u, 3 * channels)
 
     @torch.no_grad()
     def _run(self, u: Tensor, state: GatedMixerState, *, one: bool) -> tuple[Tensor, GatedMixerState]:
         mixer = self._mixer
         u = u if mixer.norm is None else mixer.norm(u)
-        seen = torch.cat([state.recent, mixer.in_linear(u).transpose(1, 2)], -1)
-        gates = mixer.short_conv(seen)[..., _WIDTH - 1 :].transpose(1, 2)
-        x1, x2, v = gates.chunk(3, -1)
+        seen = torch.cat([state.recent, _channels_first(_apply(mixer.in_linear, u))], -1)
+        x1, x2, v = mixer.short_conv(seen)[..., _WIDTH - 1 :].chunk(3, 1)
         y, long = _advance(self._long, v * x1, state.long, one)
         y, residual = y * x2, None
         if self._residual is not None:
-            more, residual = _advance(self._residual, u, state.residual, one)
+            assert state.residual is not None
+            more, residual = _advance(self._residual, _channels_first(u), state.residual, one)
             y = y + more
         # A copy of the two that are still needed, not a view that keeps the whole prompt.
         recent = seen[..., -(_WIDTH - 1) :].clone()
-        return mixer.out_linear(y), GatedMixerState(recent, long, residual)
+        return _apply(mixer.out_linear, y.transpose(1, 2)), GatedMixerState(recent, long, residual)
 
 
-def _advance(stepper: Stepper, u: Tensor, state: Any, one: bool) -> tuple[Tensor, Any]:
-    """One step or many; u and the outputs are (B, L, D) either way."""
+def _advance(stepper: OnlineConv, u: Tensor, state: ConvState, one: bool) -> tuple[Tensor, ConvState]:
+    """One step or many; u and the outputs are (B, D, L) either way."""
     if not one:
-        return stepper.read(u, state)
-    y, state = stepper(u[:, 0], state)
-    return y[:, None], state
+        return stepper.extend(u, state)
+    y, state = stepper(u[..., 0], state)
+    return y[..., None], state
 
 
 class BlockDiagonalGlu(nn.Module):
@@ -342,7 +363,8 @@ class BlockDiagonalGlu(nn.Module):
         dtype: Their dtype.
 
     Raises:
-        ValueError: A size is below 1, or there are more blocks than features.
+        ValueError: A size is below 1, there are more blocks than features, or the dropout is no probability.
+        TypeError: An option is of another type.
 
     Source:
         Monarch Mixer (arXiv 2310.12109), the feature mixing of M2-BERT.
@@ -359,7 +381,7 @@ class BlockDiagonalGlu(nn.Module):
     ) -> None:
         super().__init__()
         check_kind(int, d_model=d_model, d_hidden=d_hidden, nblocks=nblocks)
-        check_kind(float, dropout=dropout)
+        check_rate(dropout=dropout)
         self.up = BlockDiagonalLinear(d_model, 2 * d_hidden, nblocks, bias=False, device=device, dtype=dtype)
         self.down = BlockDiagonalLinear(d_hidden, d_model, nblocks, device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout)
@@ -437,7 +459,8 @@ class GatedMixerBlock(nn.Module):
         **mixer: Further arguments of [`milkweed.nn.GatedMixer`][].
 
     Raises:
-        ValueError: An option is out of range.
+        ValueError: An option is unknown or out of range.
+        TypeError: An option is of another type.
 
     Source:
         Monarch Mixer (arXiv 2310.12109), its public M2-BERT.
@@ -457,10 +480,15 @@ class GatedMixerBlock(nn.Module):
         **mixer: Any,
     ) -> None:
         super().__init__()
+        check_kind(int, optional=True, d_hidden=d_hidden)
         check_kind(float, norm_eps=norm_eps)
-        hidden = 4 * d_model if d_hidden is None else d_hidden
+        if not 0 <= norm_eps < math.inf:
+            raise ValueError(f"norm_eps must be at least 0 and finite; got {norm_eps}")
+        if d_hidden is not None and d_hidden < 1:
+            raise ValueError(f"d_hidden must be at least 1; got {d_hidden}")
         self.d_model = d_model
         self.mixer = GatedMixer(d_model, l_max, device=device, dtype=dtype, **mixer)
+        hidden = 4 * d_model if d_hidden is None else d_hidden
         self.mlp = BlockDiagonalGlu(d_model, hidden, nblocks, dropout, device=device, dtype=dtype)
         self.norm = nn.LayerNorm(d_model, eps=norm_eps, device=device, dtype=dtype)
 

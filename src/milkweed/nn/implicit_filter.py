@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from milkweed import ops
 from milkweed._suggest import unknown
-from milkweed.nn.options import check_kind
+from milkweed.nn.options import check_dtype, check_kind
 
 # How a filter's parameters are trained.
 FILTERS = ("special", "uniform")
@@ -23,17 +23,19 @@ class ImplicitFilter(nn.Module):
     """Kernels as long as the sequence from a network of the lag with sines as activations, under a decaying envelope.
 
     ``k(n) = W3 sin(f (W2 sin(f (W1 sin(f (W0 z(n))))))) exp(-t |delta|)`` with biases on all but the last layer, where
-    ``z = [t, cos(w f_i), -sin(w f_i)]`` are features of the lag n, ``t = n / (l_max - 1)``, ``w = 2 pi n / l_max`` and
-    ``delta`` runs from slow to fast over the channels. One vector of frequencies f serves every layer and both
+    ``z = [t, cos(w f_i), -sin(w f_i)]`` are features of the lag n, ``t = n / (T - 1)``, ``w = 2 pi n / T`` with the time
+    scale T, and ``delta`` runs from slow to fast over the channels. One vector of frequencies f serves every layer and both
     directions. All of it depends on the lag alone: a kernel for a shorter sequence is the first part of the whole one.
 
     Args:
         d_model: D, kernels.
-        l_max: Lags of the longest kernel; it fixes the scale of time.
+        l_max: Lags of the longest kernel.
         bidirectional: Compute a second kernel, for lags -1, -2, ..., by a network of its own.
         emb_dim: Features of a lag: 1 + 2 * bands, odd.
         width: Of the hidden layers.
         freq: What the frequencies start from.
+        time_scale: T, lags in which time runs from 0 to 1; ``l_max`` by default. The envelopes are at 1 % after 0.3 to
+            1.5 times as many.
         filters: ``"uniform"``, trained like everything else, or ``"special"``: learning rate 1e-3 and weight decay 0.1
             for the network, learning rate 1e-5 for the features, whatever the model's are.
         device: Where parameters live.
@@ -58,16 +60,19 @@ class ImplicitFilter(nn.Module):
         emb_dim: int = 5,
         width: int = 128,
         freq: float = 10.0,
+        time_scale: int | None = None,
         filters: str = "uniform",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_kind(int, d_model=d_model, l_max=l_max, emb_dim=emb_dim, width=width)
+        time_scale = l_max if time_scale is None else time_scale
+        check_kind(int, d_model=d_model, l_max=l_max, emb_dim=emb_dim, width=width, time_scale=time_scale)
         check_kind(bool, bidirectional=bidirectional)
         check_kind(float, freq=freq)
         check_filters(filters)
-        for name, value in (("d_model", d_model), ("l_max", l_max), ("width", width)):
+        check_dtype(dtype)
+        for name, value in (("d_model", d_model), ("l_max", l_max), ("width", width), ("time_scale", time_scale)):
             if value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1; got {value}")
         if emb_dim < 3 or emb_dim % 2 == 0:
@@ -76,7 +81,7 @@ class ImplicitFilter(nn.Module):
             )
         if not 0 < freq < math.inf:
             raise ValueError(f"freq must be above 0 and finite; got {freq}")
-        self.d_model, self.l_max, self.freq, self.filters = d_model, l_max, freq, filters
+        self.d_model, self.l_max, self.time_scale, self.freq, self.filters = d_model, l_max, time_scale, freq, filters
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.positions = nn.Parameter(torch.empty(l_max, emb_dim, **factory))
         self.frequency = nn.Parameter(torch.empty(width, **factory))
@@ -93,10 +98,23 @@ class ImplicitFilter(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw all parameters anew, e.g. after ``to_empty`` moved a meta layer to a device."""
-        self.positions.copy_(_features(self.l_max, self.positions.shape[1]))
+        self.positions.copy_(self.features())
         self.frequency.fill_(self.freq)
         for layer in (*self.layers, *(self.reverse_layers or ())):
             layer.reset_parameters()
+
+    def features(self) -> Tensor:
+        """What the features of the lags, ``positions``, start from.
+
+        Returns:
+            (l_max, emb_dim) float64: time, cosines and negated sines of the bands.
+        """
+        bands = (self.positions.shape[1] - 1) // 2
+        n = torch.arange(self.l_max, dtype=torch.float64)
+        # Where n is: transformers builds models on the meta device, and leaves only linspace on the CPU.
+        frequencies = torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64, device=n.device)
+        angles = frequencies * (2 * math.pi / self.time_scale) * n[:, None]
+        return torch.cat([n[:, None] / max(self.time_scale - 1, 1), angles.cos(), -angles.sin()], -1)
 
     def parameter_roles(self) -> dict[str, str]:
         """Name the parameters that are not decayed.
@@ -144,7 +162,7 @@ class ImplicitFilter(nn.Module):
         slow, fast = (-math.log(_TARGET) / reach for reach in (_SLOWEST, _FASTEST))
         dtype = torch.promote_types(self.frequency.dtype, torch.float32)
         delta = torch.linspace(slow, fast, self.d_model, dtype=dtype, device=self.frequency.device)
-        return delta / max(self.l_max - 1, 1)
+        return delta / max(self.time_scale - 1, 1)
 
     def extra_repr(self) -> str:
         """Describe the filter in one line.
@@ -152,7 +170,10 @@ class ImplicitFilter(nn.Module):
         Returns:
             The options that shape it.
         """
-        return f"{self.d_model}, l_max={self.l_max}, bidirectional={self.reverse_layers is not None}"
+        return (
+            f"{self.d_model}, l_max={self.l_max}, bidirectional={self.reverse_layers is not None}, "
+            f"time_scale={self.time_scale}"
+        )
 
 
 def check_filters(filters: str) -> None:
@@ -181,13 +202,3 @@ def check_lags(length: int, l_max: int) -> None:
     """
     if not 1 <= length <= l_max:
         raise ValueError(f"length must be in 1 .. l_max={l_max}; got {length}; build the layer with a larger l_max")
-
-
-def _features(l_max: int, emb_dim: int) -> Tensor:
-    """(l_max, emb_dim) float64: time from 0 to 1, cosines and negated sines of the bands."""
-    bands = (emb_dim - 1) // 2
-    n = torch.arange(l_max, dtype=torch.float64)
-    # Where n is: transformers builds models on the meta device, and leaves only linspace on the CPU.
-    frequencies = torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64, device=n.device)
-    angles = frequencies * (2 * math.pi / l_max) * n[:, None]
-    return torch.cat([n[:, None] / max(l_max - 1, 1), angles.cos(), -angles.sin()], -1)

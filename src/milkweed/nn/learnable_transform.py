@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from milkweed import ops
 from milkweed._suggest import unknown
+from milkweed.nn.options import check_dtype, check_kind, check_tensor
 from milkweed.ops._common import without_autocast
 from milkweed.structures import Monarch, Permutation, Product, StructuredMatrix
 from milkweed.structures.transforms import balanced_factors, monarch_dct, monarch_dft, monarch_dst, monarch_hadamard
@@ -37,7 +38,7 @@ class LearnableTransform(nn.Module):
 
     Raises:
         ValueError: n does not suit the start, an option is unknown, or a unitary matrix is to start at a scaled one.
-        TypeError: The dtype is not real floating point.
+        TypeError: An option is of another type, or the dtype is not real floating point.
 
     Source:
         Monarch (arXiv 2204.00595), section 5.1, where PDE and MRI models learn from the Fourier transform on. The
@@ -64,13 +65,14 @@ class LearnableTransform(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_kind(int, n=n)
+        check_kind(str, start=start, norm=norm)
+        check_kind(bool, inverse=inverse, unitary=unitary)
+        check_dtype(dtype)
         if start not in _STARTS:
             raise ValueError(unknown("start", start, _STARTS))
         if unitary and norm != "ortho":
             raise ValueError(f"unitary=True needs a start that is unitary, norm='ortho'; got norm={norm!r}")
-        if dtype is not None and not dtype.is_floating_point:
-            fix = f"; use {dtype.to_real()}, complex factors are stored as real pairs" if dtype.is_complex else ""
-            raise TypeError(f"dtype must be real floating point; got {dtype}{fix}")
         self.n, self.start, self.inverse, self.norm, self.unitary = n, start, inverse, norm, unitary
         tensors = self._at_start()
         self.complex = tensors["right"].ndim == 4
@@ -102,6 +104,7 @@ class LearnableTransform(nn.Module):
             ValueError: The last dimension is not n.
             TypeError: x holds no floating-point or complex numbers.
         """
+        check_tensor("x", x)
         if x.ndim == 0 or x.shape[-1] != self.n:
             raise ValueError(f"x must be (..., n={self.n}); got shape {tuple(x.shape)}")
         if not (x.is_floating_point() or x.is_complex()):

@@ -14,8 +14,8 @@ from milkweed._suggest import unknown
 from milkweed.nn.explicit_filter import ExplicitFilter
 from milkweed.nn.implicit_filter import ImplicitFilter
 from milkweed.nn.lengths import check_lengths, valid_steps
-from milkweed.nn.online_conv import ConvState, OnlineConv
-from milkweed.nn.options import check_kind
+from milkweed.nn.online_conv import ConvState, OnlineConv, state_after
+from milkweed.nn.options import check_kind, check_tensor
 from milkweed.ops._common import autocast_dtype
 
 KERNELS = ("explicit", "implicit")
@@ -37,6 +37,7 @@ class LongConv(nn.Module):
         emb_dim: Features of a lag, of an implicit filter.
         width: Of an implicit filter's network.
         freq: Initial frequency of an implicit filter's sines.
+        time_scale: Of an implicit filter, ``l_max`` by default.
         device: Where parameters live.
         dtype: Their dtype; kernels are computed in float32 at least.
 
@@ -62,6 +63,7 @@ class LongConv(nn.Module):
         emb_dim: int = 5,
         width: int = 128,
         freq: float = 10.0,
+        time_scale: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -85,6 +87,7 @@ class LongConv(nn.Module):
                 emb_dim=emb_dim,
                 width=width,
                 freq=freq,
+                time_scale=time_scale,
                 filters=filters,
                 device=device,
                 dtype=dtype,
@@ -131,47 +134,47 @@ class LongConv(nn.Module):
             TypeError: The dtype is not the parameters', and autocast is off.
         """
         self._check(u, lengths)
+        for name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
+            if gate is not None and gate.shape != u.shape:
+                raise ValueError(f"{name} must have u's shape {tuple(u.shape)}; got {tuple(gate.shape)}")
         count = None if lengths is None else lengths.reshape(-1).to(u.device, torch.int64)
         if count is not None:
             # Filled, not multiplied: padding may hold NaN.
             padding = ~valid_steps(count, u.shape[-2]).reshape(*u.shape[:-1], 1)
             u = u.masked_fill(padding, 0)
             pre_gate = None if pre_gate is None else pre_gate.masked_fill(padding, 0)
-        if state is not None or return_state:
-            y, state = self._continue(u, state, pre_gate, post_gate, count)
+        if state is not None:
+            if count is not None:
+                raise ValueError(
+                    "lengths cannot go with a state, as the sequences of a state are at one position; give lengths "
+                    "with the first call only, or cut the sequences to one length"
+                )
+            y, state = OnlineConv(self._online_kernel()).extend(self._signal(u, pre_gate), state)
+            y = y.transpose(1, 2).reshape(u.shape)
+            y = (y if post_gate is None else y * post_gate).to(u.dtype)
             return (y, state) if return_state else y
         before, after = (None if gate is None else gate.transpose(-1, -2) for gate in (pre_gate, post_gate))
-        return self.convolve(u.transpose(-1, -2), pre_gate=before, post_gate=after).transpose(-1, -2)
+        y = self.convolve(u.transpose(-1, -2), pre_gate=before, post_gate=after).transpose(-1, -2)
+        return (y, self._state_after(u, pre_gate, count)) if return_state else y
 
-    def _continue(
-        self,
-        u: Tensor,
-        state: ConvState | None,
-        pre_gate: Tensor | None,
-        post_gate: Tensor | None,
-        count: Tensor | None,
-    ) -> tuple[Tensor, ConvState]:
-        """The outputs that follow on a state, and the state after them."""
-        if state is not None and count is not None:
-            raise ValueError(
-                "lengths cannot go with a state, as the sequences of a state are at one position; give lengths with "
-                "the first call only, or cut the sequences to one length"
-            )
-        online = OnlineConv(self._online_kernel())
+    def _signal(self, u: Tensor, pre_gate: Tensor | None) -> Tensor:
+        """What is convolved, for the leading dimensions in one, (B, d_model, L)."""
         dtype = torch.promote_types(self.skip.dtype, torch.float32)
         v = u.to(dtype) if pre_gate is None else u.to(dtype) * pre_gate
-        signal = v.reshape(math.prod(u.shape[:-2]), *u.shape[-2:]).transpose(1, 2)
-        if count is not None:
-            # Padding moved to the front, where zeros add nothing to any output.
-            signal = signal.gather(-1, _rolled(signal, count))
-        y, state = online.extend(signal, online.initial_state(signal.shape[0]) if state is None else state)
-        if count is not None:
-            y = y.gather(-1, _rolled(y, y.shape[-1] - count))
-        y = y.transpose(1, 2).reshape(u.shape)
-        return (y if post_gate is None else y * post_gate).to(u.dtype), state
+        return v.reshape(math.prod(u.shape[:-2]), *u.shape[-2:]).transpose(1, 2)
 
-    def stepper(self) -> OnlineConv:
+    def _state_after(self, u: Tensor, pre_gate: Tensor | None, count: Tensor | None) -> ConvState:
+        self._check_causal()
+        signal = self._signal(u, pre_gate)
+        # A copy in any case: a state does not change with the tensor that it comes from. The padding of a batch is
+        # moved to the front, where zeros add nothing to any output.
+        return state_after(signal.clone() if count is None else signal.gather(-1, _rolled(signal, count)))
+
+    def stepper(self, rate: float = 1.0) -> OnlineConv:
         """Give the layer for one step at a time, with the parameters as they are now.
+
+        Args:
+            rate: Must be 1: the kernels are tied to the steps that they were trained on.
 
         Returns:
             ``y_t, state = stepper(u_t, state)`` on (B, d_model), without gates, starting from
@@ -179,20 +182,25 @@ class LongConv(nn.Module):
             O(T log² T); see [`milkweed.nn.OnlineConv`][].
 
         Raises:
-            ValueError: The layer is bidirectional.
+            ValueError: The layer is bidirectional, or the rate is another.
         """
+        if rate != 1:
+            raise ValueError(f"rate must be 1: the kernels of a LongConv are tied to its steps; got {rate!r}")
         with torch.no_grad():
             return OnlineConv(copy.deepcopy(self).eval()._online_kernel())
 
     def _online_kernel(self) -> Tensor:
         """(d_model, l_max), with the skip as part of lag 0."""
+        self._check_causal()
+        kernel, _ = self.kernels()
+        return torch.cat([kernel[:, :1] + self.skip.to(kernel.dtype)[:, None], kernel[:, 1:]], -1)
+
+    def _check_causal(self) -> None:
         if self.bidirectional:
             raise ValueError(
                 "a bidirectional LongConv has no stepper and no state to carry: its output depends on the future; "
                 "call it on whole sequences"
             )
-        kernel, _ = self.kernels()
-        return torch.cat([kernel[:, :1] + self.skip.to(kernel.dtype)[:, None], kernel[:, 1:]], -1)
 
     def convolve(self, u: Tensor, *, pre_gate: Tensor | None = None, post_gate: Tensor | None = None) -> Tensor:
         """Convolve signals with time along the last dimension, for mixers that stay in that layout.
@@ -233,6 +241,7 @@ class LongConv(nn.Module):
         return F.dropout(kernel, self.kernel_dropout, self.training)
 
     def _check(self, u: Tensor, lengths: Tensor | None) -> None:
+        check_tensor("u", u)
         if u.ndim < 2 or u.shape[-1] != self.d_model:
             raise ValueError(f"u must be (..., L, d_model) with d_model={self.d_model}; got shape {tuple(u.shape)}")
         if not 1 <= u.shape[-2] <= self.l_max:

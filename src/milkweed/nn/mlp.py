@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from milkweed.nn.factory import build_linear
 from milkweed.nn.stepping import Stepper
+from milkweed.nn.structured_linear import StructuredLinear
 
 
 class Mlp(nn.Module):
@@ -42,7 +43,9 @@ class Mlp(nn.Module):
         Returns:
             (..., features).
         """
-        return self.dropout(self.down(F.gelu(self.up(x))))
+        fuses = isinstance(self.up, StructuredLinear)
+        hidden = self.up(x, activation="gelu") if fuses else F.gelu(self.up(x))
+        return self.dropout(self.down(hidden))
 
     def stepper(self, rate: float = 1.0) -> Stepper:
         """Give the layer as a recurrence without a state, with the parameters as they are now.

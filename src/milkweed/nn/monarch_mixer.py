@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from milkweed._suggest import unknown
 from milkweed.nn.lengths import check_lengths, valid_steps
-from milkweed.nn.options import check_kind
+from milkweed.nn.options import check_dtype, check_kind, check_tensor
 from milkweed.nn.state_space import ACTIVATIONS
 from milkweed.nn.structured_linear import ButterflyLinear
 from milkweed.ops._common import compute_dtype, without_autocast
@@ -67,6 +67,7 @@ class MonarchMixer(nn.Module):
         super().__init__()
         check_kind(int, d_model=d_model, seq_len=seq_len, order=order)
         check_kind(str, start=start, feature_start=feature_start, activation=activation)
+        check_dtype(dtype)
         for name, value, least in (("d_model", d_model, 1), ("seq_len", seq_len, 1), ("order", order, 2)):
             if value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
@@ -131,6 +132,7 @@ class MonarchMixer(nn.Module):
             ValueError: A shape does not fit.
             TypeError: x is not real floating point.
         """
+        check_tensor("x", x)
         if x.ndim < 2 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must be (..., L, d_model) with d_model={self.d_model}; got shape {tuple(x.shape)}")
         if not 1 <= x.shape[-2] <= self.seq_len:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from milkweed import ops
-from milkweed.nn.stepping import Stepper
+from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
 from milkweed.ops._common import rows_per_block
 
 # Steps summed directly: below this an FFT costs more than the sum. 16 and 64 measure the same.
@@ -24,17 +24,34 @@ class ConvState(NamedTuple):
     Attributes:
         position: t, steps taken.
         recent: (B, D, t modulo the unit) inputs since the last full unit.
-        due: (B, D, unit), what all inputs before those add to the outputs of the present unit.
         blocks: (B, D, p) inputs before those, one block for every power of two p in t // unit * unit, the oldest and
             largest first.
-        tiles: (B, D, p) for every block: what it adds to the p outputs after it.
+        tiles: (B, D, p) for the first so many blocks: what each adds to the p outputs after it. Those of the other
+            blocks are made when an output that they add to is asked for.
+        due: (B, D, unit), what all blocks add to the outputs of the present unit; None while a tile is missing.
     """
 
     position: int
     recent: Tensor
-    due: Tensor
     blocks: tuple[Tensor, ...]
-    tiles: tuple[Tensor, ...]
+    tiles: tuple[Tensor, ...] = ()
+    due: Tensor | None = None
+
+
+def state_after(u: Tensor) -> ConvState:
+    """Give the state after the first steps, which is nothing but them: no kernel is needed for it.
+
+    Args:
+        u: (B, D, T), T >= 0, in the kernel's dtype. The state holds views of it.
+
+    Returns:
+        The state, without tiles.
+    """
+    blocks, start, length = [], 0, u.shape[-1]
+    while size := _largest_block(0, length - start):
+        blocks.append(u[..., start : start + size])
+        start += size
+    return ConvState(length, u[..., start:], tuple(blocks))
 
 
 class OnlineConv(Stepper):
@@ -48,8 +65,11 @@ class OnlineConv(Stepper):
 
     A step makes new small tensors and shares the others; of the large ones it replaces those of the digits that change,
     as seldom as the digits do. So no state is changed in place, old states stay valid (to go on from one prompt in
-    several ways), and nothing of the size of the past is copied at every step. A single step takes long where a large
+    several ways), and nothing of the size of the past is copied at every step. A single step takes long after a large
     block is complete: O(p log p), once in 2p steps.
+
+    Reading a prompt costs one convolution of it. Its tiles are left to the first step after it, which costs about as
+    much once more; steps in several ways from that one state each pay this, from the state after one step they do not.
 
     Args:
         kernel: (D, K), lags 0 .. K - 1, in float32 or float64; K is also the longest sequence.
@@ -74,8 +94,8 @@ class OnlineConv(Stepper):
         Returns:
             No inputs.
         """
-        recent, due = (self._kernel.new_zeros(batch_size, self._kernel.shape[0], size) for size in (0, _UNIT))
-        return ConvState(0, recent, due, (), ())
+        check_batch_size(batch_size)
+        return state_after(self._kernel.new_zeros(batch_size, self._kernel.shape[0], 0))
 
     @torch.no_grad()
     def __call__(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
@@ -91,12 +111,12 @@ class OnlineConv(Stepper):
         Raises:
             ValueError: A shape does not fit, or the kernel's last lag is reached.
         """
-        if u.ndim != 2 or u.shape[1] != self._kernel.shape[0]:
-            raise ValueError(f"u must be (B, {self._kernel.shape[0]}); got shape {tuple(u.shape)}")
+        check_steps(u, self._kernel.shape[0])
         self._check(u, state, 1)
+        state, due = self._with_tiles(state)
         recent = torch.cat([state.recent, u[..., None].to(self._kernel.dtype)], -1)
         size = recent.shape[-1]
-        y = torch.linalg.vecdot(recent, self._near[:, _UNIT - size :]) + state.due[..., size - 1]
+        y = torch.linalg.vecdot(recent, self._near[:, _UNIT - size :]) + due[..., size - 1]
         return y.to(u.dtype), self._grown(recent, state)
 
     @torch.no_grad()
@@ -113,8 +133,7 @@ class OnlineConv(Stepper):
         Raises:
             ValueError: A shape does not fit, or the kernel has not so many lags.
         """
-        if u.ndim != 3 or u.shape[2] != self._kernel.shape[0]:
-            raise ValueError(f"u must be (B, L, {self._kernel.shape[0]}); got shape {tuple(u.shape)}")
+        check_steps(u, self._kernel.shape[0], many=True)
         y, state = self.extend(u.transpose(1, 2), state)
         return y.transpose(1, 2), state
 
@@ -133,15 +152,23 @@ class OnlineConv(Stepper):
         """
         length = u.shape[-1]
         self._check(u, state, length)
+        # A copy, as the state holds on to it.
+        new = u.to(self._kernel.dtype, copy=True)
+        if length >= state.position:
+            # To convolve all the past anew at most doubles the work, and saves its tiles.
+            past = [*state.blocks, state.recent] if state.position else []
+            whole = torch.cat([*past, new], -1) if past else new
+            return self._convolved(whole)[..., state.position :].to(u.dtype), state_after(whole)
         outputs, taken = [], 0
         while taken < length:
+            state, due = self._with_tiles(state)
             left, filled = length - taken, state.recent.shape[-1]
             # The largest block that the digits of t have room for, or what is left of the present unit.
             size = _largest_block(state.position, left) or min(left, _UNIT - filled)
-            piece = u[..., taken : taken + size].to(self._kernel.dtype)
+            piece = new[..., taken : taken + size]
             if size < _UNIT:
                 recent = torch.cat([state.recent, piece], -1)
-                y = self._convolved(recent)[..., filled:] + state.due[..., filled : filled + size]
+                y = self._convolved(recent)[..., filled:] + due[..., filled : filled + size]
                 state = self._grown(recent, state)
             else:
                 y = sum(_slices(state.position, state.tiles, size), self._convolved(piece))
@@ -152,13 +179,7 @@ class OnlineConv(Stepper):
         return y.to(u.dtype), state
 
     def _check(self, u: Tensor, state: ConvState, steps: int) -> None:
-        if not isinstance(state, ConvState):
-            raise TypeError(f"state must be from initial_state or an earlier step; got {type(state).__name__}")
-        if state.due.shape[:2] != (u.shape[0], self._kernel.shape[0]) or state.due.device != u.device:
-            raise ValueError(
-                f"state must be of {u.shape[0]} sequences of {self._kernel.shape[0]} channels on {u.device} for this "
-                f"u; got {tuple(state.due.shape[:2])} on {state.due.device}"
-            )
+        check_state(state, ConvState, lambda own: own.recent, u, self._kernel.shape[0])
         if state.position + steps > self._kernel.shape[1]:
             raise ValueError(
                 f"a sequence has at most l_max={self._kernel.shape[1]} steps; {state.position} were taken, and {steps} "
@@ -176,21 +197,22 @@ class OnlineConv(Stepper):
         return state._replace(position=position, recent=recent)
 
     def _pushed(self, block: Tensor, state: ConvState) -> ConvState:
-        """The state after a whole block: equal blocks merge as a digit carries, and the sum gets its tile."""
+        """The state after a whole block: equal blocks merge as a digit carries, and the sum has no tile yet."""
         position = state.position - state.position % _UNIT + block.shape[-1]
-        blocks, tiles = list(state.blocks), list(state.tiles)
-        carried = [block]
+        blocks, carried = list(state.blocks), [block]
         while blocks and blocks[-1].shape[-1] == sum(each.shape[-1] for each in carried):
             carried.insert(0, blocks.pop())
-            tiles.pop()
         block = torch.cat(carried, -1) if len(carried) > 1 else block
-        blocks.append(block)
-        if position == self._kernel.shape[1]:
-            # Nothing comes after the last step.
-            return ConvState(position, state.recent, torch.zeros_like(state.due), tuple(blocks), ())
-        tiles.append(self._tile(block))
-        due = sum(_slices(position, tiles, _UNIT), torch.zeros_like(state.due))
-        return ConvState(position, state.recent, due, tuple(blocks), tuple(tiles))
+        return ConvState(position, state.recent, (*blocks, block), state.tiles[: len(blocks)])
+
+    def _with_tiles(self, state: ConvState) -> tuple[ConvState, Tensor]:
+        """The same state with every tile, and what is due."""
+        if state.due is not None:
+            return state, state.due
+        tiles = (*state.tiles, *(self._tile(block) for block in state.blocks[len(state.tiles) :]))
+        start = state.position - state.position % _UNIT
+        due = sum(_slices(start, tiles, _UNIT), state.recent.new_zeros(*state.recent.shape[:2], _UNIT))
+        return state._replace(tiles=tiles, due=due), due
 
     def _tile(self, block: Tensor) -> Tensor:
         """What p inputs add to the p outputs after them: the half of a cyclic convolution that nothing wraps into."""
@@ -214,7 +236,7 @@ class OnlineConv(Stepper):
 
 def _largest_block(position: int, steps: int) -> int:
     """The largest power of two that divides the position and is no more than the steps; 0 for less than a unit."""
-    size = 1 << (steps.bit_length() - 1)
+    size = 1 << steps.bit_length() >> 1
     if position:
         size = min(size, position & -position)
     return size if size >= _UNIT else 0

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from milkweed._suggest import unknown
+
 _EXPECTED = {bool: "True or False", float: "a number", int: "an integer", str: "a string"}
 
 
@@ -50,3 +59,78 @@ def check_names(**options: object) -> None:
         if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
             fix = f"; use [{value!r}]" if isinstance(value, str) else ""
             raise TypeError(f"{name} must be a list of names; got {value!r}{fix}")
+
+
+def check_rate(**options: Any) -> None:
+    """Refuse what is no probability.
+
+    Args:
+        **options: Values by argument name.
+
+    Raises:
+        ValueError: One is not between 0 and 1.
+        TypeError: One is no number.
+    """
+    check_kind(float, **options)
+    for name, value in options.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in 0 <= p <= 1; got {value}")
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Refuse what parameters cannot be stored in.
+
+    Args:
+        dtype: Of the parameters; None for torch's default.
+
+    Raises:
+        TypeError: It is not real floating point.
+    """
+    if dtype is None:
+        return
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype, or None; got {dtype!r}; use e.g. torch.float32")
+    if not dtype.is_floating_point:
+        fix = f"; use {dtype.to_real()}, complex numbers are stored as real pairs" if dtype.is_complex else ""
+        raise TypeError(f"dtype must be real floating point; got {dtype}{fix}")
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Refuse what is no tensor.
+
+    Args:
+        name: The argument.
+        value: What was given for it.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(value).__name__}; use torch.as_tensor({name})")
+
+
+def layer_options(
+    argument: str, options: Mapping[str, Any] | None, layer: type[nn.Module], decided: Collection[str]
+) -> dict[str, Any]:
+    """Check the options that a network passes on to a layer.
+
+    Args:
+        argument: The network's argument, for messages.
+        options: What was given; None for nothing.
+        layer: Its arguments may be given by name.
+        decided: Those that the network decides itself.
+
+    Returns:
+        A copy of the options.
+
+    Raises:
+        TypeError: They are no mapping.
+        ValueError: The layer has no such argument, or it is not to be chosen.
+    """
+    if not isinstance(options, Mapping | None):
+        raise TypeError(f"{argument} must be a mapping of {layer.__name__}'s arguments, or None; got {options!r}")
+    accepted = [name for name in inspect.signature(layer).parameters if name not in {*decided, "device", "dtype"}]
+    for name in options or {}:
+        if name not in accepted:
+            raise ValueError(unknown(argument, name, accepted))
+    return dict(options or {})

@@ -27,7 +27,8 @@ class Gpt2(Model):
         linear: The linear layers of all blocks as plain values: ``{"name": "dense"}``, GPT-2's own, or, e.g.,
             ``{"name": "monarch", "nblocks": 4}``, drawn as the layer does itself, with biases of 0 as GPT-2's.
         dropout: Probability, in all places where GPT-2 has it.
-        vocabulary: The characters that the tokens stand for, for those who use the model; not needed to run it.
+        vocabulary: The characters that the tokens stand for, for those who use the model, as ``model.vocabulary``; not
+            needed to run it.
 
     Raises:
         ValueError: A size is below 1, or does not fit another.
@@ -70,7 +71,7 @@ class Gpt2(Model):
             raise ValueError(f"heads must divide d_model; got heads={heads}, d_model={d_model}")
         if vocabulary is not None and len(vocabulary) != d_input:
             raise ValueError(f"vocabulary must have d_input={d_input} characters; got {len(vocabulary)}")
-        self.d_input, self.length = d_input, length
+        self.d_input, self.length, self.vocabulary = d_input, length, vocabulary
         self.gpt2 = _build(d_input, length, d_model, depth, heads, dropout)
         if linear["name"] != "dense":
             for block in self.gpt2.transformer.h:  # type: ignore[union-attr]

@@ -16,6 +16,7 @@ from milkweed._files import atomic_write
 from milkweed._suggest import unknown
 from milkweed.models.m2_bert import ClassificationHead, M2Bert, M2BertEncoder, MaskedLmHead, draw_embedding
 from milkweed.nn.lengths import valid_steps
+from milkweed.nn.options import check_tensor
 
 try:
     from transformers import (
@@ -37,6 +38,13 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError('these classes extend transformers: pip install "milkweed[hf]"') from error
 
 POOLINGS = ("attention", "cls", "mean")
+_PROBLEMS = ("multi_label_classification", "regression", "single_label_classification")
+# What transformers' collators give where nothing is to be told.
+_IGNORED = -100
+_ELSEWHERE = (
+    "for M2-BERT's published files use from_plain(load_m2_bert(read_m2_checkpoint(...))) of "
+    "milkweed.convert.checkpoints.m2, for a run of milkweed from_plain(milkweed.load_pretrained(...))"
+)
 
 
 class M2BertConfig(PretrainedConfig):
@@ -100,6 +108,45 @@ class M2BertConfig(PretrainedConfig):
         self.kernel_options = kernel_options
         self.pooling = pooling
         super().__init__(**({"pad_token_id": pad_token_id} | options))
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a config from its values; see transformers.
+
+        Args:
+            config_dict: As ``save_pretrained`` of these classes wrote them.
+            **kwargs: As there.
+
+        Returns:
+            As there.
+
+        Raises:
+            ValueError: They are those of another model, such as M2-BERT's own files, whose weights have other names;
+                transformers would go on with random ones.
+        """
+        if config_dict.get("model_type", cls.model_type) != cls.model_type or "hyena_emb_dim" in config_dict:
+            kind = config_dict.get("model_type")
+            raise ValueError(f"the config is not one of these classes' (model_type={kind!r}); {_ELSEWHERE}")
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Find the values of a config; see transformers.
+
+        Args:
+            pretrained_model_name_or_path: A folder or a name on the hub.
+            **kwargs: As there.
+
+        Returns:
+            As there.
+
+        Raises:
+            FileNotFoundError: There is no ``config.json``.
+        """
+        found = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not found[0]:
+            raise FileNotFoundError(f"{pretrained_model_name_or_path} has no config.json; {_ELSEWHERE}")
+        return found
 
     @classmethod
     def of(cls, model: M2Bert, **options: Any) -> Self:
@@ -208,20 +255,24 @@ class M2BertModel(M2BertPreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutput | tuple[Tensor, ...]:
         """Encode.
 
         Args:
             input_ids: (B, L) tokens.
-            attention_mask: (B, L), 1 for tokens and 0 for the padding behind them; everything by default. With
-                ``padding="legacy"`` it is not looked at.
+            attention_mask: (B, L), 1 for tokens and 0 for the padding behind them, at least one token in every row;
+                everything by default. With ``padding="legacy"`` it changes nothing here.
             token_type_ids: (B, L).
             inputs_embeds: (B, L, hidden_size), instead of ``input_ids``.
+            output_hidden_states: Whether to return the embeddings and every block's output as well; the config's choice
+                by default.
             return_dict: Whether to return a named output or a tuple; the config's choice by default.
 
         Returns:
-            ``last_hidden_state`` (B, L, hidden_size).
+            ``last_hidden_state`` (B, L, hidden_size) and, if asked for, ``hidden_states``, 1 + num_hidden_layers of
+            that shape.
 
         Raises:
             ValueError: There are no inputs or two, or the mask is no padding on the right.
@@ -230,8 +281,14 @@ class M2BertModel(M2BertPreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds")
         inputs = inputs_embeds if input_ids is None else input_ids
         assert inputs is not None
-        lengths = None if self.config.padding == "legacy" else _lengths(attention_mask)
-        return _out(self, return_dict, BaseModelOutput(self.encoder(inputs, lengths, token_type_ids)))
+        if attention_mask is not None:
+            _check_mask(attention_mask, inputs)
+        lengths = None if self.config.padding == "legacy" or attention_mask is None else _lengths(attention_mask)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden: list[Tensor] | None = [] if wanted else None
+        x = self.encoder(inputs, lengths, token_type_ids, hidden)
+        states = None if hidden is None else tuple(hidden)
+        return _out(self, return_dict, BaseModelOutput(last_hidden_state=x, hidden_states=states))
 
 
 class M2BertForMaskedLM(M2BertPreTrainedModel):
@@ -275,6 +332,7 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
         token_type_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> MaskedLMOutput | tuple[Tensor, ...]:
         """Tell tokens.
@@ -285,15 +343,18 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
             token_type_ids: As there.
             inputs_embeds: As there.
             labels: (B, L) tokens, -100 where none is to be told.
+            output_hidden_states: As there.
             return_dict: As there.
 
         Returns:
             ``logits`` (B, L, vocab_size) and with labels the ``loss``.
         """
-        x = self.bert(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True).last_hidden_state
-        logits = self.head(x, self.bert.encoder.tokens.weight)
-        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
-        return _out(self, return_dict, MaskedLMOutput(loss=loss, logits=logits))
+        encoded = self.bert(
+            input_ids, attention_mask, token_type_ids, inputs_embeds, output_hidden_states, return_dict=True
+        )
+        logits = self.head(encoded.last_hidden_state, self.bert.encoder.tokens.weight)
+        loss = None if labels is None else _cross_entropy(logits.float(), labels)
+        return _out(self, return_dict, MaskedLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states))
 
 
 class M2BertForSequenceClassification(M2BertPreTrainedModel):
@@ -316,6 +377,7 @@ class M2BertForSequenceClassification(M2BertPreTrainedModel):
         token_type_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
         """Classify.
@@ -326,26 +388,41 @@ class M2BertForSequenceClassification(M2BertPreTrainedModel):
             token_type_ids: As there.
             inputs_embeds: As there.
             labels: (B,) classes; numbers for regression; (B, num_labels) numbers 0 or 1 for several labels at once.
+            output_hidden_states: As there.
             return_dict: As there.
 
         Returns:
             ``logits`` (B, num_labels) and with labels the ``loss``.
         """
-        x = self.bert(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True).last_hidden_state
-        logits = self.head(x)
+        encoded = self.bert(
+            input_ids, attention_mask, token_type_ids, inputs_embeds, output_hidden_states, return_dict=True
+        )
+        logits = self.head(encoded.last_hidden_state)
         loss = None if labels is None else self._loss(logits.float(), labels)
-        return _out(self, return_dict, SequenceClassifierOutput(loss=loss, logits=logits))
+        return _out(
+            self, return_dict, SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+        )
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         kind: str | None = self.config.problem_type
+        check_tensor("labels", labels)
         if kind is None:
             several = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
             kind = "regression" if self.config.num_labels == 1 else several
-        if kind == "regression":
-            return F.mse_loss(logits, labels.view(logits.shape).to(logits.dtype))
-        if kind == "multi_label_classification":
-            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        return F.cross_entropy(logits, labels)
+        if kind not in _PROBLEMS:
+            raise ValueError(unknown("config.problem_type", kind, _PROBLEMS))
+        if kind == "single_label_classification":
+            return _cross_entropy(logits, labels)
+        regression = kind == "regression"
+        single = regression and logits.shape[1] == 1 and labels.shape == logits.shape[:1]
+        if labels.shape != logits.shape and not single:
+            fix = "" if regression else ", 0 or 1 for every class; classes are (B,) integers"
+            raise ValueError(
+                f"labels must be numbers (B, num_labels) = {tuple(logits.shape)}{fix}; got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}"
+            )
+        labels = labels.reshape(logits.shape).to(logits.dtype)
+        return (F.mse_loss if regression else F.binary_cross_entropy_with_logits)(logits, labels)
 
 
 @dataclass
@@ -355,10 +432,12 @@ class TextEncodingOutput(ModelOutput):
     Attributes:
         sentence_embedding: (B, hidden_size).
         last_hidden_state: (B, L, hidden_size).
+        hidden_states: The embeddings and every block's output, if asked for.
     """
 
     sentence_embedding: Tensor | None = None
     last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class M2BertForTextEncoding(M2BertPreTrainedModel):
@@ -380,6 +459,7 @@ class M2BertForTextEncoding(M2BertPreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> TextEncodingOutput | tuple[Tensor, ...]:
         """Encode texts.
@@ -389,13 +469,17 @@ class M2BertForTextEncoding(M2BertPreTrainedModel):
             attention_mask: As there; means leave the padding out, with ``padding="legacy"`` too.
             token_type_ids: As there.
             inputs_embeds: As there.
+            output_hidden_states: As there.
             return_dict: As there.
 
         Returns:
             ``sentence_embedding`` (B, hidden_size) and ``last_hidden_state``.
         """
-        x = self.bert(input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True).last_hidden_state
-        return _out(self, return_dict, TextEncodingOutput(self._pooled(x, attention_mask), x))
+        encoded = self.bert(
+            input_ids, attention_mask, token_type_ids, inputs_embeds, output_hidden_states, return_dict=True
+        )
+        x = encoded.last_hidden_state
+        return _out(self, return_dict, TextEncodingOutput(self._pooled(x, attention_mask), x, encoded.hidden_states))
 
     def _pooled(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.config.pooling == "cls":
@@ -421,7 +505,13 @@ def save_sentence_transformer(
 
     Raises:
         ValueError: The pooling or the padding cannot be said in such a folder.
+        TypeError: The model is of another class.
+        NotADirectoryError: There is a file where the folder is to be.
     """
+    if not isinstance(model, M2BertForTextEncoding):
+        raise TypeError(f"model must be an M2BertForTextEncoding, which has a pooling; got {type(model).__name__}")
+    if Path(folder).is_file():
+        raise NotADirectoryError(f"{folder} is a file; name a folder, which may be new")
     config = model.config
     if config.pooling == "attention":
         raise ValueError("pooling='attention' is none of sentence-transformers'; use 'mean' or 'cls'")
@@ -455,19 +545,46 @@ def save_sentence_transformer(
             file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _lengths(mask: Tensor | None) -> Tensor | None:
+def _check_mask(mask: Tensor, inputs: Tensor) -> None:
+    check_tensor("attention_mask", mask)
+    if mask.shape != inputs.shape[:2]:
+        raise ValueError(
+            f"attention_mask must be (B, L) = {tuple(inputs.shape[:2])} as the inputs are; got shape "
+            f"{tuple(mask.shape)}"
+        )
+
+
+def _lengths(mask: Tensor) -> Tensor:
     """(B, L) mask to (B,) numbers of tokens."""
-    if mask is None:
-        return None
     lengths = mask.sum(-1, dtype=torch.int64)
     if torch.compiler.is_compiling() or mask.is_meta:
         return lengths
-    if mask.ndim != 2 or not torch.equal(mask.bool(), valid_steps(lengths, mask.shape[-1])):
+    if not torch.equal(mask, valid_steps(lengths, mask.shape[-1]).to(mask.dtype)):
         raise ValueError(
             "attention_mask must be (B, L) with 1 for tokens and 0 for the padding behind them; "
             f"got another mask of shape {tuple(mask.shape)}; use tokenizer.padding_side = 'right'"
         )
+    empty = (lengths == 0).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"attention_mask has no token in row {empty[0]}; drop empty texts, or keep their [CLS]")
     return lengths
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the integers (...) that are not -100, of logits (..., C)."""
+    check_tensor("labels", labels)
+    expected, count = logits.shape[:-1], logits.shape[-1]
+    if labels.shape != expected or labels.is_floating_point():
+        raise ValueError(
+            f"labels must be integers of shape {tuple(expected)}; got {labels.dtype} of shape {tuple(labels.shape)}"
+        )
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        strange = labels[(labels != _IGNORED) & ((labels < 0) | (labels >= count))]
+        if strange.numel():
+            raise ValueError(
+                f"labels must be in 0 .. {count - 1}, or {_IGNORED} where nothing is to be told; got {int(strange[0])}"
+            )
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten().long(), ignore_index=_IGNORED)
 
 
 def _out(model: PreTrainedModel, return_dict: bool | None, output: Any) -> Any:

@@ -110,6 +110,7 @@ class CausalBasis(ABC):
 
         Raises:
             ValueError: A size does not fit.
+            TypeError: The dtype is not the factors'.
         """
         basis = self._covering(x)
         return basis._mixed(basis._on_digits(x, solve=False))[..., : x.shape[-1]]
@@ -125,6 +126,7 @@ class CausalBasis(ABC):
 
         Raises:
             ValueError: A size does not fit.
+            TypeError: The dtype is not the factors'.
         """
         length = coefficients.shape[-1]
         basis = self._covering(coefficients)
@@ -165,6 +167,9 @@ class CausalBasis(ABC):
 
         Returns:
             (B, H, n), real.
+
+        Raises:
+            ValueError: The number of nodes does not fit.
         """
 
     # ------------------------------------------------------------------ one step at a time
@@ -209,8 +214,16 @@ class CausalBasis(ABC):
                 f"a sequence must be (B, H, L) with H a multiple of heads={self.heads} and L <= {self.length}; "
                 f"got shape {tuple(x.shape)}"
             )
+        if x.dtype != self.factors[0].dtype:
+            raise TypeError(f"a sequence must be {self.factors[0].dtype} as the factors are; got {x.dtype}")
         rows = max(1, -(-x.shape[2] // (self.length // self.digits[-1])))
         return self._leading(rows)
+
+    def _check_values(self, values: Tensor, *nodes: int) -> None:
+        """Refuse values at another number of nodes, of which other coefficients would be made."""
+        if values.ndim != 3 or values.shape[-1] not in nodes:
+            count = " or ".join(str(each) for each in dict.fromkeys(nodes))
+            raise ValueError(f"values must be (B, H, N) at N = {count} nodes; got shape {tuple(values.shape)}")
 
     def _leading(self, rows: int) -> Self:
         """The basis for the first values of the highest digit."""
@@ -283,7 +296,12 @@ def triangular(free: Tensor) -> Tensor:
 
     Returns:
         (..., b, b), in single precision at least.
+
+    Raises:
+        ValueError: The blocks are not square.
     """
+    if free.ndim < 2 or free.shape[-1] != free.shape[-2]:
+        raise ValueError(f"free must be (..., b, b), square blocks; got shape {tuple(free.shape)}")
     free = free.to(torch.promote_types(free.dtype, torch.float32))
     return free.tril(-1) + torch.diag_embed(free.diagonal(dim1=-2, dim2=-1).tanh().exp2())
 
@@ -297,7 +315,12 @@ def balanced_digits(size: int, order: int) -> tuple[int, ...]:
 
     Returns:
         The smallest first; they multiply to at least ``size``.
+
+    Raises:
+        ValueError: The size or the order is below 1.
     """
+    if size < 1 or order < 1:
+        raise ValueError(f"size and order must be at least 1; got size={size}, order={order}")
     digits = [math.ceil(size ** (1 / order))] * order
     if math.prod(digits) < size:  # the root was rounded
         digits = [digit + 1 for digit in digits]

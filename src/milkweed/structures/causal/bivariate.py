@@ -69,6 +69,7 @@ class BivariateBasis(CausalBasis):
         Returns:
             (B, H, n), real.
         """
+        self._check_values(values, 2 ** len(self.digits) * self.length)
         grid = self.digits[::-1]
         axes = list(range(-len(grid), 0))
         coefficients = torch.fft.ifftn(values.unflatten(-1, [2 * size for size in grid]), dim=axes).real

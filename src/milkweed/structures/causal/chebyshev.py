@@ -108,6 +108,8 @@ class ChebyshevBasis(CausalBasis):
         Returns:
             (B, H, n), real.
         """
+        rows = self.rows_below + self.digits[-1]
+        self._check_values(values, 2 * self.length, rows * math.prod(self.digits[:-1]))
         size = values.shape[-1]
         sums = torch.fft.fft(values, 2 * size)[..., :size] * _quarter_turns(size, values)
         coefficients = sums.real * (2 / size)

@@ -55,4 +55,5 @@ class KroneckerBasis(CausalBasis):
         Returns:
             (B, H, n), real.
         """
+        self._check_values(values, 2 * self.length)
         return self.from_polynomial(torch.fft.ifft(values).real[..., : self.length])
