@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from safetensors.torch import load_file
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -28,6 +32,21 @@ def test_readme_code_runs(tmp_path, monkeypatch, capsys):
     for block in blocks:
         exec(block, {})
     assert "fft_conv: eager" in capsys.readouterr().out
+
+
+def test_the_guide_to_monarch_mixer_runs(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "monarch_mixer.md").read_text(), re.DOTALL)
+    assert len(blocks) > 4
+    monkeypatch.chdir(tmp_path)
+    golden = load_file(ROOT / "tests" / "golden" / "m2_bert_tiny.safetensors")
+    Path("published").mkdir()
+    state = {name: tensor for name, tensor in golden.items() if not name.startswith("__")}
+    torch.save(state, "published/pytorch_model.bin")
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["model"].options["length"] == 2048
 
 
 def test_readme_names_commands_and_recipes_that_exist(capsys):

@@ -1,9 +1,11 @@
+import re
 import sys
 
 import pytest
 
 from milkweed.cli import COMMANDS, main
 from milkweed.cli.errors import describe, readable_type_error
+from milkweed.cli.recipe import shipped_recipes
 
 
 def refused(arguments, capsys):
@@ -33,6 +35,18 @@ def refused(arguments, capsys):
             "divide",
         ),
         (["train", "digits", "--trainer.strategy", "dpp"], "invalid strategy"),
+        (
+            ["train", "digits", "--trainer.accumulate_grad_batches", "0"],
+            "trainer.accumulate_grad_batches=0 must be at least 1",
+        ),
+        (["train", "digits", "--trainer.check_val_every_n_epoch", "0"], "must be at least 1; --trainer.limit_val"),
+        (["train", "digits", "--trainer.val_check_interval", "0"], "trainer.val_check_interval=0 must be above 0"),
+        (["train", "digits", "--trainer.gradient_clip_val", "-1"], "must be at least 0; null clips nothing"),
+        (["train", "digits", "--trainer.checkpoint_every_n_steps", "0"], "null saves after epochs only"),
+        (["train", "digits", "--trainer.precision", "17"], "'bf16-mixed', '32-true', '64-true' or '64', '32'"),
+        (["train", "digits", "--trainer.densify"], "trainer.densify=True must be null or options such as {at: 0.9}"),
+        (["train", "digits", "--trainer.densify.att", "1"], "did you mean --trainer.densify.at?"),
+        (["train", "digits", "--trainer.densify.at", "1"], "densify.at=1 must be a fraction of all steps"),
         (["evaluate", "nowhere"], "nowhere is no run"),
         (["inspect", "digits", "--levels", "x"], "invalid int value"),
     ],
@@ -41,6 +55,34 @@ def test_bad_input_is_one_message_and_leaves_nothing(arguments, message, capsys,
     monkeypatch.chdir(tmp_path)
     assert message in refused(arguments, capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("    lr:", "    lrr:", "unknown option --task.lrr; did you mean --task.lr?"),
+        ("  max_epochs:", "  max_epoch:", "unknown option --trainer.max_epoch; did you mean --trainer.max_epochs?"),
+        ("  max_epochs: 20", "  max_steps: 20", "--trainer.max_steps cannot be set"),
+        ("  max_epochs: 20", "  accumulate_grad_batches: 0", "trainer.accumulate_grad_batches=0 must be at least 1"),
+        ("  max_epochs: 20", "  densify: {att: 0.9}", "did you mean --trainer.densify.at?"),
+        ("init_args:", "init_arg:", "data's key='init_arg' is unknown; did you mean 'init_args'?"),
+        ("class_path:", "classpath:", "data's key='classpath' is unknown; did you mean 'class_path'?"),
+        ("    batch_size: 64", "    d_input: 1", "unknown option --data.d_input; data has batch_size"),
+        ("    depth: 2", "    d_input: 1", "--model.d_input cannot be set: the data decide it"),
+        ("batch_size: 64", "batch_size: [", "is no valid YAML"),
+        (
+            "init_args:\n    batch_size: 64",
+            "init_args: 64",
+            "data.init_args=64 must be options by name, e.g. {batch_size",
+        ),
+    ],
+)
+def test_a_slip_in_a_recipe_of_ones_own_is_named_with_the_nearest_option(old, new, message, tmp_path, capsys):
+    text = shipped_recipes()["digits"].read_text()
+    assert old in text
+    (tmp_path / "mine.yaml").write_text(text.replace(old, new))
+    assert message in refused(["train", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "runs")], capsys)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_unwritable_run_folder_is_refused_first(tmp_path, capsys):
@@ -91,6 +133,36 @@ def test_help_of_a_recipe_lists_its_options(capsys):
     shown = capsys.readouterr().out
     assert "--model.layer.d_state" in shown
     assert "--task.lr" in shown
+
+
+@pytest.mark.parametrize("columns", [80, 50])
+def test_names_of_options_are_never_cut(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["train", "digits", "--help"]) == 0
+    shown = capsys.readouterr().out.partition("options of recipe")[2]
+    assert "…" not in shown
+    assert all(len(line) <= columns for line in shown.splitlines())
+    if columns == 80:
+        assert "--trainer.checkpoint_every_n_steps " in shown
+    else:  # folded in half the width
+        assert re.search(r"--trainer.checkpoint_ev +.*\nery_n_steps +", shown)
+
+
+def test_help_shows_the_options_of_densify_with_their_meaning(capsys):
+    assert main(["train", "digits-monarch", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("--trainer.densify.at 0.9", "--trainer.densify.state reset", "--trainer.densify.warmup_steps 0"):
+        assert text in shown
+    assert "below 1, a fraction of all" in shown
+
+
+def test_help_leaves_out_the_marks_of_code_and_links(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["train", "m2-bert-mlm", "--help"]) == 0
+    shown = capsys.readouterr().out.partition("options of recipe")[2].partition("--trainer")[0]
+    assert "Further arguments of milkweed.nn.LongConv, for all long convolutions" in shown
+    assert "`" not in shown
+    assert '"legacy": padding is read like any other token' in " ".join(shown.split())
 
 
 def test_missing_packages_are_named_with_their_extra(capsys, monkeypatch):

@@ -69,12 +69,18 @@ def test_killed_training_resumes_bit_for_bit(tmp_path, options):
 
 def test_interrupt_says_how_to_go_on(tmp_path):
     process = start_and_wait(tmp_path, STEPS_PER_EPOCH, "--trainer.max_epochs", "10000")
+    second = subprocess.run(
+        command(tmp_path, "--resume", "auto"), capture_output=True, text=True, timeout=170, check=False
+    )
+    assert second.returncode == 2
+    assert f"in use by process {process.pid} " in second.stderr
     process.send_signal(signal.SIGINT)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in shown
     assert "is saved; go on with" in shown
     assert f"milkweed train digits --name digits --out {tmp_path} --resume auto" in shown
+    assert not (tmp_path / "digits" / ".lock").exists()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")

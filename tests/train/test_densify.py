@@ -1,6 +1,9 @@
 """Structured layers that become dense in the middle of a training."""
 
+import io
+import json
 import shutil
+import sys
 from functools import partial
 
 import pytest
@@ -9,10 +12,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from milkweed.cli import main
-from milkweed.convert import load_pretrained
+from milkweed.convert import densify_, load_pretrained
 from milkweed.convert.record import structured_layers
 from milkweed.data import Digits
 from milkweed.models import MlpMixer
+from milkweed.models.base import build_model
 from milkweed.nn import MonarchLinear
 from milkweed.tasks import Classification
 from milkweed.train import session
@@ -213,8 +217,47 @@ def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "KeepCheckpoints", partial(KeepCheckpoints, keep=100))
-        assert main(["train", "digits-monarch", "--out", str(out), "--name", "a", *OPTIONS]) == 0
+        with pytest.MonkeyPatch.context() as on_screen, io.StringIO() as shown:
+            on_screen.setattr(sys, "stdout", shown)
+            assert main(["train", "digits-monarch", "--out", str(out), "--name", "a", *OPTIONS]) == 0
+            (out / "shown.txt").write_text(shown.getvalue())
     return out
+
+
+def test_densification_is_announced_and_recorded(whole, tmp_path, capsys):
+    dense, structured = (build_model(load_pretrained(whole / "a").config) for _ in range(2))
+    layers = densify_(dense)
+    before, after = (sum(p.numel() for p in model.parameters()) for model in (structured, dense))
+    assert before < after
+    line = f"step 7 of 12: 4 structured layers multiplied out, dense from here on; {before:,} -> {after:,} parameters\n"
+    assert (whole / "shown.txt").read_text().count(line) == 1
+    results = json.loads((whole / "a" / "results.json").read_text())
+    assert results["parameters"] == after
+    assert results["densified"] == {
+        "step": SWITCH,
+        "warmup_steps": 3,
+        "layers": layers,
+        "parameters_before": before,
+        "parameters_after": after,
+        "saved_model_is_dense": True,
+    }
+    # A run that is continued behind the switch still knows of it, and says so only once.
+    shutil.copytree(whole / "a", tmp_path / "a")
+    (tmp_path / "a" / "results.json").unlink()
+    assert main(["train", "digits-monarch", "--out", str(tmp_path), "--name", "a", "--resume", "auto"]) == 0
+    assert "multiplied out" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "a" / "results.json").read_text())["densified"] == results["densified"]
+
+
+def test_results_say_that_the_best_epoch_is_from_before(tmp_path, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeepCheckpoints, "_no_worse", lambda *_: False)
+        assert main(["train", "digits-monarch", "--out", str(tmp_path), "--name", "a", *OPTIONS]) == 0
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert results["densified"]["saved_model_is_dense"] is False
+    assert results["parameters"] == results["densified"]["parameters_before"]
+    assert "Best epoch 1 is from before layers became dense" in capsys.readouterr().out
+    assert any(isinstance(module, MonarchLinear) for module in load_pretrained(tmp_path / "a").modules())
 
 
 def test_finished_run_loads_as_a_dense_model(whole):

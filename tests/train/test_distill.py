@@ -12,7 +12,7 @@ from torch import nn
 
 import milkweed as mw
 from milkweed.tasks.distillation import Distillation, relative_error
-from milkweed.train.distill import distill_
+from milkweed.train.distill import distill_, warmup_of
 
 
 def test_relative_error_is_one_for_a_guess_at_the_mean():
@@ -49,6 +49,20 @@ def test_the_student_comes_closer(family):
     assert teacher.training
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert all(p.requires_grad for p in teacher.parameters())
+
+
+def test_the_warm_up_is_a_tenth_or_ten_steps_or_half():
+    assert [warmup_of(steps) for steps in (1, 2, 7, 20, 60, 100, 101, 1000)] == [0, 1, 3, 10, 10, 10, 10, 100]
+
+
+def test_a_short_distillation_never_undoes_the_projection():
+    torch.manual_seed(0)
+    teacher = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Linear(64, 64), nn.GELU())))
+    student, batches = copy.deepcopy(teacher), [torch.randn(64, 64) for _ in range(20)]
+    mw.convert_(student, mw.plan_conversion(student, mw.MonarchConfig(4), batches, tokens=None))
+    losses = distill_(student, teacher, batches, lr=1e-2, accelerator="cpu")
+    assert max(losses) < 1.2 * losses[0]
+    assert losses[-1] < losses[0]
 
 
 def test_any_module():

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from milkweed import data, models, tasks
 from milkweed._suggest import unknown
+from milkweed.cli.check import check_names, check_trainer
 from milkweed.cli.errors import UsageError
 from milkweed.cli.options import Overrides, apply_overrides
 from milkweed.train.densify import DensifyOptions
@@ -21,6 +22,7 @@ CLASSES = {
     "model": {name: getattr(models, name) for name in models.__all__},
     "task": {name: getattr(tasks, name) for name in tasks.__all__},
 }
+SECTION_KEYS = ("class_path", "init_args", "dict_kwargs")
 BASES = {"data": data.SequenceData, "model": models.Model, "task": LightningModule}
 
 # Set by this library, or of no use in a training that is recorded.
@@ -94,6 +96,9 @@ def resolve(values: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
 
     Returns:
         The resolved configuration, as nested dictionaries.
+
+    Raises:
+        UsageError: If a key is no option, or a value out of its range.
     """
     classes = [(name.removesuffix(".class_path"), value) for name, value in overrides if names_class(name)]
     others = [(name, value) for name, value in overrides if not names_class(name)]
@@ -101,9 +106,16 @@ def resolve(values: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     for section, value in classes:
         values = {**values, section: {"class_path": value, "init_args": {}}}
     for section in BASES:
+        for key in values[section]:
+            if key not in SECTION_KEYS:
+                raise UsageError(unknown(f"{section}'s key", key, SECTION_KEYS))
         check_class_name(section, values[section].get("class_path"))
-    config = parser.parse_object(values)
-    return as_plain(parser, parser.parse_object(apply_overrides(as_plain(parser, config), others)))
+    check_names(values, CLASSES, list(vars(parser.get_defaults().trainer)))
+    check_trainer(values["trainer"])
+    config = as_plain(parser, parser.parse_object(values))
+    changed = apply_overrides(config, others)
+    check_trainer(changed["trainer"])
+    return as_plain(parser, parser.parse_object(changed))
 
 
 def check_class_name(section: str, name: Any) -> None:

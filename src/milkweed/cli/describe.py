@@ -2,10 +2,13 @@
 
 import importlib
 import inspect
+import re
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from milkweed.cli.options import natural_options
 from milkweed.cli.recipe import Recipe
@@ -25,13 +28,36 @@ def print_options(console: Console, recipe: Recipe) -> None:
     for section in ("data", "model", "task"):
         meanings |= {f"{section}.{name}": text for name, text in documented(config[section]["class_path"]).items()}
     meanings |= {f"trainer.{name}": text for name, text in documented("lightning.pytorch.Trainer").items()}
-    meanings["trainer.checkpoint_every_n_steps"] = "save also within epochs, after every so many optimiser steps"
-    meanings["trainer.densify"] = "make structured layers dense on the way, e.g. --trainer.densify.at 0.9"
+    meanings["trainer.checkpoint_every_n_steps"] = "Save also within epochs, after every so many optimiser steps"
+    options, densify = with_densify(natural_options(config))
     table = Table.grid(padding=(0, 2))
-    for name, value in natural_options(config).items():
-        table.add_row(f"  --{name}", f"[cyan]{'' if value is None else value}[/]", meanings.get(name, ""))
+    # Names fold where a terminal is too narrow for them; rich would cut them.
+    table.add_column(overflow="fold", width=min(max(map(len, options)) + 4, console.width // 2))
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for name, value in options.items():
+        shown = Text("" if value is None else str(value), style="cyan")
+        table.add_row(Text(f"  --{name}"), shown, Text((meanings | densify).get(name, "")))
     console.print(f"\noptions of recipe [bold]{recipe.name}[/], with their values:", highlight=False)
     console.print(table, highlight=False)
+
+
+def with_densify(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """List the options of `trainer.densify` one by one, also where a recipe leaves it off.
+
+    Args:
+        options: All options by their natural names.
+
+    Returns:
+        The options, and what those of `trainer.densify` mean.
+    """
+    from milkweed.train.densify import DensifyOptions
+
+    meanings = documented("milkweed.train.densify.DensifyOptions")
+    if "trainer.densify" in options:
+        options = options | {f"trainer.densify.{name}": value for name, value in asdict(DensifyOptions()).items()}
+    off = "Make structured layers dense on the way: off, unless one of the options below is given"
+    return options, {"trainer.densify": off} | {f"trainer.densify.{name}": text for name, text in meanings.items()}
 
 
 def documented(class_path: str) -> dict[str, str]:
@@ -60,7 +86,7 @@ def first_sentence(text: str) -> str:
         text: Any text.
 
     Returns:
-        Its first sentence on one line.
+        Its first sentence on one line, without the marks of code and links.
     """
-    flat = " ".join(text.split())
+    flat = re.sub(r"\[`([^`]*)`\]\[[^\]]*\]|`+([^`]*)`+", r"\1\2", " ".join(text.split()))
     return flat.partition(". ")[0].rstrip(".")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 DEBUG_VARIABLE = "MILKWEED_DEBUG"
-EXPECTED_KIND = r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\]\.)"
+EXPECTED_KIND = r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\])"
 
 
 class UsageError(ValueError):

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from milkweed.train.checkpoint_io import read_checkpoint
 from milkweed.train.checkpoints import step_of
 from milkweed.train.environment import describe_environment
 from milkweed.train.run_folder import RunFolder, check_writable, is_empty
+from milkweed.train.run_lock import locked
 from milkweed.train.session import run_of_parent
 
 
@@ -61,7 +62,9 @@ class Plan:
         return shlex.join(["milkweed", "train", self.typed, "--name", folder.name, *out, "--resume", "auto"])
 
 
-def make_plan(recipe: Recipe, options: argparse.Namespace, overrides: Overrides, console: Console) -> Plan:
+def make_plan(
+    recipe: Recipe, options: argparse.Namespace, overrides: Overrides, console: Console, held: ExitStack
+) -> Plan:
     """Decide between a new run and one that is continued; nothing is written yet.
 
     Args:
@@ -69,6 +72,7 @@ def make_plan(recipe: Recipe, options: argparse.Namespace, overrides: Overrides,
         options: `name`, `out` and `resume`.
         overrides: What the command line changes.
         console: Told what is continued.
+        held: Gets the lock of a run that is continued.
 
     Returns:
         The plan.
@@ -92,7 +96,7 @@ def make_plan(recipe: Recipe, options: argparse.Namespace, overrides: Overrides,
         raise UsageError(f"--name {options.name!r} must be the name of one folder, without slashes; --out says where")
     check_writable(options.out / (options.name or recipe.name))
     if options.resume is not None:
-        folder, checkpoint = find_resumable(recipe, options, console)
+        folder, checkpoint = find_resumable(recipe, options, console, held)
         if folder:
             at = f"step {step_of(checkpoint)}" if checkpoint else "the beginning"
             console.print(f"Continuing [bold]{folder.path}[/] from {at}.", highlight=False)
@@ -104,7 +108,7 @@ def make_plan(recipe: Recipe, options: argparse.Namespace, overrides: Overrides,
 
 
 def find_resumable(
-    recipe: Recipe, options: argparse.Namespace, console: Console
+    recipe: Recipe, options: argparse.Namespace, console: Console, held: ExitStack
 ) -> tuple[RunFolder | None, Path | None]:
     """Find the run, and the checkpoint in it, that a resumed training continues.
 
@@ -112,6 +116,7 @@ def find_resumable(
         recipe: The recipe.
         options: `name`, `out` and `resume`.
         console: Told which checkpoints are damaged.
+        held: Gets the lock of the run, before its newest checkpoint is looked for.
 
     Returns:
         The run and its checkpoint; None for what does not exist yet.
@@ -122,9 +127,13 @@ def find_resumable(
     if options.resume == "auto":
         named = RunFolder(options.out / options.name) if options.name else None
         folder = named or RunFolder.newest(options.out, recipe.name)
-        if folder is not None and is_empty(folder.path):
-            folder.path.rmdir()  # all that a process killed at its very start leaves
-        if folder is None or not folder.config.is_file():
+        if folder is None or not folder.path.is_dir():
+            return None, None
+        held.enter_context(locked(folder.path))
+        if not folder.config.is_file():
+            held.close()
+            if is_empty(folder.path):
+                folder.path.rmdir()  # all that a process killed at its very start leaves
             return None, None
         checkpoint = folder.newest_checkpoint(lambda text: console.print(text, style="yellow", soft_wrap=True))
     else:
@@ -135,6 +144,7 @@ def find_resumable(
             raise UsageError(f"--resume {checkpoint} lies in no run folder; expected runs/NAME/checkpoints/FILE")
         if options.name and options.name != folder.name:
             raise UsageError(f"--resume {checkpoint} belongs to run {folder.name}, not to --name {options.name}")
+        held.enter_context(locked(folder.path))
     made_from = folder.read_environment().get("recipe", recipe.name)
     if made_from != recipe.name:
         raise UsageError(f"{folder.path} was made from recipe {made_from}, not {recipe.name}; resume it with that one")
@@ -143,7 +153,7 @@ def find_resumable(
 
 @contextmanager
 def prepared_folder(plan: Plan) -> Iterator[RunFolder]:
-    """The run's folder; a new one vanishes again if the training fails before its first checkpoint.
+    """The run's folder; a new one is locked, and vanishes again if the training fails before its first checkpoint.
 
     Args:
         plan: The plan.
@@ -156,15 +166,16 @@ def prepared_folder(plan: Plan) -> Iterator[RunFolder]:
         return
     made = [path for path in (plan.out, *plan.out.parents) if not path.exists()]
     folder = RunFolder.create(plan.out, plan.name or plan.recipe, numbered=plan.name is None)
-    try:
-        yield folder
-    except BaseException:
-        if not folder.checkpoint_files():
-            shutil.rmtree(folder.path)
-            with suppress(OSError):  # another run may have come to live there
-                for path in made:
-                    path.rmdir()
-        raise
+    with locked(folder.path):
+        try:
+            yield folder
+        except BaseException:
+            if not folder.checkpoint_files():
+                shutil.rmtree(folder.path)
+                with suppress(OSError):  # another run may have come to live there
+                    for path in made:
+                        path.rmdir()
+            raise
 
 
 def record(plan: Plan, folder: RunFolder, config: dict[str, Any], console: Console) -> None:

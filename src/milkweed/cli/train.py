@@ -1,8 +1,9 @@
 """`milkweed train`."""
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -10,11 +11,15 @@ from milkweed.cli.arguments import CommandParser
 from milkweed.cli.options import Overrides, split_overrides
 from milkweed.cli.recipe import Recipe, find_recipe
 
+if TYPE_CHECKING:
+    from milkweed.cli.plan import Plan
+
 EXAMPLE = """\
   milkweed train digits --name wide --model.d_model 96 --task.lr 0.005
   milkweed train digits --name wide --resume auto
   milkweed train digits --model.layer.bidirectional true --model.layer.init lin
   milkweed train digits --model MlpMixer --model.linear.name monarch
+  milkweed train digits-monarch --trainer.densify.at 0.9
   milkweed train digits --trainer.strategy ddp --trainer.devices 2
   milkweed train digits --help        lists the options of this recipe"""
 
@@ -88,18 +93,33 @@ def train(recipe: Recipe, options: argparse.Namespace, overrides: Overrides, con
 
     Returns:
         The run folder and the content of its results.json; None in the further processes of a distributed training.
+    """
+    from milkweed.cli.plan import make_plan
+    from milkweed.train.noise import quiet
+
+    quiet()
+    with ExitStack() as held:
+        return carry_out(make_plan(recipe, options, overrides, console, held), console)
+
+
+def carry_out(plan: "Plan", console: Console) -> Any:
+    """Train what is planned.
+
+    Args:
+        plan: Where the training starts and where it goes.
+        console: Where the training is watched.
+
+    Returns:
+        The run folder and the content of its results.json; None in the further processes of a distributed training.
 
     Raises:
         TrainingInterrupted: If it was stopped from outside; the message says what is kept and how to go on.
     """
     from milkweed.cli.build import build, resolve
-    from milkweed.cli.plan import make_plan, prepared_folder, record
+    from milkweed.cli.plan import prepared_folder, record
     from milkweed.train.checkpoints import check_fits
-    from milkweed.train.noise import quiet
     from milkweed.train.session import Session, TrainingInterrupted
 
-    quiet()
-    plan = make_plan(recipe, options, overrides, console)
     config = resolve(plan.values, plan.overrides)
     parts = build(config)
     parts.data.setup()

@@ -5,10 +5,12 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
 from milkweed.convert.record import structured_layers
 from milkweed.tasks.base import SequenceTask
+from milkweed.tasks.densified import Densified
 from milkweed.train.moments import dense_states
 
 
@@ -16,11 +18,13 @@ from milkweed.train.moments import dense_states
 class DensifyOptions:
     """When and how structured linear layers become dense.
 
-    Attributes:
-        at: A fraction of all optimiser steps, or the number of steps done before, 2 or more.
+    Args:
+        at: When: below 1, a fraction of all optimiser steps (0.9 leaves the last tenth to dense layers); a whole number
+            from 2 on, the optimiser steps done before. 1 is neither, and refused.
         state: AdamW's state of the dense weights: ``reset`` to nothing, or ``carry``, from that of the factors by the
             product rule. All other parameters, biases of the structured layers included, keep theirs.
-        warmup_steps: Steps over which the learning rate of the dense weights rises from 0 to the schedule's.
+        warmup_steps: Optimiser steps over which the learning rate of the dense weights rises from 0 to the schedule's;
+            0 for none.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -76,15 +80,20 @@ class Densify(Callback):
         at: See `DensifyOptions`, as the others.
         state: AdamW's state of the dense weights.
         warmup_steps: Of the dense weights.
+        console: Told when it happens; nobody is if None.
 
     Source:
         Monarch (arXiv 2204.00595), section 4.2, "reverse sparsification": GPT-2 with the last tenth dense.
     """
 
     def __init__(
-        self, at: int | float = 0.9, state: Literal["reset", "carry"] = "reset", warmup_steps: int = 0
+        self,
+        at: int | float = 0.9,
+        state: Literal["reset", "carry"] = "reset",
+        warmup_steps: int = 0,
+        console: Console | None = None,
     ) -> None:
-        self.options = DensifyOptions(at, state, warmup_steps)
+        self.options, self.console = DensifyOptions(at, state, warmup_steps), console
         self._step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -137,6 +146,9 @@ class Densify(Callback):
         assert isinstance(pl_module, SequenceTask)
         if not pl_module.densified and trainer.global_step >= self._step:
             self._make_dense(trainer, pl_module)
+            if self.console is not None and trainer.is_global_zero:
+                text = describe(pl_module.densified, trainer.estimated_stepping_batches)
+                self.console.print(text, highlight=False, soft_wrap=True)
 
     def _make_dense(self, trainer: Trainer, task: SequenceTask) -> None:
         before, schedule = task.optimizers(use_pl_optimizer=False), task.lr_schedulers().state_dict()
@@ -157,6 +169,23 @@ class Densify(Callback):
         position = {name: schedule[name] for name in ("last_epoch", "_step_count")}
         scheduler.load_state_dict({**scheduler.state_dict(), **position})
         task.set_rates()
+
+
+def describe(densified: Densified, total: float) -> str:
+    """Say what has become dense.
+
+    Args:
+        densified: What the task remembers.
+        total: Optimiser steps of the whole training.
+
+    Returns:
+        One line.
+    """
+    of = f" of {total:,.0f}" if total != float("inf") else ""
+    return (
+        f"step {densified.step:,}{of}: {len(densified.layers)} structured layers multiplied out, dense from here on; "
+        f"{densified.parameters_before:,} -> {densified.parameters_after:,} parameters"
+    )
 
 
 def wrap_again(trainer: Trainer, task: LightningModule) -> None:

@@ -32,7 +32,8 @@ def distill_(
         teacher: The dense one.
         batches: Unlabelled inputs that both can be called with, each an optimiser step; shuffled for every epoch.
         epochs: How often all batches are run through.
-        lr: Learning rate after the warm-up, of the first twentieth of all steps.
+        lr: Learning rate after the warm-up, which takes a tenth of all steps; in short trainings ten steps, but never
+            more than half.
         seed: Of the order of the batches.
         callbacks: Lightning callbacks, e.g. a progress bar.
         **trainer_options: Further arguments of Lightning's Trainer, e.g. ``precision="bf16-mixed"``.
@@ -59,7 +60,7 @@ def distill_(
     if taken := sorted(fixed.keys() & trainer_options):
         raise TypeError(f"distill_ sets {taken[0]} itself" + ("; use epochs" if taken == ["max_epochs"] else ""))
     losses = _Losses()
-    task = Distillation(student, teacher, lr, warmup_steps=len(batches) * epochs // 20)
+    task = Distillation(student, teacher, lr, warmup_steps=warmup_of(len(batches) * epochs))
     loader = DataLoader(list(batches), batch_size=None, shuffle=True, generator=torch.Generator().manual_seed(seed))
     options = fixed | {"callbacks": [losses, *callbacks], "gradient_clip_val": 1.0} | trainer_options
     modes = [(module, module.training) for module in student.modules()]
@@ -75,6 +76,21 @@ def distill_(
         for module, training in modes:
             module.training = training
     return losses.values
+
+
+def warmup_of(steps: int) -> int:
+    """Decide how long a distillation warms up.
+
+    AdamW's first steps are as long as the rate whatever the gradient: without a warm-up, a converted model loses in
+    them what its projection had kept.
+
+    Args:
+        steps: Of the whole training.
+
+    Returns:
+        Steps of the warm-up.
+    """
+    return min(max(steps // 10, 10), steps // 2)
 
 
 def _check(student: nn.Module, batches: Sequence[Any], epochs: int) -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from milkweed._files import atomic_write
 from milkweed.train.checkpoint_io import CheckpointError, read_checkpoint
+from milkweed.train.run_lock import LOCK
 
 
 class RunFolder:
@@ -219,12 +220,12 @@ def check_writable(folder: Path) -> None:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a path is a folder with nothing in it.
+    """Whether a path is a folder with nothing in it, save a lock.
 
     Args:
         folder: Any path.
 
     Returns:
-        False for files, and for folders that hold anything.
+        False for files, and for folders that hold anything else.
     """
-    return folder.is_dir() and not any(folder.iterdir())
+    return folder.is_dir() and all(path.name == LOCK for path in folder.iterdir())

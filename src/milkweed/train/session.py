@@ -69,7 +69,7 @@ class Session:
         ]
         densify = options.pop("densify", None)
         if densify:
-            callbacks.append(Densify(**asdict(densify)))
+            callbacks.append(Densify(**asdict(densify), console=self.console))
         show = options.pop("enable_progress_bar", None) is not False
         if show:
             callbacks.append(progress_callback(self.console))
@@ -108,10 +108,17 @@ class Session:
         trainer.strategy.barrier("best checkpoint")  # the first process may still be writing it
         if not (self.folder.checkpoints / BEST).is_file():
             raise ValueError("no epoch was trained, so there is nothing to test; use --trainer.max_epochs 1 or more")
+        densified = getattr(self.task, "densified", None)  # of the last step; the best may be from before
         best_epoch = load_weights(self.task, self.folder.checkpoints / BEST)
         with interruptible():
             trainer.test(self.task, datamodule=self.data, verbose=False)
         results = self._results(trainer, best_epoch)
+        if densified is not None:
+            dense = self.task.densified is not None
+            results["densified"] = densified.as_dict() | {"saved_model_is_dense": dense}
+            if not dense and trainer.is_global_zero:
+                text = f"Best epoch {best_epoch + 1} is from before layers became dense, and so is the saved model."
+                self.console.print(text, style="yellow", highlight=False, soft_wrap=True)
         # Collects the counts of all processes, so every process has to call it.
         counts = getattr(self.task, "confusion", None)
         confusion = None if counts is None else counts.compute().cpu().numpy()
