@@ -102,7 +102,7 @@ def test_files_are_data(tmp_path, capsys):
     file = tmp_path / "model.bin"
     for content in (Harmful(), {"state": Harmful()}):
         torch.save(content, file)
-        with pytest.raises(ValueError, match="holds code, .*print, beside tensors, which is not run"):
+        with pytest.raises(ValueError, match=r"holds code, .*print, beside tensors, which is not run"):
             read_m2_checkpoint(file)
     torch.save({"state": {"model": {"a": 3}}}, file)
     with pytest.raises(ValueError, match="tensors by name"):
@@ -170,12 +170,13 @@ def test_foreign_tensors_are_refused(change, message):
         load_m2_bert(state)
 
 
+@pytest.mark.parametrize("kernels", ["keep", "stretch"])
 @pytest.mark.parametrize("length", [48, 143, 8192])
-def test_extended_positions(length):
+def test_extended_positions(length, kernels):
     model = load_m2_bert(golden()[1]).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    longer = extend_positions(model, length)
-    assert longer.options == model.options | {"length": length}
+    longer = extend_positions(model, length, kernels)
+    assert longer.options["length"] == length
     assert longer.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     positions = longer.encoder.positions.weight
@@ -189,10 +190,27 @@ def test_extended_positions(length):
         assert longer.eval()(torch.zeros(1, length, dtype=torch.long)).isfinite().all()
 
 
+@pytest.mark.parametrize("length", [49, 143, 1000])
+def test_kept_kernels_answer_as_before(length):
+    model = load_m2_bert(golden()[1])
+    longer = extend_positions(model, length)
+    tokens = torch.randint(model.options["d_input"], (2, 48), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(longer(tokens), model(tokens), rtol=1e-4, atol=1e-4)
+    saved = M2Bert(**longer.options)
+    saved.load_state_dict(longer.state_dict())
+    # In two steps, of which the first is a whole repetition of the embeddings, it is the same model.
+    again = extend_positions(extend_positions(model, 96), length) if length > 96 else saved
+    for name, tensor in again.state_dict().items():
+        torch.testing.assert_close(tensor, longer.state_dict()[name], rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(saved.eval()(tokens), longer(tokens))
+
+
 def test_kernels_are_stretched():
     model = load_m2_bert(golden()[1])
     length = 47 * 5 + 1
-    longer = extend_positions(model, length)
+    longer = extend_positions(model, length, "stretch")
     for old, new in zip(model.encoder.blocks, longer.encoder.blocks, strict=True):
         for conv in ("long_conv", "residual_conv"):
             kernels = (getattr(block.mixer, conv).filter() for block in (old, new))
@@ -206,3 +224,5 @@ def test_models_that_cannot_be_extended():
         extend_positions(model, 16)
     with pytest.raises(ValueError, match="length must be at least the model's, 8; got 7"):
         extend_positions(model, 7)
+    with pytest.raises(ValueError, match="kernels='stretched' is unknown; did you mean 'stretch'"):
+        extend_positions(model, 9, "stretched")

@@ -124,7 +124,9 @@ def test_a_network_by_steps(spec):
 @both_ways
 def test_no_steps_into_the_future(spec):
     model = SequenceModel(3, 2, d_model=4, depth=1, layer=spec)
-    with pytest.raises((ValueError, TypeError), match="outputs? depends? on the (future|whole sequence); call it on whole"):
+    with pytest.raises(
+        (ValueError, TypeError), match=r"outputs? depends? on the (future|whole sequence); call it on whole"
+    ):
         model.stepper()
 
 
@@ -168,7 +170,11 @@ def test_a_filter_by_its_arguments():
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
-        ({"name": "long_conv"}, ValueError, r"layer long_conv needs l_max, e\.g\. {'name': 'long_conv', 'l_max': 1024}"),
+        (
+            {"name": "long_conv"},
+            ValueError,
+            r"layer long_conv needs l_max, e\.g\. {'name': 'long_conv', 'l_max': 1024}",
+        ),
         ({"name": "causal_monarch"}, ValueError, "layer causal_monarch needs seq_len"),
         ({"name": "long_conf", "l_max": 9}, ValueError, "did you mean 'long_conv'"),
         ({"name": "long_conv", "l_max": 9, "kernl": "explicit"}, ValueError, "did you mean 'kernel'"),
@@ -178,7 +184,11 @@ def test_a_filter_by_its_arguments():
         ({"name": "gated_mixer", "l_max": 2.5}, TypeError, "l_max must be an integer"),
         ({"name": "causal_monarch", "seq_len": 9, "filter": {"widht": 8}}, ValueError, "did you mean 'width'"),
         ({"name": "causal_monarch", "seq_len": 9, "filter": {"l_max": 8}}, ValueError, "filter='l_max' is unknown"),
-        ({"name": "causal_monarch", "seq_len": 9, "filter": "implicit"}, TypeError, "filter must be a module, a mapping"),
+        (
+            {"name": "causal_monarch", "seq_len": 9, "filter": "implicit"},
+            TypeError,
+            "filter must be a module, a mapping",
+        ),
     ],
 )
 def test_bad_specs(spec, error, message):

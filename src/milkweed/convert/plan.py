@@ -191,13 +191,20 @@ def _project(
     there = {**sites, **reordered_sites(sites, orders)}
     columns = {pair.reader: order for pair, order in orders.items()}
     for done, (name, config) in enumerate(choices.items(), 1):
-        read = None if moments is None else moments[name]
-        if read is not None and name in columns:
-            read = read.reordered(columns[name])
-        layers[name] = project_site(there[name], config, read)
-        errors[name] = weight_and_output_error(there[name], layers[name], read)
+        layers[name], errors[name] = _project_one(there[name], config, moments, columns.get(name))
         tell("projecting", done, len(choices))
     return layers, errors
+
+
+def _project_one(
+    site: LinearSite, config: LayerConfig, moments: Calibration | None, columns: Tensor | None
+) -> tuple[nn.Module, tuple[float | None, float | None]]:
+    # A function of its own, so that one layer's moments are let go before the next one's are gathered.
+    read = None if moments is None else moments[site.name]
+    if read is not None and columns is not None:
+        read = read.reordered(columns)
+    layer = project_site(site, config, read)
+    return layer, weight_and_output_error(site, layer, read)
 
 
 def _line(

@@ -314,9 +314,7 @@ def _is_known(size: int) -> bool:
     return has_static_value(size)
 
 
-def _check_options(
-    d_model: int, seq_len: int, construction: str, order: int, heads: int, filter: object
-) -> None:
+def _check_options(d_model: int, seq_len: int, construction: str, order: int, heads: int, filter: object) -> None:
     check_kind(int, d_model=d_model, seq_len=seq_len, order=order, heads=heads)
     check_kind(str, construction=construction)
     for name, value, least in (("d_model", d_model, 1), ("seq_len", seq_len, 1), ("order", order, 2)):

@@ -26,7 +26,6 @@ from milkweed.nn.structured_linear import (
 )
 
 
-
 def _mixing_after(kind: type[nn.Module]) -> Callable[..., nn.Module]:
     """Make a `FilterLayer` around a filter from the arguments of both."""
     own, further = (list(inspect.signature(each).parameters.values()) for each in (kind, FilterLayer))

@@ -23,9 +23,10 @@ class ImplicitFilter(nn.Module):
     """Kernels as long as the sequence from a network of the lag with sines as activations, under a decaying envelope.
 
     ``k(n) = W3 sin(f (W2 sin(f (W1 sin(f (W0 z(n))))))) exp(-t |delta|)`` with biases on all but the last layer, where
-    ``z = [t, cos(w f_i), -sin(w f_i)]`` are features of the lag n, ``t = n / (T - 1)``, ``w = 2 pi n / T`` with the time
-    scale T, and ``delta`` runs from slow to fast over the channels. One vector of frequencies f serves every layer and both
-    directions. All of it depends on the lag alone: a kernel for a shorter sequence is the first part of the whole one.
+    ``z = [t, cos(w f_i), -sin(w f_i)]`` are features of the lag n, ``t = n / (T - 1)``, ``w = 2 pi n / T`` with the
+    time scale T, and ``delta`` runs from slow to fast over the channels. One vector of frequencies f serves every layer
+    and both directions. All of it depends on the lag alone: a kernel for a shorter sequence is the first part of the
+    whole one.
 
     Args:
         d_model: D, kernels.

@@ -97,12 +97,12 @@ def _by_slices(
     if covariance is not None:
         whole = padded(covariance, k * p, k * p).view(k, p, k, p)
         root, inverse = roots(torch.stack([whole[i, :, i] for i in range(k)]))
-        slices = slices @ root[:, None]
+        slices = (slices.reshape(k, l * s, p) @ root).view(k, l, s, p)  # batched over k: no root for each l
     most = int(slice_ranks(k, q, l).max())
     tall, wide, lost = best_low_rank([each for row in slices for each in row], most)
     tall, wide = tall.view(k, l, s, most), wide.view(k, l, most, p)
     if inverse is not None:
-        wide = wide @ inverse[:, None]
+        wide = (wide.reshape(k, l * most, p) @ inverse).view(k, l, most, p)
     if q % l == 0:  # every slice has the same rank: the gathers below are permutations
         right = wide.transpose(1, 2).reshape(k, q, p)
         left = tall.permute(1, 2, 0, 3).reshape(l, s, r)
