@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milkweed.benchmarks.cases import fft_conv, long_conv, m2_bert, s4, s4d
+from milkweed.benchmarks.cases import causal_mixer, fft_conv, long_conv, m2_bert, s4, s4d
 from milkweed.benchmarks.memory import peak_extra_bytes
 from milkweed.benchmarks.registry import Pair, Size
 from milkweed.benchmarks.run import relative_errors, seconds, without_garbage_collection
@@ -97,7 +97,7 @@ def all_growths() -> list[Growth]:
     """List what is measured.
 
     Returns:
-        Layers and the convolution alone, forward and backward; a block of M2-BERT, forward.
+        Layers and the convolution alone, forward and backward; the causal mixer and a block of M2-BERT, forward.
     """
     layer = {"batch": 4, "d_model": 64, "d_state": 64}
     convolution = partial(fft_conv.build, training=True, gated=False)
@@ -105,6 +105,9 @@ def all_growths() -> list[Growth]:
         Growth("growth-s4", "S4 layer (LegS), all gradients", s4.build_layer, layer),
         Growth("growth-s4d", "S4D layer, all gradients", s4d.build_layer, layer),
         Growth("growth-fft-conv", "causal convolution, all gradients", convolution, {"batch": 4, "channels": 64}),
+        Growth(
+            "growth-causal-mixer", "causal Monarch mixer of order 2", causal_mixer.build, {"batch": 4, "d_model": 64}
+        ),
         Growth("growth-long-conv", "LongConv layer, all gradients", long_conv.build, {"batch": 4, "d_model": 64}),
         Growth(
             "growth-m2-bert",

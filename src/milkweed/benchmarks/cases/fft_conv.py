@@ -77,6 +77,32 @@ def build(size: Size, *, training: bool, gated: bool) -> Pair:
     return tensor_pair(_ours, one_shot, inputs, cotangent=cotangent, tolerance=_TOLERANCE)
 
 
+def build_frozen(size: Size) -> Pair:
+    """Draw a signal and a kernel whose spectrum both sides know beforehand.
+
+    Args:
+        size: ``batch``, ``channels`` and ``length``.
+
+    Returns:
+        The pair, forward.
+    """
+    generator = torch.Generator().manual_seed(0)
+    batch, channels, length = size["batch"], size["channels"], size["length"]
+    decay = torch.exp(-4 * torch.arange(length) / length)
+    kernel = torch.randn(channels, length, generator=generator) * decay
+    frozen = ops.FrozenKernel(kernel, length=length)
+
+    def plain(tensors: Inputs) -> Tensor:
+        u, spectrum = tensors["u"], torch.view_as_complex(tensors["spectrum"])
+        return torch.fft.irfft(torch.fft.rfft(u, n=2 * length) * spectrum, n=2 * length)[..., :length]
+
+    spectrum = torch.view_as_real(torch.fft.rfft(kernel, n=2 * length))
+    inputs = {"u": torch.randn(batch, channels, length, generator=generator), "spectrum": spectrum}
+    return tensor_pair(
+        lambda tensors: ops.fft_conv(tensors["u"], frozen), plain, inputs, cotangent=None, tolerance=_TOLERANCE
+    )
+
+
 def _add(
     name: str,
     description: str,
@@ -96,3 +122,14 @@ _add("memory", "causal convolution, all gradients: extra memory", Figure.MEMORY,
 _add("gated-train", "both directions, skip term and two gates, all gradients", Figure.TRAINING, gated=True)
 _add("forward-small", "causal convolution, short", Figure.FORWARD, size=_SMALL)
 _add("train-small", "causal convolution, short, all gradients", Figure.TRAINING, size=_SMALL)
+register(
+    Case(
+        "fft-conv-frozen",
+        "causal convolution with a frozen kernel",
+        "irfft(rfft(u, 2L) * spectrum) in one go",
+        Figure.FORWARD,
+        build_frozen,
+        _SIZE,
+        _TINY,
+    )
+)
