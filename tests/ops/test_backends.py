@@ -10,7 +10,7 @@ from milkweed.ops import backends
 
 def test_order_argument_and_context():
     u, kernel = torch.randn(1, 2, 8), torch.randn(2, 8)
-    assert ops.available_backends("fft_conv") == ("eager", "reference")
+    assert ops.available_backends("fft_conv") == ("triton", "eager", "reference")
     assert ops.explain("fft_conv", u, kernel).backend == "eager"
     with ops.use_backend("reference"):
         assert ops.explain("fft_conv", u, kernel).backend == "reference"
@@ -29,7 +29,7 @@ def test_context_ends_with_an_error():
 def test_the_context_decides_what_runs(monkeypatch):
     ran = []
     spies = tuple(
-        backends.Backend(b.name, lambda *a, b=b, **k: (ran.append(b.name), b.run(*a, **k))[1], b.refusal)
+        backends.Backend(b.name, lambda *a, b=b, **k: (ran.append(b.name), b.run(*a, **k))[1], b.refusal, b.passed_over)
         for b in backends._operations["fft_conv"]
     )
     monkeypatch.setitem(backends._operations, "fft_conv", spies)

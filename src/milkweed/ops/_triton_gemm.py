@@ -73,7 +73,7 @@ def multiply(
         reads: Where the features of x lie.
         writes: Where those of the result go.
         bias: (k * q,), added in float32 at the places where the results go.
-        activation: Applied to the sum in float32, see `milkweed.ops._activations`.
+        activation: Applied to the sum in float32, see `milkweed.ops._epilogue`.
         out: (rows, k * q), contiguous; new memory by default.
         kept: (rows, k * q), contiguous; receives what the activation is applied to.
 
