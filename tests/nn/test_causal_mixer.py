@@ -261,7 +261,11 @@ def test_in_a_block():
         (lambda: build(heads=3), ValueError, "heads must divide d_model=4; got heads=3"),
         (lambda: build(seq_len=0), ValueError, "seq_len must be an integer of at least 1; got 0"),
         (lambda: build(seq_len=2.5), TypeError, "seq_len must be an integer; got 2.5"),
-        (lambda: build(filter=torch.ones(3)), TypeError, "filter must be a module, a mapping .*, or None .*; got Tensor"),
+        (
+            lambda: build(filter=torch.ones(3)),
+            TypeError,
+            "filter must be a module, .*, or None .*; got Tensor",
+        ),
         (lambda: build()(torch.randn(2, 51, 4)), ValueError, r"1 to seq_len=50 steps; got shape \(2, 51, 4\)"),
         (lambda: build()(torch.randn(2, 5, 3)), ValueError, r"d_model=4; got shape \(2, 5, 3\)"),
         (lambda: build()(torch.ones(2, 5, 4).long()), TypeError, r"u must be real .*; got torch.int64; use u.float"),

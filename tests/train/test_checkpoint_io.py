@@ -55,6 +55,8 @@ def test_code_is_not_run(tmp_path):
 def test_missing_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         read_checkpoint(tmp_path / "none.ckpt")
+    with pytest.raises(CheckpointError, match="is a folder; name a file in"):
+        read_checkpoint(tmp_path)
     torch.save({"weights": torch.zeros(2)}, tmp_path / "other.ckpt")
     with pytest.raises(CheckpointError, match="no training checkpoint: it lacks epoch, global_step, state_dict"):
         read_checkpoint(tmp_path / "other.ckpt")

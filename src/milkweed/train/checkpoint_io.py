@@ -60,7 +60,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist; name a file in runs/NAME/checkpoints, or use auto")
+        state = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"checkpoint {path} {state}; name a file in runs/NAME/checkpoints, or use auto")
     try:
         # The zip directory stands at the end of the file and every entry has a checksum: both tell truncation and rot,
         # which torch.load alone lets pass when only tensor bytes are hit.
