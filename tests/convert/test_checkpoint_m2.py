@@ -226,3 +226,8 @@ def test_models_that_cannot_be_extended():
         extend_positions(model, 7)
     with pytest.raises(ValueError, match="kernels='stretched' is unknown; did you mean 'stretch'"):
         extend_positions(model, 9, "stretched")
+    for wrong in (model.encoder, "model.safetensors", model.state_dict(), None):
+        with pytest.raises(TypeError, match=f"model must be an M2Bert; got {type(wrong).__name__}; read a file with"):
+            extend_positions(wrong, 16)
+    with pytest.raises(TypeError, match="length must be an integer; got '16'"):
+        extend_positions(model, "16")

@@ -109,6 +109,20 @@ def test_rows_are_documents(tmp_path):
     assert corpora["train"].key != corpora["test"].key
 
 
+def test_blank_lines_of_any_kind_are_no_rows(tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a b"}\r\n\r\n \r\n{"text": "c"}\r\n')
+    assert documents(open_corpora(str(tmp_path), "text")["train"]) == ["a b", "c"]
+
+
+@pytest.mark.parametrize("value", [5, 0.5, ["a"], True])
+def test_a_column_of_something_else_is_refused(tmp_path, value):
+    write_rows(tmp_path / "train.jsonl", ["a", value])
+    with pytest.raises(ValueError, match=r"train\.jsonl: row 2 has text=.*; expected text, .*; --data.column names"):
+        documents(open_corpora(str(tmp_path), "text")["train"])
+    with pytest.raises(ValueError, match=r"train\.jsonl: row 1 lacks words; it has text; --data.column names"):
+        documents(open_corpora(str(tmp_path), "words")["train"])
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_what_datasets_reads(tmp_path, monkeypatch, streaming):
     datasets = pytest.importorskip("datasets")

@@ -181,6 +181,19 @@ def test_bad_texts_are_refused(make, tmp_path):
         make(source=str(tmp_path / "endless.txt")).setup()
 
 
+def test_texts_without_known_words_are_refused(make, folder, tmp_path):
+    (tmp_path / "foreign.txt").write_text("猫坐在垫子上看着月亮\n" * 400)
+    with pytest.raises(ValueError, match=r"only words that data.tokenizer=.* does not know; use a tokenizer for this"):
+        make(source=str(tmp_path / "foreign.txt"), tokenizer=str(folder / "tokenizer")).setup()
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
+def test_empty_texts_ask_for_more_text_only(make, folder, tmp_path, content):
+    (tmp_path / "empty.txt").write_bytes(content)
+    with pytest.raises(ValueError, match="has 0 tokens, fewer than a window of length=16; use a longer text"):
+        make(source=str(tmp_path / "empty.txt"), tokenizer=str(folder / "tokenizer")).setup()
+
+
 def test_a_length_within_the_error_works(make, tmp_path):
     (tmp_path / "short.txt").write_text(story(100))
     with pytest.raises(ValueError, match="is too short") as error:

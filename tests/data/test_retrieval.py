@@ -5,6 +5,7 @@ import torch
 
 from milkweed.data import Retrieval
 from milkweed.data.retrieval import NO_PASSAGE, NO_QUERY
+from milkweed.data.retrieval_sets import read_sets
 from milkweed.data.tokenizers import train_tokenizer
 
 QUERIES = [f"where is cat {number}" for number in range(30)]
@@ -135,11 +136,124 @@ def test_locos_tables(tmp_path, tokenizer):
         make(tmp_path / "queries.jsonl", tokenizer, **options).setup()
 
 
+def loco(folder, answers, documents):
+    write(folder / "queries.jsonl", [{"query": "where", "split": "train", "answer_pids": answers}])
+    rows = [{"pid": pid, "passage": text, "split": "train"} for pid, text in documents]
+    write(folder / "documents.jsonl", rows)
+    return {"source": folder / "queries.jsonl", "documents": str(folder / "documents.jsonl")}
+
+
+def test_a_single_answer_is_one_id_not_its_letters(tmp_path, tokenizer):
+    # "ab" read letter by letter would name the documents a and b, which are there.
+    data = make(**loco(tmp_path, "ab", [("a", "a dog"), ("b", "cat 1"), ("ab", "cat 2")]), tokenizer=tokenizer)
+    sets = read_sets(str(data.source), data.documents)
+    assert [each.gains for each in sets["train"]] == [{"where": {"cat 2": 1.0}}]
+
+
+@pytest.mark.parametrize(
+    ("answers", "documents", "message"),
+    [
+        ([], [("a", "a dog")], r"the train query 'where' has answer_pids=\[\]; expected a list of one id or more"),
+        ([None], [("a", "a dog")], r"answer_pids=\[None\]; expected a list"),
+        ({"a": 1}, [("a", "a dog")], r"answer_pids=\{'a': 1\}; expected a list"),
+        (["b"], [("a", "a dog")], "answered by pid 'b', which none of the 1 documents"),
+        (["a"], [("a", "a dog"), ("a", "cat 1")], "split train: id 'a' stands for two different texts"),
+        (["1"], [(1.5, "a dog")], "split train: 1.5 is no id"),
+        (["a"], [("a", 7)], "the text of id 'a' is 7; expected a text"),
+    ],
+)
+def test_damaged_tables_of_loco_are_refused(tmp_path, tokenizer, answers, documents, message):
+    with pytest.raises(ValueError, match=message):
+        make(**loco(tmp_path, answers, documents), tokenizer=tokenizer).setup()
+
+
+def test_a_query_or_passage_of_loco_without_text_is_refused(tmp_path, tokenizer):
+    files = loco(tmp_path, ["a"], [("a", "a dog"), ("b", " ")])
+    with pytest.raises(ValueError, match="split train: the passage of pid 'b' is empty"):
+        make(**files, tokenizer=tokenizer).setup()
+    files = loco(tmp_path, ["a"], [("a", "a dog")])
+    write(files["source"], [{"query": " ", "split": "train", "answer_pids": ["a"]}])
+    with pytest.raises(ValueError, match="the train query ' ' is empty; write what is asked, or drop the row"):
+        make(**files, tokenizer=tokenizer).setup()
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_pairs_that_are_read_as_locos_say_what_to_do(tmp_path, tokenizer, suffix):
+    if suffix == "csv":
+        (tmp_path / "train.csv").write_text("query,passage\nwhere,here\n")
+    else:
+        write(tmp_path / "train.jsonl", [{"query": "where", "passage": "here"}])
+    with pytest.raises(
+        ValueError, match=r"lacks answer_pids.* for pairs of query and passage use --data.documents null"
+    ):
+        make(tmp_path, tokenizer, documents="data/loco/documents").setup()
+
+
+def test_other_layouts_that_are_mistaken_for_each_other(tmp_path, tokenizer):
+    write_beir(tmp_path / "sets" / "one", {"test": same_numbers(3)})
+    for source in (tmp_path / "sets", tmp_path / "sets" / "one"):
+        with pytest.raises(ValueError, match=r"has its documents in corpus\.jsonl; use --data.documents null"):
+            make(source, tokenizer, documents="data/loco/documents").setup()
+    files = loco(tmp_path, ["a"], [("a", "a dog")])
+    with pytest.raises(ValueError, match=r"queries\.jsonl: row 1 lacks passage; .* with --data.documents FILE"):
+        make(files["source"], tokenizer).setup()
+
+
+def test_the_same_document_twice_is_one(tmp_path):
+    files = loco(tmp_path, [7], [(7, "a dog"), ("7", "a dog")])
+    sets = read_sets(str(files["source"]), files["documents"])
+    assert {text for split in sets.values() for each in split for text in each.passages} == {"a dog"}
+
+
+@pytest.mark.parametrize("negatives", [5, [5], [None], {"a": "b"}, ["cat", " "]])
+def test_negatives_are_texts(source, tokenizer, negatives):
+    write(source / "train.jsonl", [{"query": "q", "passage": "p", "negatives": negatives}])
+    with pytest.raises(ValueError, match=r"row 1 has negatives=.*; expected a list of texts"):
+        make(source, tokenizer, negatives=1).setup()
+
+
+@pytest.mark.parametrize("name", ["query", "passage", "split"])
+@pytest.mark.parametrize("value", [5, ["a"], True])
+def test_numbers_and_lists_are_no_texts(source, tokenizer, name, value):
+    rows = [{"query": "what", "passage": "that"}, {"query": "what", "passage": "this", name: value}]
+    write(source / "train.jsonl", rows)
+    with pytest.raises(ValueError, match=rf"train\.jsonl: row 2 has {name}=.*; expected text, in quotes"):
+        make(source, tokenizer).setup()
+
+
+def test_a_single_query_is_trained_on_and_not_kept_for_validation(source, tokenizer):
+    write(source / "train.jsonl", [{"query": "what", "passage": each} for each in ("this", "that")])
+    data = make(source, tokenizer)
+    assert [len(data.split(name)) for name in ("train", "test")] == [2, 11]
+    with pytest.raises(ValueError, match=r"has no split validation, but test, train; name a file validation\.jsonl"):
+        data.split("val")
+
+
+def test_pairs_need_passages_that_do_not_answer(source, tokenizer):
+    write(source / "validation.jsonl", [{"query": "what", "passage": "that"}])
+    with pytest.raises(
+        ValueError, match=r"batch_size=1 is one pair per process and negatives=0, .*--data.batch_size 2"
+    ):
+        make(source, tokenizer, batch_size=1).train_dataloader()
+    with pytest.raises(ValueError, match=r"batch_size=4 is one pair per process .*--data.batch_size 8 or more"):
+        make(source, tokenizer, batch_size=4).check_processes(4)
+    make(source, tokenizer, batch_size=1, negatives=1).train_dataloader()
+    make(source, tokenizer, batch_size=2).train_dataloader()
+    with pytest.raises(ValueError, match=r"the train split has one pair and negatives=0, .*use more pairs, or"):
+        make(source, tokenizer, limit=1).train_dataloader()
+    write(source / "train.jsonl", [{"query": "what", "passage": "that"}])
+    for size in (1, 32):
+        with pytest.raises(ValueError, match=r"the train split has one pair and negatives=0, .*use more pairs, or"):
+            make(source, tokenizer, batch_size=size).train_dataloader()
+    with pytest.raises(ValueError, match="answered by all 1 of them; use more data"):
+        make(source, tokenizer, batch_size=1, negatives=1).train_dataloader()
+
+
 def test_bad_data_are_refused(source, tokenizer):
     with pytest.raises(ValueError, match="negatives=-1 must be at least 0"):
         make(source, tokenizer, negatives=-1)
     write(source / "test.jsonl", [{"query": "what", "answer": "that"}])
-    with pytest.raises(ValueError, match="split test: row 1 lacks passage; it has answer, query"):
+    with pytest.raises(ValueError, match=r"test\.jsonl: row 1 lacks passage; it has answer, query"):
         make(source, tokenizer).setup()
     write(source / "test.jsonl", [{"query": "what", "passage": " "}])
     with pytest.raises(ValueError, match="the test split's row 1 has an empty passage"):
@@ -212,6 +326,21 @@ def test_a_corpus_is_cut_into_tokens_once_for_all_splits(tmp_path, tokenizer):
     data = make(tmp_path / "set", tokenizer)
     assert [len(data.split(name).queries) for name in ("train", "val", "test")] == [18, 2, 2]
     assert data.split("train").passages[7] is data.split("val").passages[7] is data.split("test").passages[7]
+
+
+@pytest.mark.parametrize("name", ["corpus", "queries"])
+def test_an_id_of_beirs_stands_for_one_text(tmp_path, tokenizer, name):
+    write_beir(tmp_path / "set", {"test": same_numbers(1)})
+    file, key = tmp_path / "set" / f"{name}.jsonl", name[0].replace("c", "p") + "0"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    write(file, [*rows, rows[0]])
+    assert len(make(tmp_path / "set", tokenizer).split("test").passages) == 30
+    write(file, [*rows, {"_id": key, "text": "another"}])
+    with pytest.raises(ValueError, match=rf"{name}\.jsonl: id '{key}' stands for two different texts"):
+        make(tmp_path / "set", tokenizer).setup()
+    write(file, [*rows, {"_id": "z", "text": ["a"]}])
+    with pytest.raises(ValueError, match=rf"{name}\.jsonl: row 31 has text=\['a'\]; expected text"):
+        make(tmp_path / "set", tokenizer).setup()
 
 
 def test_titles_precede_texts(tmp_path, tokenizer):
@@ -294,7 +423,9 @@ def test_batches_need_little_padding(tmp_path, tokenizer):
     [
         (("q99", "p0", 1), r"test.tsv, row 2: query-id=q99 is none of the 30 in queries.jsonl"),
         (("q0", "p99", 1), r"test.tsv, row 2: corpus-id=p99 is none of the 30 in corpus.jsonl"),
-        (("q0", "p0", "good"), r"test.tsv, row 2: score=good is no number"),
+        (("q0", "p0", "good"), r"test.tsv, row 2: score=good is no number; write 1 for a passage that answers"),
+        (("q0", "p0", "nan"), r"test.tsv, row 2: score=nan is no number"),
+        (("q0", "p0", "inf"), r"test.tsv, row 2: score=inf is no number"),
     ],
 )
 def test_damaged_judgements_are_refused(tmp_path, tokenizer, row, message):

@@ -3,10 +3,14 @@ import json
 
 import pytest
 
-from milkweed.data.tables import read_rows, read_tables
+from milkweed.data.tables import ColumnError, check_rows, iterate_rows, read_tables
 
 FIELDS = ("sentence", "label")
 ROWS = [{"sentence": 'He said "no", twice.', "label": "1"}, {"sentence": "Two\u2028lines", "label": "0"}]
+
+
+def read_rows(file, fields):
+    return list(iterate_rows(file, fields))
 
 
 def test_csv_with_and_without_a_header(tmp_path):
@@ -59,7 +63,16 @@ def test_splits_are_named_by_their_files(tmp_path):
         ("a.csv", b"sentence,label\n" + b"x" * 200_000 + b",1\n", "cannot be read as a table: field larger.*as .jsonl"),
         ("a.json", b"[1", "is no json"),
         ("a.jsonl", b"[1]\n", "must hold objects with the keys sentence, label"),
-        ("a.jsonl", b'{"sentence": "a", "label": null}\n', "split train: row 1 lacks label; it has label, sentence"),
+        ("a.json", b"null", r"a\.json must hold a list of objects, .*; it holds None"),
+        ("a.json", b'{"sentence": "a", "label": 1}', "must hold a list of objects"),
+        ("a.json", b'{"sentence": "a"}\n{"sentence": "b"}\n', "name it .jsonl if every line is an object"),
+        (
+            "a.jsonl",
+            b'{"sentence": "a", "label": 1}\n\n{"sent\n',
+            r"a\.jsonl, line 3 is no json: .* at column 7; mend or",
+        ),
+        ("a.jsonl", b'{"sentence": "a"}\n', r"a\.jsonl: row 1 lacks label; it has sentence"),
+        ("a.jsonl", b'{"sentence": "a", "label": null}\n', r"a\.jsonl: row 1 has label=null; fill it, or drop the row"),
         ("a.txt", b"", r"a\.txt must end in one of \.csv"),
     ],
 )
@@ -67,6 +80,31 @@ def test_bad_files_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_tables(str(tmp_path / name), FIELDS)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "\r\n\r\n", "\n \t\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_line_ends_blank_lines_and_byte_order_marks_are_no_content(tmp_path, end, mark):
+    lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
+    (tmp_path / "a.jsonl").write_bytes((mark + end.join([*lines, ""])).encode())
+    assert read_rows(tmp_path / "a.jsonl", FIELDS) == ROWS
+
+
+def test_files_are_named_by_what_is_wrong_in_them(tmp_path):
+    for number, label in enumerate(("1", 2)):
+        (tmp_path / f"train-{number}.jsonl").write_text(json.dumps({"sentence": "a", "label": label}))
+    assert len(read_tables(str(tmp_path), FIELDS)["train"]) == 2
+    with pytest.raises(ColumnError, match=r"train-1\.jsonl: row 1 has label=2; expected text, in quotes"):
+        read_tables(str(tmp_path), FIELDS, texts=("label",))
+
+
+@pytest.mark.parametrize("value", [5, 0.5, True, ["a"], {"a": "b"}])
+def test_text_is_text_and_may_be_missing_where_it_is_not_needed(value):
+    rows = [{"a": "x", "b": None}, {"a": "y"}]
+    assert list(check_rows("here", rows, ("a",), ("a", "b"))) == rows
+    with pytest.raises(ColumnError, match=r"here: row 1 has b=.*; expected text") as error:
+        list(check_rows("here", [{"a": "x", "b": value}], ("a",), ("a", "b")))
+    assert error.value.there == {"a", "b"}
 
 
 def test_an_empty_file_is_an_empty_split(tmp_path):
@@ -92,6 +130,11 @@ def test_what_datasets_has_written(tmp_path):
     assert read_tables(str(tmp_path / "parquet"), FIELDS) == {"train": ROWS}
     assert read_tables(str(tmp_path / "one"), FIELDS) == {"train": ROWS}
     assert read_tables(str(tmp_path / "two"), FIELDS) == {"train": ROWS, "validation": ROWS[:1]}
+    datasets.Dataset.from_dict({"sentence": ["a", None], "label": [1, 2]}).save_to_disk(str(tmp_path / "null"))
+    with pytest.raises(ColumnError, match=r"null, split train: row 2 has sentence=null; fill it, or drop the row"):
+        read_tables(str(tmp_path / "null"), FIELDS)
+    with pytest.raises(ColumnError, match=r"null, split train: row 1 has label=1; expected text"):
+        read_tables(str(tmp_path / "null"), FIELDS, texts=("label",))
     (tmp_path / "nothing").mkdir()
     with pytest.raises(FileNotFoundError, match="is neither a folder with data nor a data set that can be fetched"):
         read_tables(str(tmp_path / "nothing"), FIELDS)

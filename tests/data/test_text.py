@@ -112,8 +112,40 @@ def test_tokens_of_a_text_file(file, tokenizer):
     assert end // 8 == (len(expected) * 90 // 100 - 1) // 8
     texts = data.tokenizer.batch_decode(train["targets"], clean_up_tokenization_spaces=False)
     assert train["characters"].tolist() == [len(text) for text in texts]
-    with pytest.raises(ValueError, match=r"the train part has \d+ tokens, fewer than a window"):
+    with pytest.raises(ValueError, match=r"the val part has \d+ tokens, fewer than a window") as error:
         Text(str(file), tokenizer, length=5000).setup()
+    length = int(str(error.value).partition("--data.length ")[2].split()[0])
+    Text(str(file), tokenizer, length=length).setup()
+    with pytest.raises(ValueError, match="fewer than a window"):
+        Text(str(file), tokenizer, length=length + 1).setup()
+
+
+def test_texts_without_known_words_are_refused(tmp_path, tokenizer):
+    foreign = "猫坐在垫子上看着月亮\n" * 100
+    (tmp_path / "foreign.txt").write_text(foreign)
+    with pytest.raises(ValueError, match=r"the train part has only words that data.tokenizer=.* does not know"):
+        Text(str(tmp_path / "foreign.txt"), tokenizer, length=8).setup()
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": foreign}) + "\n")
+    (tmp_path / "validation.jsonl").write_text(json.dumps({"text": POEM}) + "\n")
+    with pytest.raises(ValueError, match="the train part has only words that"):
+        Text(str(tmp_path), tokenizer, length=8).setup()
+    (tmp_path / "mixed.txt").write_text(foreign * 100 + POEM * 1000)  # known words far behind the beginning
+    assert len(Text(str(tmp_path / "mixed.txt"), tokenizer, length=8).split("train")) > 1000
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
+def test_empty_files_are_called_so(tmp_path, content, capsys):
+    (tmp_path / "empty.txt").write_bytes(content)
+    for recipe in ("m2-gpt", "shakespeare"):
+        arguments = ["train", recipe, "--out", str(tmp_path / "runs"), "--data.file", str(tmp_path / "empty.txt")]
+        assert main(arguments) == 2
+        assert "empty.txt is empty; name a file with text in it" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_byte_order_mark_is_no_character(tmp_path):
+    (tmp_path / "poem.txt").write_bytes(b"\xef\xbb\xbf" + POEM.encode())
+    assert Text(str(tmp_path / "poem.txt"), length=8).vocabulary == "".join(sorted(set(POEM)))
 
 
 def test_rows_of_tables_end_with_a_token(tmp_path, tokenizer):

@@ -75,7 +75,7 @@ def test_sets_are_made_and_encoders_compared(made, tmp_path, monkeypatch, capsys
     assert main(["train", "m2-bert-mlm", "--name", "mlm", *small, *pretrain]) == 0
     tuned = ["--data.source", str(made / "passages"), "--data.documents", "null", "--model.padding", "masked"]
     tuned += ["--data.tokenizer", str(tmp_path / "mlm"), "--task.pretrained", str(tmp_path / "mlm")]
-    tuned += ["--data.negatives", "0", "--data.batch_size", "8", "--data.whole", "false"]
+    tuned += ["--data.negatives", "0", "--task.in_batch", "true", "--data.batch_size", "8", "--data.whole", "false"]
     assert main(["train", "m2-bert-retrieval", "--name", "tuned", *small, *tuned]) == 0
 
     arguments = [str(made / "sets"), str(tmp_path / "mlm"), str(tmp_path / "tuned"), "--lengths", "32", "64"]

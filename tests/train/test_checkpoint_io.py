@@ -55,11 +55,27 @@ def test_code_is_not_run(tmp_path):
 def test_missing_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         read_checkpoint(tmp_path / "none.ckpt")
-    with pytest.raises(CheckpointError, match="is a folder; name a file in"):
+    with pytest.raises(CheckpointError, match="is a folder without checkpoints; name a file in runs/NAME/checkpoints"):
         read_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(bytes(100))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is no checkpoint of a training; name a \.ckpt file"):
+        read_checkpoint(tmp_path / "model.safetensors")
     torch.save({"weights": torch.zeros(2)}, tmp_path / "other.ckpt")
     with pytest.raises(CheckpointError, match="no training checkpoint: it lacks epoch, global_step, state_dict"):
         read_checkpoint(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_folder_is_told_from_its_checkpoints(tmp_path, inside):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    for step in (3, 12):
+        AtomicCheckpointIO().save_checkpoint(CONTENT, folder / f"step-{step:09d}.ckpt")
+    with pytest.raises(CheckpointError, match="is a folder; name a file in it, such as its newest, ") as error:
+        read_checkpoint(folder if inside else folder.parent)
+    named = str(error.value).partition("newest, ")[2].split(",")[0]
+    assert named == str(folder / "step-000000012.ckpt")
+    assert read_checkpoint(named)["global_step"] == 3
 
 
 def test_link_replaces(tmp_path):

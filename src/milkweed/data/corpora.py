@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from milkweed.data.tables import SUFFIXES, Table, content_key, open_tables
+from milkweed.data.tables import SUFFIXES, ColumnError, Table, content_key, open_tables
 
 # Pieces are about this long, and longer only within a word that is.
 _PIECE = 1000
@@ -115,7 +115,7 @@ def open_corpora(source: str, column: str, config: str | None = None, streaming:
         return {"train": open_text(path)}
     corpora = {
         split: Corpus(lambda table=table: _documents(table, column), f"{column} {table.key}")
-        for split, table in open_tables(source, (column,), config, streaming).items()
+        for split, table in open_tables(source, (column,), config, streaming, texts=(column,)).items()
     }
     if "train" not in corpora:
         raise ValueError(
@@ -138,8 +138,11 @@ def open_text(path: Path) -> Corpus:
 
 
 def _documents(table: Table, column: str) -> Iterator[Iterator[str]]:
-    for row in table.rows():
-        yield break_up([str(row[column])])
+    try:
+        for row in table.rows():
+            yield break_up([row[column]])
+    except ColumnError as error:
+        raise ValueError(f"{error}; --data.column names the column that holds texts") from error
 
 
 def _blocks(path: Path) -> Iterator[str]:

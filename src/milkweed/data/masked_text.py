@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from milkweed.data.base import SPLITS
 from milkweed.data.corpora import Shares, open_corpora, three_parts
-from milkweed.data.token_files import encoder, token_files, tokenizer_key, trained_tokenizer
+from milkweed.data.token_files import check_known, encoder, token_files, tokenizer_key, trained_tokenizer
 from milkweed.data.tokenized import TokenizedData
 from milkweed.data.tokenizers import load_tokenizer
 from milkweed.train.seeding import derived_seed
@@ -115,7 +115,7 @@ class MaskedText(TokenizedData):
             Datasets under the names `train`, `val` and `test`.
 
         Raises:
-            ValueError: If a split is shorter than one window.
+            ValueError: If a split is shorter than one window, or the tokenizer knows no word of one.
         """
         tokenizer, inside = self.tokenizer, self.length - 2
         masking = Masking(tokenizer, self.masked)
@@ -123,11 +123,12 @@ class MaskedText(TokenizedData):
         for name in SPLITS:
             count = len(tokens[name])
             if count < inside:
+                shorter = f"--data.length {count + 2} or less, or " if count > 1 else ""
                 raise ValueError(
                     f"data.source={self.source} is too short: its {name} split has {count} tokens, fewer than a "
-                    f"window of length={self.length}; use --data.length {max(4, count + 2)} or less, or a longer "
-                    "text"
+                    f"window of length={self.length}; use {shorter}a longer text"
                 )
+            check_known(f"data.source={self.source}: the {name} split", tokens[name], tokenizer, self.tokenizer_name)
         frame = tokenizer.cls_token_id, tokenizer.sep_token_id
         return {
             name: MaskedWindows(tokens[name], inside, frame, masking, lambda number=number: (number,))

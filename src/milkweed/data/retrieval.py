@@ -33,8 +33,8 @@ class Retrieval(TokenizedData):
       query only adds its passage to those that are searched; a column `negatives`, a list of texts, names passages to
       train against. Rows say with `split` where they belong, or their file does. A query of the test is compared with
       all passages of the test.
-    - With `documents`, that of LoCoV1: queries with `query` and `answer_pids`, documents with `pid` and `passage`, and
-      both with `split`, as above.
+    - With `documents`, that of LoCoV1: queries with `query` and `answer_pids`, a list of ids or a single one, documents
+      with `pid` and `passage`, and both with `split`, as above.
     - That of BEIR: a folder with `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`) and
       `qrels/test.tsv` (`query-id`, `corpus-id`, `score`), besides `train.tsv` and `dev.tsv`. Every query is compared
       with the whole corpus, except for the document of its own id. Scores above 0 are gains, others name passages to
@@ -43,8 +43,8 @@ class Retrieval(TokenizedData):
     Several data sets are a folder of such folders, or tables with a column `dataset`. Each is searched by itself; one
     batch of training may mix them.
 
-    A set may lack the split `validation`: a fixed tenth of its training queries is kept for it. Others may be missing
-    where they are not used, as in data that a finished run is only evaluated on.
+    A set may lack the split `validation`: a fixed tenth of its training queries, if there are two or more, is kept for
+    it. Others may be missing where they are not used, as in data that a finished run is only evaluated on.
 
     Args:
         source: A file or folder of tables, the name of a data set on the Hugging Face hub, or a folder in BEIR's
@@ -129,6 +129,27 @@ class Retrieval(TokenizedData):
             )
         return split
 
+    def check_processes(self, world_size: int) -> None:
+        """Refuse batches in which nothing is wrong: trained on answers alone, all vectors become one.
+
+        Args:
+            world_size: Number of processes that train together.
+
+        Raises:
+            ValueError: If a batch holds one passage only, or its size does not suit the data or the processes.
+        """
+        pairs = len(self.split("train"))
+        if not self.negatives and min(self.batch_size // world_size, pairs) == 1:
+            few = pairs == 1
+            raise ValueError(
+                f"data.source={self.source}: "
+                + ("the train split has one pair" if few else f"batch_size={self.batch_size} is one pair per process")
+                + " and negatives=0, so that no query is compared with a passage that does not answer it; use "
+                + ("more pairs" if few else f"--data.batch_size {2 * world_size} or more")
+                + ", or --data.negatives 1 with passages to choose from"
+            )
+        super().check_processes(world_size)
+
     def train_dataloader(self) -> "DataLoader":
         """Shuffled batches of the training split.
 
@@ -151,7 +172,8 @@ class Retrieval(TokenizedData):
             if name == "train" and self.negatives and most >= last - first:
                 raise ValueError(
                     f"negatives={self.negatives} needs passages that do not answer: a query of the training split is "
-                    f"answered by all {last - first} of them; use --data.negatives 0, or more data"
+                    f"answered by all {last - first} of them; use "
+                    + ("--data.negatives 0, or more data" if len(split) > 1 else "more data")
                 )
 
 

@@ -1,5 +1,6 @@
 """Retrieval sets as they lie on disk: queries, passages, and which of them answers which query how well."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from milkweed.data.tables import SPLIT_NAMES, SUFFIXES, Row, files_by_split, read_rows, read_tables
+from milkweed.data.tables import (
+    SPLIT_NAMES,
+    SUFFIXES,
+    ColumnError,
+    Row,
+    check_rows,
+    files_by_split,
+    iterate_rows,
+    read_tables,
+)
 
 QRELS = ("query-id", "corpus-id", "score")
 
@@ -50,11 +60,11 @@ def read_sets(source: str, documents: str | None) -> Splits:
     Raises:
         ValueError: If something is missing or damaged.
     """
-    if documents is not None:
-        queries = _by_split_and_set(read_tables(source, ("query", "answer_pids")))
-        texts = _by_split_and_set(read_tables(documents, ("pid", "passage")))
-        return _from_tables({key: _joined(key[0], rows, texts.get(key, [])) for key, rows in queries.items()})
     folder = Path(source)
+    if documents is not None:
+        if any(_is_beir(each) for each in (folder, *_set_folders(folder))):
+            raise ValueError(f"data.source={source} has its documents in corpus.jsonl; use --data.documents null")
+        return _from_tables(_loco(source, documents))
     folders = _set_folders(folder)
     if not folders:
         return _read_set(folder, "") if _is_beir(folder) else _from_tables(_pairs(source))
@@ -82,16 +92,36 @@ def _read_set(folder: Path, name: str) -> Splits:
     return _from_tables({(split, row_set or name): rows for (split, row_set), rows in _pairs(str(folder)).items()})
 
 
+def _loco(source: str, documents: str) -> dict[tuple[str, str], list[Row]]:
+    try:
+        queries = _by_split_and_set(read_tables(source, ("query", "answer_pids"), texts=("query", "split")))
+    except ColumnError as error:
+        if {"query", "answer_pids"} <= error.there:
+            raise
+        raise ValueError(
+            f"{error}; these are no queries of data.documents={documents}: for pairs of query and passage use "
+            "--data.documents null"
+        ) from error
+    texts = _by_split_and_set(read_tables(documents, ("pid", "passage"), texts=("split",)))
+    return {key: _joined(key[0], rows, texts.get(key, [])) for key, rows in queries.items()}
+
+
 def _pairs(source: str) -> dict[tuple[str, str], list[Row]]:
-    return _by_split_and_set(read_tables(source, ("passage",)))
+    try:
+        return _by_split_and_set(read_tables(source, ("passage",), texts=("query", "passage", "split")))
+    except ColumnError as error:
+        if "passage" in error.there or "answer_pids" not in error.there:
+            raise
+        raise ValueError(f"{error}; name the documents that answer_pids means with --data.documents FILE") from error
 
 
 def _read_beir(folder: Path, name: str) -> Splits:
-    passages = {
-        str(row["_id"]): f"{row.get('title') or ''} {row['text']}".strip()
-        for row in _rows(folder / "corpus.jsonl", ("_id", "text"))
-    }
-    queries = {str(row["_id"]): str(row["text"]) for row in _rows(folder / "queries.jsonl", ("_id", "text"))}
+    corpus, asked = (folder / file for file in ("corpus.jsonl", "queries.jsonl"))
+    passages = _by_id(
+        str(corpus),
+        ((row["_id"], f"{row.get('title') or ''} {row['text']}".strip()) for row in _rows(corpus, ("_id", "text"))),
+    )
+    queries = _by_id(str(asked), ((row["_id"], row["text"]) for row in _rows(asked, ("_id", "text"))))
     files = files_by_split(folder / "qrels")
     if not files:
         raise ValueError(f"{folder} has no judgements; write qrels/train.tsv, qrels/test.tsv with {', '.join(QRELS)}")
@@ -105,7 +135,8 @@ def _read_beir(folder: Path, name: str) -> Splits:
     if "train" in splits and "validation" not in splits:
         (train,) = splits["train"]
         left, kept = _without_a_tenth(list(train.gains))
-        splits["train"], splits["validation"] = ([_of_queries(train, part)] for part in (left, kept))
+        if kept:
+            splits["train"], splits["validation"] = ([_of_queries(train, part)] for part in (left, kept))
     return splits
 
 
@@ -117,8 +148,12 @@ def _judge(found: RetrievalSet, where: str, row: Row, queries: dict[str, str]) -
             raise ValueError(f"{where}: {what}={value} is none of the {len(known)} in {file}; restore the file")
     try:
         gain = float(row["score"])
-    except ValueError:
-        raise ValueError(f"{where}: score={row['score']} is no number") from None
+    except (TypeError, ValueError):
+        gain = math.nan
+    if not math.isfinite(gain):
+        raise ValueError(
+            f"{where}: score={row['score']} is no number; write 1 for a passage that answers, 0 for others"
+        )
     if gain > 0:
         found.queries[query] = queries[query]
         found.gains.setdefault(query, {})[passage] = gain
@@ -139,12 +174,7 @@ def _of_queries(whole: RetrievalSet, names: list[str]) -> RetrievalSet:
 def _rows(file: Path, fields: tuple[str, ...]) -> list[Row]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; a set needs corpus.jsonl, queries.jsonl and qrels/test.tsv")
-    rows = read_rows(file, fields)
-    for number, row in enumerate(rows, 1):
-        missing = [name for name in fields if row.get(name) is None]
-        if missing:
-            raise ValueError(f"{file}: row {number} lacks {', '.join(missing)}; it has {', '.join(row)}")
-    return rows
+    return list(check_rows(str(file), iterate_rows(file, fields), fields, texts=("text", "title")))
 
 
 def _from_tables(tables: dict[tuple[str, str], list[Row]]) -> Splits:
@@ -152,9 +182,11 @@ def _from_tables(tables: dict[tuple[str, str], list[Row]]) -> Splits:
     for name in dict.fromkeys(name for _, name in tables):
         if ("train", name) in tables and ("validation", name) not in tables:
             rows = tables["train", name]
-            _, kept = _without_a_tenth(list(dict.fromkeys(row["query"] for row in rows if row.get("query"))))
-            tables["train", name] = [row for row in rows if row.get("query") not in set(kept)]
-            tables["validation", name] = [row for row in rows if row.get("query") in set(kept)]
+            asked = list(dict.fromkeys(row["query"] for row in rows if (row.get("query") or "").strip()))
+            kept = set(_without_a_tenth(asked)[1])
+            if kept:
+                tables["train", name] = [row for row in rows if row.get("query") not in kept]
+                tables["validation", name] = [row for row in rows if row.get("query") in kept]
     splits: Splits = {}
     for (split, name), rows in tables.items():
         splits.setdefault(split, []).append(_from_pairs(split, name, rows))
@@ -165,9 +197,10 @@ def _from_pairs(split: str, name: str, rows: list[Row]) -> RetrievalSet:
     found = RetrievalSet(name)
     for number, row in enumerate(rows, 1):
         query, passage = str(row.get("query") or ""), str(row["passage"])
+        where = f"the {split} split's row {number}"
         if not passage.strip():
-            raise ValueError(f"the {split} split's row {number} has an empty passage; drop it")
-        negatives = _texts(row.get("negatives"))
+            raise ValueError(f"{where} has an empty passage; drop it")
+        negatives = _texts(row.get("negatives"), where)
         for text in (passage, *negatives):
             found.passages[text] = text
         if query.strip():
@@ -177,9 +210,14 @@ def _from_pairs(split: str, name: str, rows: list[Row]) -> RetrievalSet:
     return found
 
 
-def _texts(value: str | list[str] | None) -> list[str]:
+def _texts(value: Any, where: str) -> list[str]:
     """What the column of negatives holds: a list, in tables of text one of them, or nothing."""
-    return [value] if isinstance(value, str) and value else list(value or [])
+    if value is None or value == "":
+        return []
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"{where} has negatives={value!r:.80}; expected a list of texts, none of them empty")
+    return texts
 
 
 def _by_split_and_set(tables: dict[str, list[Row]]) -> dict[tuple[str, str], list[Row]]:
@@ -194,22 +232,55 @@ def _by_split_and_set(tables: dict[str, list[Row]]) -> dict[tuple[str, str], lis
 
 def _joined(split: str, queries: list[Row], documents: list[Row]) -> list[Row]:
     """LoCo's two tables as pairs, and as passages that answer nothing."""
-    texts: dict[str, Any] = {str(row["pid"]): row["passage"] for row in documents}
+    texts = _by_id(f"data.documents, split {split}", ((row["pid"], row["passage"]) for row in documents))
+    empty = next((pid for pid, text in texts.items() if not text.strip()), None)
+    if empty is not None:
+        raise ValueError(f"data.documents, split {split}: the passage of pid {empty!r} is empty; write it, or drop it")
     unasked, pairs = dict(texts), []
     for row in queries:
-        for pid in row["answer_pids"]:
-            if str(pid) not in texts:
+        query = f"the {split} query {row['query']!r:.80}"
+        if not row["query"].strip():
+            raise ValueError(f"{query} is empty; write what is asked, or drop the row")
+        for pid in _answers(row["answer_pids"], query):
+            if pid not in texts:
                 raise ValueError(
-                    f"the {split} query {row['query']!r:.80} is answered by pid {pid!r}, which none of the "
-                    f"{len(texts)} documents of that split has; check data.documents"
+                    f"{query} is answered by pid {pid!r:.80}, which none of the {len(texts)} documents of that split "
+                    "has; check data.documents and its columns split and dataset"
                 )
-            unasked.pop(str(pid), None)
-            pairs.append({"query": row["query"], "passage": texts[str(pid)]})
+            unasked.pop(pid, None)
+            pairs.append({"query": row["query"], "passage": texts[pid]})
     return pairs + [{"passage": text} for text in unasked.values()]
 
 
+def _answers(value: Any, query: str) -> list[str]:
+    """Ids of the documents that answer: a list, or a single one by itself."""
+    ids = value if isinstance(value, list) else [value]
+    if not ids or not all(_is_id(each) for each in ids):
+        raise ValueError(f"{query} has answer_pids={value!r:.80}; expected a list of one id or more, or drop the query")
+    return [str(each) for each in ids]
+
+
+def _by_id(where: str, texts: Iterable[tuple[Any, Any]]) -> dict[str, str]:
+    """Texts under their ids, of which each stands for one."""
+    found: dict[str, str] = {}
+    for name, text in texts:
+        if not _is_id(name):
+            raise ValueError(f"{where}: {name!r:.80} is no id; expected a text or a whole number")
+        if not isinstance(text, str):
+            raise ValueError(f"{where}: the text of id {name!r} is {text!r:.80}; expected a text")
+        if found.setdefault(str(name), text) != text:
+            raise ValueError(f"{where}: id {name!r} stands for two different texts; give each an id of its own")
+    return found
+
+
+def _is_id(value: Any) -> bool:
+    return (isinstance(value, str) and value != "") or (isinstance(value, int) and not isinstance(value, bool))
+
+
 def _without_a_tenth(queries: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Part queries, the same way whatever the seed."""
+    """Part queries, the same way whatever the seed; a single one is not kept."""
     names = list(queries)
+    if len(names) < 2:
+        return names, []
     kept = {names[place] for place in np.random.RandomState(0).permutation(len(names))[: -(-len(names) // 10)]}
     return [name for name in names if name not in kept], [name for name in names if name in kept]

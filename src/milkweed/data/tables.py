@@ -30,22 +30,42 @@ class Table:
     key: str
 
 
-def read_tables(source: str, fields: tuple[str, ...], config: str | None = None) -> dict[str, list[Row]]:
+class ColumnError(ValueError):
+    """A table lacks a column that is needed, or holds something else in it.
+
+    Args:
+        message: What is wrong where.
+        there: The columns that it has.
+    """
+
+    def __init__(self, message: str, there: Iterable[str]) -> None:
+        super().__init__(message)
+        self.there = frozenset(there)
+
+
+def read_tables(
+    source: str, fields: tuple[str, ...], config: str | None = None, texts: tuple[str, ...] = ()
+) -> dict[str, list[Row]]:
     """Read the splits of a data set into memory.
 
     Args:
         source: As of `open_tables`.
         fields: Columns that are needed.
         config: As of `open_tables`.
+        texts: Columns that hold nothing but text, where they are filled.
 
     Returns:
         Rows by the name of their split; a single file is the split `train`.
     """
-    return {split: list(table.rows()) for split, table in open_tables(source, fields, config).items()}
+    return {split: list(table.rows()) for split, table in open_tables(source, fields, config, texts=texts).items()}
 
 
 def open_tables(
-    source: str, fields: tuple[str, ...], config: str | None = None, streaming: bool = False
+    source: str,
+    fields: tuple[str, ...],
+    config: str | None = None,
+    streaming: bool = False,
+    texts: tuple[str, ...] = (),
 ) -> dict[str, Table]:
     """Find the splits of a data set.
 
@@ -58,10 +78,11 @@ def open_tables(
         fields: Columns that are needed.
         config: Name of a part of the data set on the hub, e.g. `stsb`.
         streaming: Whether what `datasets` reads is fetched as it is read, instead of being kept on the disk.
+        texts: Columns that hold nothing but text, where they are filled.
 
     Returns:
         Tables by the name of their split; a single file is the split `train`. Reading them raises ValueError if a file
-        is damaged or lacks a column.
+        is damaged, lacks a column, or holds something else in one.
 
     Raises:
         ValueError: If a file is none of these.
@@ -73,18 +94,20 @@ def open_tables(
             raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}, or be a folder of such files")
     else:
         files = files_by_split(path)
-    if not files:
-        opened = _open_by_datasets(source, config, streaming)
-    else:
-        opened = {split: _open_files(sorted(group), fields) for split, group in files.items()}
+    check = partial(check_rows, fields=fields, texts=texts)
+    if files:
+        return {split: _open_files(sorted(group), fields, check) for split, group in files.items()}
     return {
-        split: replace(table, rows=partial(_checked, f"{source}, split {split}", table.rows, fields))
-        for split, table in opened.items()
+        split: replace(table, rows=lambda split=split, table=table: check(f"{source}, split {split}", table.rows()))
+        for split, table in _open_by_datasets(source, config, streaming).items()
     }
 
 
-def _open_files(files: list[Path], fields: tuple[str, ...]) -> Table:
-    return Table(lambda: chain.from_iterable(iterate_rows(file, fields) for file in files), content_key(*files))
+def _open_files(files: list[Path], fields: tuple[str, ...], check: Callable[..., Iterator[Row]]) -> Table:
+    def rows() -> Iterator[Row]:
+        return chain.from_iterable(check(str(file), iterate_rows(file, fields)) for file in files)
+
+    return Table(rows, content_key(*files))
 
 
 def content_key(*files: Path) -> str:
@@ -101,19 +124,6 @@ def content_key(*files: Path) -> str:
         with file.open("rb") as content:
             found.update(hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).digest())
     return found.hexdigest()
-
-
-def read_rows(file: Path, fields: tuple[str, ...]) -> list[Row]:
-    """Read one file of rows.
-
-    Args:
-        file: The file.
-        fields: The columns' names, if it is a table without a header.
-
-    Returns:
-        Its rows.
-    """
-    return list(iterate_rows(file, fields))
 
 
 def iterate_rows(file: Path, fields: tuple[str, ...]) -> Iterator[Row]:
@@ -143,16 +153,32 @@ def iterate_rows(file: Path, fields: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _json_rows(file: Path, lines: TextIO, fields: tuple[str, ...]) -> Iterator[Row]:
+    for row in _values_of_list(file, lines) if file.suffix == ".json" else _values_of_lines(file, lines):
+        if not isinstance(row, dict):
+            raise ValueError(f"{file} must hold objects with the keys {', '.join(fields)}; it holds {row!r:.80}")
+        yield row
+
+
+def _values_of_list(file: Path, lines: TextIO) -> list[Any]:
     try:
-        found = json.load(lines) if file.suffix == ".json" else (json.loads(line) for line in lines if line.strip("\n"))
-        if isinstance(found, dict):
-            found = [None]
-        for row in found:
-            if not isinstance(row, dict):
-                raise ValueError(f"{file} must hold objects with the keys {', '.join(fields)}")
-            yield row
+        found = json.load(lines)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is no {file.suffix[1:]}: {error}; restore it") from error
+        fix = "name it .jsonl if every line is an object" if error.msg == "Extra data" else "restore it"
+        raise ValueError(f"{file} is no json: {error}; {fix}") from error
+    if not isinstance(found, list):
+        raise ValueError(f"{file} must hold a list of objects, [{{…}}, {{…}}]; it holds {found!r:.80}")
+    return found
+
+
+def _values_of_lines(file: Path, lines: TextIO) -> Iterator[Any]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{file}, line {number} is no json: {error.msg} at column {error.colno}; mend or drop it"
+                ) from error
 
 
 def _table_rows(file: Path, lines: TextIO, fields: tuple[str, ...]) -> Iterator[Row]:
@@ -167,9 +193,10 @@ def _table_rows(file: Path, lines: TextIO, fields: tuple[str, ...]) -> Iterator[
     elif len(first) == len(fields) and not set(fields) & set(first):
         header, rows = list(fields), chain([first], rows)
     else:
-        raise ValueError(
+        raise ColumnError(
             f"{file} lacks {_listed(set(fields) - set(first))}: its first row is {', '.join(first)[:200]}; write "
-            f"a header with the columns {', '.join(fields)}, or exactly these columns without a header"
+            f"a header with the columns {', '.join(fields)}, or exactly these columns without a header",
+            first,
         )
     for number, line in enumerate(rows, 1):
         if len(line) != len(header):
@@ -225,11 +252,32 @@ def _open_by_datasets(source: str, config: str | None, streaming: bool) -> dict[
     }
 
 
-def _checked(where: str, rows: Callable[[], Iterator[Row]], fields: tuple[str, ...]) -> Iterator[Row]:
-    for number, row in enumerate(rows(), 1):
-        missing = [field for field in fields if row.get(field) is None]
+def check_rows(where: str, rows: Iterable[Row], fields: tuple[str, ...], texts: tuple[str, ...] = ()) -> Iterator[Row]:
+    """Refuse rows that do not hold what is needed, as they are read.
+
+    Args:
+        where: Names the table, for messages.
+        rows: The rows.
+        fields: Columns that every row must fill.
+        texts: Columns that hold nothing but text, where they are filled.
+
+    Yields:
+        The rows.
+
+    Raises:
+        ColumnError: If a row has not got a column, has null there, or no text.
+    """
+    for number, row in enumerate(rows, 1):
+        missing = [field for field in fields if field not in row]
         if missing:
-            raise ValueError(f"{where}: row {number} lacks {_listed(missing)}; it has {_listed(row)}")
+            raise ColumnError(f"{where}: row {number} lacks {_listed(missing)}; it has {_listed(row)}", row)
+        for field in fields:
+            if row[field] is None:
+                raise ColumnError(f"{where}: row {number} has {field}=null; fill it, or drop the row", row)
+        for field in texts:
+            value = row.get(field)
+            if value is not None and not isinstance(value, str):
+                raise ColumnError(f"{where}: row {number} has {field}={value!r:.80}; expected text, in quotes", row)
         yield row
 
 

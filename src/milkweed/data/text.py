@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from milkweed.data.base import SPLITS, SequenceData
 from milkweed.data.corpora import Corpus, Shares, open_corpora, open_text, three_parts
 from milkweed.data.tables import SUFFIXES
-from milkweed.data.token_files import cache_folder, encoder, new_folder, token_files, tokenizer_key
+from milkweed.data.token_files import cache_folder, check_known, encoder, new_folder, token_files, tokenizer_key
 from milkweed.data.tokenizers import load_tokenizer, token_count
 
 if TYPE_CHECKING:
@@ -95,11 +95,17 @@ class Text(SequenceData):
 
     @property
     def vocabulary(self) -> str | None:
-        """All characters of the text, sorted; a character's number is its place. None for tokens."""
+        """All characters of the text, sorted; a character's number is its place. None for tokens.
+
+        Raises:
+            ValueError: If the file is empty.
+        """
         if self.tokenizer is not None:
             return None
         if self._vocabulary is None:
             self._vocabulary = _characters(self.corpus)
+        if not self._vocabulary:
+            raise ValueError(f"data.file={self.file} is empty; name a file with text in it")
         return self._vocabulary
 
     @property
@@ -119,18 +125,22 @@ class Text(SequenceData):
             Datasets under the names `train`, `val` and `test`.
 
         Raises:
-            ValueError: If a part is shorter than one window.
+            ValueError: If a part is shorter than one window, or the tokenizer knows no word of one.
         """
-        datasets = {}
-        for name, found in self._numbered().items():
-            datasets[name] = TokenWindows(found, self.length, self.tokenizer)
-            if not len(datasets[name]):
-                kind = "characters" if self.tokenizer is None else "tokens"
-                raise ValueError(
-                    f"data.file={self.file}: the {name} part has {len(found)} {kind}, fewer than a window and "
-                    f"one more; use --data.length {max(1, len(found) - 1)} or less, or a longer text"
-                )
-        return datasets
+        parts = self._numbered()
+        name = min(parts, key=lambda name: len(parts[name]))
+        count = len(parts[name])
+        if count <= self.length:
+            kind = "characters" if self.tokenizer is None else "tokens"
+            shorter = f"--data.length {count - 1} or less, or " if count > 1 else ""
+            raise ValueError(
+                f"data.file={self.file}: the {name} part has {count} {kind}, fewer than a window and one more; use "
+                f"{shorter}a longer text"
+            )
+        if self.tokenizer is not None:
+            for name, found in parts.items():
+                check_known(f"data.file={self.file}: the {name} part", found, self.tokenizer, self.tokenizer_name)
+        return {name: TokenWindows(found, self.length, self.tokenizer) for name, found in parts.items()}
 
     def _numbered(self) -> dict[str, np.ndarray]:
         tokenizer = self.tokenizer

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Pieces that are cut into tokens at a time.
 _PIECES = 1000
+# Tokens that are looked at, at a time, for one that is known.
+_GLANCE = 2**16
 _FORMAT = 1
 
 Encode = Callable[[list[str]], Iterable[np.ndarray]]
@@ -156,6 +158,27 @@ def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
             name: value for name, value in json.loads(backend.to_str()).items() if name not in {"truncation", "padding"}
         }
     return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def check_known(where: str, tokens: np.ndarray, tokenizer: "PreTrainedTokenizerBase", name: str | None) -> None:
+    """Refuse a text of which a tokenizer knows no word; as a rule a glance at its beginning is enough.
+
+    Args:
+        where: Names the text, for messages.
+        tokens: The text, (N,).
+        tokenizer: What has cut it.
+        name: As the user named the tokenizer.
+
+    Raises:
+        ValueError: If there is nothing in it but the unknown token, and those that end documents.
+    """
+    strange = [
+        token for token in (tokenizer.unk_token_id, tokenizer.sep_token_id, tokenizer.eos_token_id) if token is not None
+    ]
+    if all(np.isin(tokens[first : first + _GLANCE], strange).all() for first in range(0, len(tokens), _GLANCE)):
+        raise ValueError(
+            f"{where} has only words that data.tokenizer={name} does not know; use a tokenizer for this language"
+        )
 
 
 def trained_tokenizer(text: Shares, size: int) -> "PreTrainedTokenizerBase":

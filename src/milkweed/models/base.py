@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed._suggest import unknown
-from milkweed.nn.options import check_tensor
+from milkweed.ops._common import check_tensor
 
 _registered: dict[str, type[Model]] = {}
 

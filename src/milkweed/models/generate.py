@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from milkweed.nn import Stepper
-from milkweed.nn.options import check_kind, check_tensor
+from milkweed.nn.options import check_kind
+from milkweed.ops._common import check_tensor
 
 
 class Steppable(Protocol):

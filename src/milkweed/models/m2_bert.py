@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import GatedMixerBlock
-from milkweed.nn.options import check_kind, check_rate, check_tensor
-from milkweed.ops._common import autocast_dtype
+from milkweed.nn.options import check_kind, check_rate
+from milkweed.ops._common import autocast_dtype, check_tensor
 
 PADDINGS = ("masked", "legacy")
 HEADS = ("classification", "masked_lm", "none")

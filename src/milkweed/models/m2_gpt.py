@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import CausalMonarchMixer, ImplicitFilter, LongConv, ResidualBlock, ShortConv, Stepper
-from milkweed.nn.options import check_kind, check_rate, check_tensor, layer_options
+from milkweed.nn.options import check_kind, check_rate, layer_options
 from milkweed.nn.stepping import check_batch_size, check_state, check_steps
+from milkweed.ops._common import check_tensor
 
 
 class HeadConv(nn.Module):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from milkweed._suggest import unknown
 from milkweed.models.base import Model
 from milkweed.nn import S4ND, GatedMixer, LongConv, Mlp, ResidualBlock
-from milkweed.nn.options import check_kind, check_rate, check_tensor, is_kind, layer_options
-from milkweed.ops._common import autocast_dtype
+from milkweed.nn.options import check_kind, check_rate, is_kind, layer_options
+from milkweed.ops._common import autocast_dtype, check_tensor
 
 MIXERS = ("long_conv", "s4nd")
 

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from milkweed._suggest import unknown
 from milkweed.nn.implicit_filter import ImplicitFilter
 from milkweed.nn.lengths import check_lengths, valid_steps
-from milkweed.nn.options import check_dtype, check_kind, check_tensor, layer_options
+from milkweed.nn.options import check_dtype, check_kind, layer_options
 from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
+from milkweed.ops._common import check_tensor
 from milkweed.structures.causal import (
     BivariateBasis,
     CausalBasis,

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from milkweed.nn.lengths import check_lengths, valid_steps
 from milkweed.nn.long_conv import LongConv
 from milkweed.nn.online_conv import ConvState, OnlineConv
-from milkweed.nn.options import check_dtype, check_kind, check_rate, check_tensor, layer_options
+from milkweed.nn.options import check_dtype, check_kind, check_rate, layer_options
 from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
 from milkweed.nn.structured_linear import BlockDiagonalLinear
-from milkweed.ops._common import autocast_dtype, needs_plain_formula
+from milkweed.ops._common import autocast_dtype, check_tensor, needs_plain_formula
 from milkweed.ops._gemm import dense_linear, linear, prefers_onednn
 
 _WIDTH = 3

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from milkweed import ops
 from milkweed._suggest import unknown
-from milkweed.nn.options import check_dtype, check_kind, check_tensor
-from milkweed.ops._common import without_autocast
+from milkweed.nn.options import check_dtype, check_kind
+from milkweed.ops._common import check_tensor, without_autocast
 from milkweed.structures import Monarch, Permutation, Product, StructuredMatrix
 from milkweed.structures.transforms import balanced_factors, monarch_dct, monarch_dft, monarch_dst, monarch_hadamard
 

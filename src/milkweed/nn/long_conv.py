@@ -15,8 +15,8 @@ from milkweed.nn.explicit_filter import ExplicitFilter
 from milkweed.nn.implicit_filter import ImplicitFilter
 from milkweed.nn.lengths import check_lengths, valid_steps
 from milkweed.nn.online_conv import ConvState, OnlineConv, state_after
-from milkweed.nn.options import check_kind, check_tensor
-from milkweed.ops._common import autocast_dtype
+from milkweed.nn.options import check_kind
+from milkweed.ops._common import autocast_dtype, check_tensor
 
 KERNELS = ("explicit", "implicit")
 

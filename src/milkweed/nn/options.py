@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from milkweed._suggest import unknown
 
@@ -93,20 +93,6 @@ def check_dtype(dtype: torch.dtype | None) -> None:
     if not dtype.is_floating_point:
         fix = f"; use {dtype.to_real()}, complex numbers are stored as real pairs" if dtype.is_complex else ""
         raise TypeError(f"dtype must be real floating point; got {dtype}{fix}")
-
-
-def check_tensor(name: str, value: object) -> None:
-    """Refuse what is no tensor.
-
-    Args:
-        name: The argument.
-        value: What was given for it.
-
-    Raises:
-        TypeError: It is something else.
-    """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(value).__name__}; use torch.as_tensor({name})")
 
 
 def layer_options(

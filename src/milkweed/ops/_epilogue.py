@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from milkweed._suggest import unknown
-from milkweed.ops._common import autocast_dtype
+from milkweed.ops._common import autocast_dtype, check_tensor
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -29,9 +29,12 @@ def check_epilogue(bias: Tensor | None, activation: str | None, features: int) -
 
     Raises:
         ValueError: The bias is not (features,), or the activation is unknown.
+        TypeError: The bias is no tensor.
     """
-    if bias is not None and bias.shape != (features,):
-        raise ValueError(f"bias must be ({features},), one number per output; got shape {tuple(bias.shape)}")
+    if bias is not None:
+        check_tensor("bias", bias)
+        if bias.shape != (features,):
+            raise ValueError(f"bias must be ({features},), one number per output; got shape {tuple(bias.shape)}")
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(unknown("activation", activation, ACTIVATIONS))
 

@@ -9,6 +9,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from milkweed.data.retrieval import NO_PASSAGE, NO_QUERY
+from milkweed.models import M2Bert
 from milkweed.nn.lengths import valid_steps
 from milkweed.tasks.base import Batch
 from milkweed.tasks.search import ndcg, search_ndcg
@@ -37,7 +38,7 @@ class Retrieval(TokenTask):
             authors publish it. None to start afresh.
 
     Raises:
-        ValueError: If a value is out of its range.
+        ValueError: If a value is out of its range, or the model has a head.
 
     Source:
         The orthogonal projection loss of the M2-BERT retrieval encoders (arXiv 2402.07440), which needs no large
@@ -60,6 +61,12 @@ class Retrieval(TokenTask):
         pretrained: str | None = None,
     ) -> None:
         super().__init__(model, lr, weight_decay, ssm_lr, warmup_steps, schedule, pretrained)
+        if isinstance(model, M2Bert) and model.head is not None:
+            kind = "a number for every word" if model.options["head"] == "masked_lm" else "numbers of classes"
+            raise ValueError(
+                f"retrieval compares vectors of texts, and a model with head={model.options['head']!r} gives {kind}; "
+                "use --model.head none"
+            )
         self.pooling, self.in_batch = pooling, in_batch
         self.scores = nn.ModuleDict({"train_ndcg": MeanMetric(), "val_ndcg": SearchNdcg(), "test_ndcg": SearchNdcg()})
         self.scores["train_ndcg"].persistent(True)
@@ -103,9 +110,17 @@ class Retrieval(TokenTask):
 
         Returns:
             The scalar loss; 0 for a batch in which nothing is asked, or nothing can be found.
+
+        Raises:
+            ValueError: There is nothing wrong to compare with.
         """
         queries, passages = outputs[:, 0], outputs[:, 1:]
         if stage == "train" and not self.in_batch:
+            if passages.shape[1] == 1:
+                raise ValueError(
+                    "task.in_batch=false compares a query with its own passages only, and no wrong ones are among "
+                    "them: everything would become one vector; use --data.negatives 1 or more, or --task.in_batch true"
+                )
             rows = torch.arange(len(queries), device=queries.device)
             targets = batch["targets"].unflatten(1, passages.shape[:2])[rows, rows]
             return F.mse_loss((queries[:, None] * passages).sum(-1), targets)

@@ -45,6 +45,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path, map_location)
 
 
+def _no_file(path: Path) -> str:
+    """What a path is that is no file, and what to name instead."""
+    if not path.is_dir():
+        return "does not exist; name a file in runs/NAME/checkpoints, or use auto"
+    found = sorted([*path.glob("step-*.ckpt"), *path.glob("checkpoints/step-*.ckpt")])
+    if not found:
+        return "is a folder without checkpoints; name a file in runs/NAME/checkpoints, or use auto"
+    return f"is a folder; name a file in it, such as its newest, {found[-1]}, or use auto with the run's --name"
+
+
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint of a training, checking that it is one and whole.
 
@@ -60,8 +70,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     """
     path = Path(path)
     if not path.is_file():
-        state = "is a folder" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"checkpoint {path} {state}; name a file in runs/NAME/checkpoints, or use auto")
+        raise CheckpointError(f"checkpoint {path} {_no_file(path)}")
     try:
         # The zip directory stands at the end of the file and every entry has a checksum: both tell truncation and rot,
         # which torch.load alone lets pass when only tensor bytes are hit.
@@ -71,6 +80,11 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             raise CheckpointError(f"checkpoint {path} is corrupt at {damaged}; resume from another one")
         content = torch.load(path, map_location=map_location, weights_only=True)
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        if path.suffix != ".ckpt":
+            raise CheckpointError(
+                f"checkpoint {path} is no checkpoint of a training; name a .ckpt file in runs/NAME/checkpoints, or use "
+                "auto"
+            ) from error
         raise CheckpointError(f"checkpoint {path} is corrupt or truncated; resume from another one") from error
     needed = {"state_dict", "global_step", "epoch"}
     missing = needed - set(content) if isinstance(content, dict) else needed

@@ -19,6 +19,7 @@ from milkweed._suggest import unknown
 from milkweed.convert.files import SUFFIX, read_tensors
 from milkweed.models import M2Bert
 from milkweed.nn import ImplicitFilter
+from milkweed.nn.options import check_kind
 
 _LAYER = "bert.encoder.layer."
 _EMBEDDINGS = {
@@ -191,12 +192,16 @@ def extend_positions(model: M2Bert, length: int, kernels: str = "keep") -> M2Ber
         A new model with copies of all parameters, in the old one's dtype, mode and place.
 
     Raises:
+        TypeError: The model is no M2-BERT, or the length no integer.
         ValueError: The choice is unknown, the length is below the model's, or its kernels are explicit.
 
     Source:
         Neither is what HazyResearch/m2 at 7d359e8 does: it repeats the features of the lags and sets the time scale to
         the new length, so that kernels repeat themselves every old length under a slower decay.
     """
+    if not isinstance(model, M2Bert):
+        raise TypeError(f"model must be an M2Bert; got {type(model).__name__}; read a file with load_pretrained first")
+    check_kind(int, length=length)
     if kernels not in _EXTENSIONS:
         raise ValueError(unknown("kernels", kernels, _EXTENSIONS))
     old = model.encoder.length

@@ -16,7 +16,7 @@ from milkweed._files import atomic_write
 from milkweed._suggest import unknown
 from milkweed.models.m2_bert import ClassificationHead, M2Bert, M2BertEncoder, MaskedLmHead, draw_embedding
 from milkweed.nn.lengths import valid_steps
-from milkweed.nn.options import check_tensor
+from milkweed.ops._common import check_tensor
 
 try:
     from transformers import (

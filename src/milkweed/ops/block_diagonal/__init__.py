@@ -56,9 +56,9 @@ def block_diagonal_mm(
     Source:
         Monarch (arXiv 2204.00595), section 3: the two factors of a Monarch matrix are of this kind.
     """
+    check_numbers(x=x, weight=weight)
     if weight.ndim != 3:
         raise ValueError(f"weight must be (k, q, p); got shape {tuple(weight.shape)}")
-    check_numbers(x=x, weight=weight)
     check_no_empty_block(weight=weight)
     k, q, p = weight.shape
     if x.ndim == 0 or x.shape[-1] != k * p:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from milkweed.ops import backends
-from milkweed.ops._common import compute_dtype, needs_plain_formula
+from milkweed.ops._common import check_real, compute_dtype, needs_plain_formula
 from milkweed.ops._triton import refuses, triton_backend
 from milkweed.ops.dense_ssm_kernel import eager, reference
 
@@ -134,7 +134,7 @@ def dense_ssm_state(u: Tensor, a: Tensor, b: Tensor, *, backend: str | None = No
     Source:
         The recurrence of S4 (arXiv 2111.00396), equation 3, unrolled.
     """
-    _check_real(u=u)
+    check_real(u=u)
     _check_system(a, b=b)
     channels, modes = a.shape[0], a.shape[-1]
     if a.ndim != 3 or b.ndim != 2 or b.shape[0] != channels or u.ndim < 2 or u.shape[-2] != channels:
@@ -190,14 +190,8 @@ def dense_ssm_advance(x: Tensor, a: Tensor, steps: int | Tensor, *, backend: str
     return backends.dispatch("dense_ssm_advance", backend, flat, a.to(dtype), counts).reshape(x.shape)
 
 
-def _check_real(**tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be real floating point; got {tensor.dtype}")
-
-
 def _check_system(a: Tensor, **vectors: Tensor) -> None:
-    _check_real(a=a, **vectors)
+    check_real(a=a, **vectors)
     if a.ndim < 2 or a.shape[-1] != a.shape[-2] or a.shape[-1] == 0:
         raise ValueError(f"a must be square, (..., N, N) with N >= 1; got shape {tuple(a.shape)}")
     for name, vector in vectors.items():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from milkweed.ops import backends
-from milkweed.ops._common import needs_plain_formula
+from milkweed.ops._common import check_real, needs_plain_formula
 from milkweed.ops._triton import triton_backend
 from milkweed.ops.fft_conv import eager, reference
 from milkweed.ops.fft_conv.frozen import FrozenKernel
@@ -86,17 +86,12 @@ def fft_conv(
     Source:
         The FFT convolution of S4 (arXiv 2111.00396), gates as in Monarch Mixer (arXiv 2310.12109, section 4).
     """
-    tensors = {
-        "u": u,
-        "kernel": kernel.spectrum if isinstance(kernel, FrozenKernel) else kernel,
-        "reverse_kernel": reverse_kernel,
-        "skip": skip,
-        "pre_gate": pre_gate,
-        "post_gate": post_gate,
-    }
-    for name, tensor in tensors.items():
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} must be real floating point; got {tensor.dtype}")
+    optional = {"reverse_kernel": reverse_kernel, "skip": skip, "pre_gate": pre_gate, "post_gate": post_gate}
+    check_real(
+        u=u,
+        kernel=kernel.spectrum if isinstance(kernel, FrozenKernel) else kernel,
+        **{name: tensor for name, tensor in optional.items() if tensor is not None},
+    )
     if u.ndim < 2 or 0 in u.shape[-2:]:
         raise ValueError(f"u must be (..., H, L) with H, L >= 1; got shape {tuple(u.shape)}")
     channels, length = u.shape[-2:]

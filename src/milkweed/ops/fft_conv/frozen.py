@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from milkweed.ops._common import compute_dtype
+from milkweed.ops._common import check_real, compute_dtype
 from milkweed.ops.fft_conv.eager import least_points
 
 # The Triton backend's shortest transform.
@@ -46,12 +46,12 @@ class FrozenKernel:
     def __init__(
         self, kernel: Tensor, reverse_kernel: Tensor | None = None, *, length: int, bandwidth: float = 1.0
     ) -> None:
-        reverse = 0 if reverse_kernel is None else reverse_kernel.shape[-1]
-        for name, lags in (("kernel", kernel), ("reverse_kernel", reverse_kernel)):
-            if lags is not None and not lags.is_floating_point():
-                raise TypeError(f"{name} must be real floating point; got {lags.dtype}")
-            if lags is not None and (lags.ndim != 2 or 0 in lags.shape or lags.shape[0] != kernel.shape[0]):
+        kernels = {"kernel": kernel} | ({} if reverse_kernel is None else {"reverse_kernel": reverse_kernel})
+        check_real(**kernels)
+        for name, lags in kernels.items():
+            if lags.ndim != 2 or 0 in lags.shape or lags.shape[0] != kernel.shape[0]:
                 raise ValueError(f"{name} must be (H, lags) with H = {kernel.shape[0]}; got shape {tuple(lags.shape)}")
+        reverse = 0 if reverse_kernel is None else reverse_kernel.shape[-1]
         if isinstance(length, bool) or not isinstance(length, int) or length < max(kernel.shape[1], reverse):
             raise ValueError(
                 f"length must be an integer of at least the {max(kernel.shape[1], reverse)} lags of the kernel; "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from milkweed.ops import backends
-from milkweed.ops._common import needs_plain_formula
+from milkweed.ops._common import check_real, needs_plain_formula
 from milkweed.ops.implicit_kernel import eager, reference
 
 backends.register(
@@ -45,6 +45,7 @@ def implicit_kernel(
     """
     if len(network) != len(_NAMES):
         raise ValueError(f"network must be {len(_NAMES)} tensors, {', '.join(_NAMES)}; got {len(network)}")
+    check_real(features=features, frequency=frequency, **dict(zip(_NAMES, network, strict=True)), decay=decay)
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"features must be (L, E) with L, E >= 1; got shape {tuple(features.shape)}")
     if frequency.ndim != 1 or decay.ndim != 1:
@@ -59,8 +60,4 @@ def implicit_kernel(
             raise ValueError(
                 f"{name} must be {shape} for E = {inputs}, W = {width}, D = {channels}; got shape {tuple(tensor.shape)}"
             )
-    names = ("features", "frequency", *_NAMES, "decay")
-    for name, tensor in zip(names, (features, frequency, *network, decay), strict=True):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be real floating point; got {tensor.dtype}")
     return backends.dispatch("implicit_kernel", backend, features, frequency, *network, decay)

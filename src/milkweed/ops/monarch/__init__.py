@@ -61,11 +61,11 @@ def monarch_mm(
         Monarch (arXiv 2204.00595), section 3.1 and the rectangular extension of its appendix, in the layout that the
         authors' checkpoints use. Where q < l some slices are structurally zero; the paper does not treat that case.
     """
+    check_numbers(x=x, right=right, left=left)
     if right.ndim != 3 or left.ndim != 3:
         raise ValueError(
             f"right must be (k, q, p) and left (l, s, r); got shapes {tuple(right.shape)} and {tuple(left.shape)}"
         )
-    check_numbers(x=x, right=right, left=left)
     check_no_empty_block(right=right, left=left)
     k, q, p = right.shape
     l, s, r = left.shape  # noqa: E741 - the paper's letter

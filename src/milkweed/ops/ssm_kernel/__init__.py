@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from milkweed.ops import backends
-from milkweed.ops._common import compute_dtype, needs_plain_formula
+from milkweed.ops._common import check_real, check_tensor, compute_dtype, needs_plain_formula
 from milkweed.ops._triton import triton_backend
 from milkweed.ops.ssm_kernel import eager, reference
 
@@ -104,8 +104,7 @@ def diagonal_ssm_state(u: Tensor, dt_a: Tensor, *, backend: str | None = None) -
         The recurrence of S4D (arXiv 2206.11893), section 2, unrolled.
     """
     dt_a = _pairs("dt_a", dt_a)
-    if not u.is_floating_point():
-        raise TypeError(f"u must be real floating point; got {u.dtype}")
+    check_real(u=u)
     if u.ndim < 2 or dt_a.ndim != 3 or u.shape[-2] != dt_a.shape[0]:
         raise ValueError(
             f"u must be (..., H, L) and dt_a (H, N, 2); got shapes {tuple(u.shape)} and {tuple(dt_a.shape)}"
@@ -119,6 +118,7 @@ def diagonal_ssm_state(u: Tensor, dt_a: Tensor, *, backend: str | None = None) -
 
 
 def _pairs(name: str, tensor: Tensor) -> Tensor:
+    check_tensor(name, tensor)
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     if not tensor.is_floating_point() or tensor.ndim < 2 or tensor.shape[-1] != 2 or tensor.shape[-2] == 0:
