@@ -124,3 +124,23 @@ def test_names():
     done = run("--only", "monarhc-4")
     assert done.returncode == 2
     assert "monarch-4-linear" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no results of this script"),
+        ('{"cases": [', "holds no results of this script"),
+        ("[]", "holds no results of this script"),
+        ('{"cases": [{"name": "a"}], "format": 1, "interpreted": true, "environment": {}}', "holds no results"),
+        ('{"cases": [], "format": 1, "interpreted": false, "environment": {"gpu": "A"}}', "measured in another way"),
+    ],
+)
+def test_only_a_file_of_its_own_is_resumed(tmp_path, content, message):
+    out = tmp_path / "old.json"
+    out.write_text(content)
+    done = run("--interpret", "--only", "s4d-kernel", "--out", str(out), "--resume")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert out.read_text() == content
