@@ -11,9 +11,10 @@ from milkweed.convert.adapters import (
 )
 from milkweed.convert.apply import convert_, densify_
 from milkweed.convert.configs import BlockDiagonalConfig, LayerConfig, LowRankConfig, MonarchConfig, PixelflyConfig
+from milkweed.convert.layer_report import LayerReport
 from milkweed.convert.plan import ConversionPlan, plan_conversion
 from milkweed.convert.pretrained import load_pretrained, save_pretrained
-from milkweed.convert.report import ConversionReport, LayerReport
+from milkweed.convert.report import ConversionReport
 from milkweed.convert.rules import default_rules
 
 __all__ = [

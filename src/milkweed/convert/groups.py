@@ -6,10 +6,8 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from milkweed.convert.report import LayerReport
+from milkweed.convert.layer_report import LayerReport
 
 
 @dataclasses.dataclass(frozen=True)

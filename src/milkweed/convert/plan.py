@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from milkweed.convert.calibrate import Calibration
 from milkweed.convert.candidates import Budget, count_parameters
 from milkweed.convert.configs import LayerConfig
+from milkweed.convert.layer_report import LayerReport
 from milkweed.convert.permute import HiddenPair, check_pairs, hidden_orders, reordered, reordered_sites
 from milkweed.convert.projection import project_site, weight_and_output_error
-from milkweed.convert.report import ConversionReport, LayerReport
+from milkweed.convert.report import ConversionReport
 from milkweed.convert.rules import HEADS, Rules, default_rules, match_rules
 from milkweed.convert.sequential import project_sequentially
 from milkweed.convert.sites import LinearSite, digest, find_sites, has_ordinary_weight

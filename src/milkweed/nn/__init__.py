@@ -1,11 +1,13 @@
 """Layers on (batch, length, d_model) and structured linear layers."""
 
+from milkweed.nn.block_diagonal_glu import BlockDiagonalGlu
 from milkweed.nn.blocks import ResidualBlock, SequenceNorm
 from milkweed.nn.causal_mixer import CausalMonarchMixer
 from milkweed.nn.explicit_filter import ExplicitFilter
 from milkweed.nn.factory import build_linear, build_sequence_layer, check_spec
 from milkweed.nn.filter_layer import FilterLayer
-from milkweed.nn.gated_mixer import BlockDiagonalGlu, GatedMixer, GatedMixerBlock, ShortConv
+from milkweed.nn.gated_mixer import GatedMixer, ShortConv
+from milkweed.nn.gated_mixer_block import GatedMixerBlock
 from milkweed.nn.implicit_filter import ImplicitFilter
 from milkweed.nn.learnable_transform import LearnableTransform, LearnableTransform2d
 from milkweed.nn.long_conv import LongConv

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from milkweed.cli.convert.exchange import exchanged
 from milkweed.cli.errors import UsageError
 from milkweed.convert.calibrate import evaluating, run_batch
 
@@ -131,8 +132,6 @@ def check_runs(model: nn.Module, plan: "ConversionPlan", batches: list[Any] | No
     Raises:
         UsageError: The model runs dense but not converted; the layer is named.
     """
-    from milkweed.cli.convert.timing import exchanged
-
     inputs = batches[-1] if batches else example_inputs(model, 1, 16)
     if inputs is None:
         return

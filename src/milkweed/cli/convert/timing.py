@@ -3,16 +3,14 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from milkweed.cli.convert.exchange import exchanged
 from milkweed.cli.convert.inputs import example_inputs
 from milkweed.convert import ConversionPlan
 from milkweed.convert.calibrate import evaluating, run_batch
-from milkweed.convert.sites import replace
 
 BATCH, LENGTH, MOST_RUNS, PATIENCE = 8, 128, 7, 30.0  # PATIENCE in seconds, for all runs
 
@@ -69,27 +67,6 @@ def time_model(model: nn.Module, plan: ConversionPlan) -> Timing | None:
         except torch.OutOfMemoryError:
             batch //= 2
     return None
-
-
-@contextmanager
-def exchanged(model: nn.Module, plan: ConversionPlan) -> Iterator[None]:
-    """Put the layers of a plan into a model while the block runs.
-
-    Args:
-        model: The dense model.
-        plan: The plan for it.
-
-    Yields:
-        Nothing.
-    """
-    dense = {line.names: model.get_submodule(line.name) for line in plan.report.converted}
-    try:
-        for names in dense:
-            replace(model, names, plan.layers[names[0]])
-        yield
-    finally:
-        for names, layer in dense.items():
-            replace(model, names, layer)
 
 
 def _alternate(model: nn.Module, plan: ConversionPlan, inputs: dict[str, Tensor]) -> Timing:

@@ -1,0 +1,30 @@
+"""A model with the layers of a plan, for a while."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from milkweed.convert import ConversionPlan
+from milkweed.convert.sites import replace
+
+
+@contextmanager
+def exchanged(model: nn.Module, plan: ConversionPlan) -> Iterator[None]:
+    """Put the layers of a plan into a model while the block runs.
+
+    Args:
+        model: The dense model.
+        plan: The plan for it.
+
+    Yields:
+        Nothing.
+    """
+    dense = {line.names: model.get_submodule(line.name) for line in plan.report.converted}
+    try:
+        for names in dense:
+            replace(model, names, plan.layers[names[0]])
+        yield
+    finally:
+        for names, layer in dense.items():
+            replace(model, names, layer)

@@ -1,0 +1,52 @@
+"""What a conversion does to one layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """One linear layer, before and after.
+
+    Args:
+        names: All paths under which the model reaches it.
+        in_features: Size of each input.
+        out_features: Size of each output.
+        layer: What it becomes, as `milkweed.nn.factory.build_linear` reads it; None if it stays.
+        parts: Matrices that stand side by side in it: 3 for a packed query, key and value.
+        parameters_before: Parameters of the dense layer.
+        parameters_after: Parameters of what it becomes.
+        flops_before: Operations for one input.
+        flops_after: The same afterwards.
+        relative_error: ‖W − M‖ / ‖W‖; None if it stays, or has no numbers.
+        output_error: Relative error of its outputs on the calibration batches; None without any.
+        speedup: Time of the dense layer over that of its successor, as measured here; None if not measured.
+        reason: Why it stays, or None.
+    """
+
+    names: tuple[str, ...]
+    in_features: int
+    out_features: int
+    layer: dict[str, Any] | None
+    parts: int
+    parameters_before: int
+    parameters_after: int
+    flops_before: int
+    flops_after: int
+    relative_error: float | None = None
+    output_error: float | None = None
+    speedup: float | None = None
+    reason: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The first path."""
+        return self.names[0]
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Zeros added to inputs and to the outputs of each part, for sizes that nblocks does not divide."""
+        blocks = (self.layer or {}).get("nblocks", 1)
+        return -self.in_features % blocks, -(self.out_features // self.parts) % blocks

@@ -1,0 +1,155 @@
+"""The block of M2-BERT: a gated mixer and a feed-forward layer."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from milkweed.nn.block_diagonal_glu import BlockDiagonalGlu
+from milkweed.nn.gated_mixer import GatedMixer, GatedMixerState
+from milkweed.nn.options import check_kind
+from milkweed.nn.stepping import Stepper
+
+
+class GatedMixerBlock(nn.Module):
+    """The block of M2-BERT: ``norm(mlp(y) + y)`` with ``y = mixer(x)``, and no skip around the mixer.
+
+    Args:
+        d_model: D, channels in and out.
+        l_max: Longest sequence.
+        d_hidden: Channels inside the feed-forward layer; 4 d_model by default.
+        nblocks: Blocks of its matrices.
+        dropout: Probability, inside the feed-forward layer.
+        norm_eps: Added to the variance in the block's norm.
+        device: Where parameters live.
+        dtype: Their dtype.
+        **mixer: Further arguments of [`milkweed.nn.GatedMixer`][].
+
+    Raises:
+        ValueError: An option is unknown or out of range.
+        TypeError: An option is of another type.
+
+    Source:
+        Monarch Mixer (arXiv 2310.12109), its public M2-BERT.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        l_max: int,
+        *,
+        d_hidden: int | None = None,
+        nblocks: int = 4,
+        dropout: float = 0.0,
+        norm_eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **mixer: Any,
+    ) -> None:
+        super().__init__()
+        check_kind(int, optional=True, d_hidden=d_hidden)
+        check_kind(float, norm_eps=norm_eps)
+        if not 0 <= norm_eps < math.inf:
+            raise ValueError(f"norm_eps must be at least 0 and finite; got {norm_eps}")
+        if d_hidden is not None and d_hidden < 1:
+            raise ValueError(f"d_hidden must be at least 1; got {d_hidden}")
+        self.d_model = d_model
+        self.mixer = GatedMixer(d_model, l_max, device=device, dtype=dtype, **mixer)
+        hidden = 4 * d_model if d_hidden is None else d_hidden
+        self.mlp = BlockDiagonalGlu(d_model, hidden, nblocks, dropout, device=device, dtype=dtype)
+        self.norm = nn.LayerNorm(d_model, eps=norm_eps, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        for part in (self.mixer, self.mlp, self.norm):
+            part.reset_parameters()
+
+    def forward(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """Apply the block.
+
+        Args:
+            x: (..., L, d_model).
+            lengths: As in [`milkweed.nn.GatedMixer`][].
+
+        Returns:
+            (..., L, d_model).
+        """
+        return self.after_mixer(self.mixer(x, lengths=lengths))
+
+    def after_mixer(self, y: Tensor) -> Tensor:
+        """Apply what follows the mixer, to every step by itself.
+
+        Args:
+            y: (..., d_model).
+
+        Returns:
+            (..., d_model).
+        """
+        return self.norm(self.mlp(y) + y)
+
+    def stepper(self, rate: float = 1.0) -> GatedMixerBlockStepper:
+        """Give a causal block step by step, with the parameters as they are now.
+
+        Args:
+            rate: As in [`milkweed.nn.GatedMixer`][].
+
+        Returns:
+            A stepper over (B, d_model), with the mixer's state.
+        """
+        return GatedMixerBlockStepper(self, rate)
+
+
+class GatedMixerBlockStepper(Stepper):
+    """A causal block step by step.
+
+    Args:
+        block: The block.
+        rate: As in [`milkweed.nn.GatedMixer`][].
+    """
+
+    def __init__(self, block: GatedMixerBlock, rate: float = 1.0) -> None:
+        self._inner = block.mixer.stepper(rate)
+        self._block = copy.deepcopy(block).eval()
+
+    def initial_state(self, batch_size: int) -> GatedMixerState:
+        """Give the mixer's state before the first step.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            The state of B sequences.
+        """
+        return self._inner.initial_state(batch_size)
+
+    @torch.no_grad()
+    def __call__(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
+        """Take one step, without gradients and dropout.
+
+        Args:
+            u: (B, d_model).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The output (B, d_model) and the next state.
+        """
+        y, state = self._inner(u, state)
+        return self._block.after_mixer(y), state
+
+    @torch.no_grad()
+    def read(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
+        """Take many steps at once.
+
+        Args:
+            u: (B, L, d_model).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The outputs (B, L, d_model) and the state after the last step.
+        """
+        y, state = self._inner.read(u, state)
+        return self._block.after_mixer(y), state
