@@ -34,7 +34,10 @@ def refuses(*args: object) -> str | None:
         return "Triton is not installed; pip install 'milkweed[triton]'"
     for tensor in tensors:
         if not tensor.is_cuda and not INTERPRETING:
-            return f"it needs a GPU, got a tensor on {tensor.device}; use backend='eager', or set TRITON_INTERPRET=1"
+            return (
+                f"it needs a GPU, got a tensor on {tensor.device}; use backend='eager', or start Python with "
+                "TRITON_INTERPRET=1"
+            )
         if tensor.dtype not in _DTYPES:
             return f"it takes float32, bfloat16 and float16, got {tensor.dtype}; use backend='eager'"
         if tensor.is_cuda and (torch.version.hip or torch.cuda.get_device_capability(tensor.device) < _CAPABILITY):
