@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import CausalMonarchMixer, ImplicitFilter, LongConv, ResidualBlock, ShortConv, Stepper
 from milkweed.nn.options import check_kind, check_rate, layer_options
-from milkweed.nn.stepping import check_batch_size, check_state, check_steps
+from milkweed.nn.stepping import StepperStack, check_batch_size, check_state, check_steps
 from milkweed.ops._common import check_tensor
 
 
@@ -65,8 +65,9 @@ class HeadConvStepper(Stepper):
     """
 
     def __init__(self, conv: HeadConv) -> None:
-        self._heads, self._group = conv.heads, conv.channels // conv.heads
-        self._inner: Stepper = conv.conv.stepper()
+        super().__init__()
+        self.heads, self.group = conv.heads, conv.channels // conv.heads
+        self.inner: Stepper = conv.conv.stepper()
 
     def initial_state(self, batch_size: int) -> Any:
         """Give the state before the first step.
@@ -77,9 +78,9 @@ class HeadConvStepper(Stepper):
         Returns:
             The state of B sequences.
         """
-        return self._inner.initial_state(batch_size * self._group)
+        return self.inner.initial_state(batch_size * self.group)
 
-    def __call__(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take one step.
 
         Args:
@@ -89,7 +90,7 @@ class HeadConvStepper(Stepper):
         Returns:
             The output (B, C) and the next state.
         """
-        y, state = self._inner(u.reshape(-1, self._heads), state)
+        y, state = self.inner(u.reshape(-1, self.heads), state)
         return y.reshape(u.shape), state
 
     def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -102,9 +103,9 @@ class HeadConvStepper(Stepper):
         Returns:
             The outputs (B, L, C) and the state after the last step.
         """
-        sequences = u.unflatten(2, (self._group, self._heads)).transpose(1, 2).flatten(0, 1)
-        y, state = self._inner.read(sequences, state)
-        return y.unflatten(0, (-1, self._group)).transpose(1, 2).flatten(2), state
+        sequences = u.unflatten(2, (self.group, self.heads)).transpose(1, 2).flatten(0, 1)
+        y, state = self.inner.read(sequences, state)
+        return y.unflatten(0, (-1, self.group)).transpose(1, 2).flatten(2), state
 
 
 class HeadMonarch(nn.Module):
@@ -223,11 +224,12 @@ class GptMixerStepper(Stepper):
     """
 
     def __init__(self, mixer: GptMixer) -> None:
-        self._in, self._short, self._out = (
-            copy.deepcopy(part).eval() for part in (mixer.in_linear, mixer.short_conv, mixer.out_linear)
+        super().__init__()
+        self.in_linear, self.short_conv, self.out_linear = (
+            copy.deepcopy(part).eval().requires_grad_(False)
+            for part in (mixer.in_linear, mixer.short_conv, mixer.out_linear)
         )
-        self._d_model, self._projections = mixer.in_linear.in_features, mixer.in_linear.out_features
-        self._conv: Stepper = mixer.conv.stepper()
+        self.conv: Stepper = mixer.conv.stepper()
 
     def initial_state(self, batch_size: int) -> GptMixerState:
         """Give the state before the first step.
@@ -239,11 +241,11 @@ class GptMixerStepper(Stepper):
             The state of B sequences.
         """
         check_batch_size(batch_size)
-        channels, reach = self._short.weight.shape
-        recent = self._short.weight.new_zeros(batch_size, channels, reach - 1)
-        return GptMixerState(recent, self._conv.initial_state(batch_size))
+        channels, reach = self.short_conv.weight.shape
+        recent = self.short_conv.weight.new_zeros(batch_size, channels, reach - 1)
+        return GptMixerState(recent, self.conv.initial_state(batch_size))
 
-    def __call__(self, u: Tensor, state: GptMixerState) -> tuple[Tensor, GptMixerState]:
+    def forward(self, u: Tensor, state: GptMixerState) -> tuple[Tensor, GptMixerState]:
         """Take one step, without gradients.
 
         Args:
@@ -253,11 +255,11 @@ class GptMixerStepper(Stepper):
         Returns:
             The output (B, d_model) and the next state.
         """
-        check_steps(u, self._d_model, dtype=self._in.weight.dtype)
-        check_state(state, GptMixerState, lambda own: own.recent, u, self._projections)
+        check_steps(u, self.in_linear.in_features, dtype=self.in_linear.weight.dtype)
+        check_state(state, GptMixerState, lambda own: own.recent, u, self.in_linear.out_features)
         x1, x2, v, recent = self._gates(u[:, None], state.recent)
-        y, conv = self._conv((v * x1)[:, 0], state.conv)
-        return self._out(y * x2[:, 0]), GptMixerState(recent, conv)
+        y, conv = self.conv((v * x1)[:, 0], state.conv)
+        return self.out_linear(y * x2[:, 0]), GptMixerState(recent, conv)
 
     def read(self, u: Tensor, state: GptMixerState) -> tuple[Tensor, GptMixerState]:
         """Take many steps at once, e.g. over a prompt.
@@ -269,17 +271,17 @@ class GptMixerStepper(Stepper):
         Returns:
             The outputs (B, L, d_model) and the state after the last step.
         """
-        check_steps(u, self._d_model, many=True, dtype=self._in.weight.dtype)
-        check_state(state, GptMixerState, lambda own: own.recent, u, self._projections)
+        check_steps(u, self.in_linear.in_features, many=True, dtype=self.in_linear.weight.dtype)
+        check_state(state, GptMixerState, lambda own: own.recent, u, self.in_linear.out_features)
         x1, x2, v, recent = self._gates(u, state.recent)
-        y, conv = self._conv.read(v * x1, state.conv)
-        return self._out(y * x2), GptMixerState(recent, conv)
+        y, conv = self.conv.read(v * x1, state.conv)
+        return self.out_linear(y * x2), GptMixerState(recent, conv)
 
     def _gates(self, u: Tensor, recent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x1, x2 and v of the new steps, (B, L, channels), and the projections that the next ones need."""
-        seen = torch.cat([recent, self._in(u).transpose(1, 2)], -1)
+        seen = torch.cat([recent, self.in_linear(u).transpose(1, 2)], -1)
         kept = recent.shape[-1]
-        x1, x2, v = self._short(seen)[..., kept:].transpose(1, 2).chunk(3, -1)
+        x1, x2, v = self.short_conv(seen)[..., kept:].transpose(1, 2).chunk(3, -1)
         # A copy of the two that are still needed, not a view that keeps the whole prompt.
         return x1, x2, v, seen[..., -kept:].clone()
 
@@ -421,9 +423,12 @@ class M2GptStepper(Stepper):
     """
 
     def __init__(self, model: M2Gpt, rate: float = 1.0) -> None:
-        self._encoder, self._norm = (copy.deepcopy(part).eval() for part in (model.encoder, model.norm))
-        self._blocks: list[Stepper] = [block.stepper(rate) for block in model.blocks]  # type: ignore[operator]
-        self._d_input = model.d_input
+        super().__init__()
+        self.encoder, self.norm = (
+            copy.deepcopy(part).eval().requires_grad_(False) for part in (model.encoder, model.norm)
+        )
+        self.blocks = StepperStack(model.blocks, rate)
+        self.d_input = model.d_input
 
     def initial_state(self, batch_size: int) -> tuple[Any, ...]:
         """Give the state before the first token.
@@ -434,10 +439,10 @@ class M2GptStepper(Stepper):
         Returns:
             The blocks' states.
         """
-        return tuple(block.initial_state(batch_size) for block in self._blocks)
+        return self.blocks.initial_state(batch_size)
 
     @torch.no_grad()
-    def __call__(self, u: Tensor, state: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
+    def forward(self, u: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Take one step, without gradients and dropout.
 
         Args:
@@ -453,16 +458,11 @@ class M2GptStepper(Stepper):
         check_tensor("tokens", u)
         if u.ndim != 1:
             raise ValueError(f"tokens must be (B,), one step; got shape {tuple(u.shape)}; use read for many steps")
-        check_tokens(u[:, None], self._d_input)
-        self._check_state(state)
-        x, states = self._encoder(u), []
-        for block, own in zip(self._blocks, state, strict=True):
-            x, own = block(x, own)
-            states.append(own)
-        return self._logits(x), tuple(states)
+        logits, state = self.read(u[:, None], state)
+        return logits[:, 0], state
 
     @torch.no_grad()
-    def read(self, u: Tensor, state: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
+    def read(self, u: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Take many steps at once, e.g. over a prompt.
 
         Args:
@@ -472,21 +472,6 @@ class M2GptStepper(Stepper):
         Returns:
             Logits for the next token at every step, (B, L, d_output), and the state after the last step.
         """
-        check_tokens(u, self._d_input)
-        self._check_state(state)
-        x, states = self._encoder(u), []
-        for block, own in zip(self._blocks, state, strict=True):
-            x, own = block.read(x, own)
-            states.append(own)
-        return self._logits(x), tuple(states)
-
-    def _check_state(self, state: Sequence[Any]) -> None:
-        if not isinstance(state, tuple) or len(state) != len(self._blocks):
-            given = f"{len(state)} of them" if isinstance(state, tuple) else type(state).__name__
-            raise TypeError(
-                f"state must be from initial_state or the last step, the states of {len(self._blocks)} blocks; "
-                f"got {given}"
-            )
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(self._norm(x), self._encoder.weight)
+        check_tokens(u, self.d_input)
+        found, states = self.blocks.outputs(self.encoder(u), state)
+        return F.linear(self.norm(found[-1]), self.encoder.weight), states

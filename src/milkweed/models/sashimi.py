@@ -15,7 +15,7 @@ from milkweed._suggest import unknown
 from milkweed.models.base import Model
 from milkweed.models.sequence_model import ENCODERS, encode
 from milkweed.nn import Mlp, ResidualBlock, Stepper, build_sequence_layer, check_spec
-from milkweed.nn.blocks import BlockStepper
+from milkweed.nn.stepping import StepperStack, advance
 
 MakeBlocks = Callable[[int], nn.ModuleList]
 
@@ -106,12 +106,13 @@ class Sashimi(Model):
 
         Args:
             inputs: (B, L) tokens, or (B, L, d_input).
-            lengths: Not needed: outputs do not depend on what comes later, so those on valid steps are right.
+            lengths: (B,) valid steps of right-padded sequences. Outputs do not depend on what comes later, so those on
+                valid steps are right without them; with them, padding may hold NaN and gradients are right too.
 
         Returns:
             (B, L, d_output).
         """
-        x = encode(self.encoder, inputs, self.d_input)
+        x = encode(self.encoder, inputs, self.d_input, lengths)
         length = x.shape[1]
         x = F.pad(x, (0, 0, 0, -length % self.factor))
         return self.head(self.norm(self.levels(x)[:, :length]))
@@ -165,7 +166,7 @@ class Center(nn.Module):
         Returns:
             A stepper.
         """
-        return CenterStepper([block.stepper(rate) for block in self.blocks])  # type: ignore[operator]
+        return CenterStepper(self, rate)
 
 
 class Level(nn.Module):
@@ -246,15 +247,17 @@ class LevelState(NamedTuple):
     after: tuple[Any, ...]
 
 
-class CenterStepper:
+class CenterStepper(nn.Module):
     """The lowest level as a recurrence.
 
     Args:
-        blocks: Steppers of its blocks.
+        center: The level.
+        rate: Passed to the layers.
     """
 
-    def __init__(self, blocks: list[BlockStepper]) -> None:
-        self._blocks = blocks
+    def __init__(self, center: Center, rate: float) -> None:
+        super().__init__()
+        self.blocks = StepperStack(center.blocks, rate)
 
     def initial_state(self, batch_size: int) -> tuple[Any, ...]:
         """Give the state before the first step.
@@ -265,7 +268,7 @@ class CenterStepper:
         Returns:
             The blocks' states.
         """
-        return tuple(block.initial_state(batch_size) for block in self._blocks)
+        return self.blocks.initial_state(batch_size)
 
     def read(self, x: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Take some steps.
@@ -277,11 +280,11 @@ class CenterStepper:
         Returns:
             (B, L, D) and the next state.
         """
-        ys, states = _through(self._blocks, x, state)
-        return ys[-1] + x, states
+        found, states = self.blocks.outputs(x, state)
+        return found[-1] + x, states
 
 
-class LevelStepper:
+class LevelStepper(nn.Module):
     """One level of pooling with everything below it, as a recurrence.
 
     Args:
@@ -290,13 +293,11 @@ class LevelStepper:
     """
 
     def __init__(self, level: Level, rate: float) -> None:
-        self._pool, self._width = level.pool, level.up.out_features // level.pool
-        self._down, self._up = (copy.deepcopy(part).eval() for part in (level.down, level.up))
-        self._before, self._after = (
-            [block.stepper(rate) for block in blocks]  # type: ignore[operator]
-            for blocks in (level.before, level.after)
-        )
-        self._inner: Any = level.inner.stepper(rate)  # type: ignore[operator]
+        super().__init__()
+        self.pool, self.width = level.pool, level.up.out_features // level.pool
+        self.down, self.up = (copy.deepcopy(part).eval().requires_grad_(False) for part in (level.down, level.up))
+        self.before, self.after = (StepperStack(blocks, rate) for blocks in (level.before, level.after))
+        self.inner: Any = level.inner.stepper(rate)  # type: ignore[operator]
 
     def initial_state(self, batch_size: int) -> LevelState:
         """Give the state before the first step.
@@ -307,13 +308,13 @@ class LevelStepper:
         Returns:
             The state of B sequences.
         """
-        zeros = self._up.weight.new_zeros
+        zeros = self.up.weight.new_zeros
         return LevelState(
-            tuple(block.initial_state(batch_size) for block in self._before),
-            zeros(batch_size, 0, self._width),
-            self._inner.initial_state(batch_size),
-            zeros(batch_size, self._pool, self._width),
-            tuple(block.initial_state(batch_size) for block in self._after),
+            self.before.initial_state(batch_size),
+            zeros(batch_size, 0, self.width),
+            self.inner.initial_state(batch_size),
+            zeros(batch_size, self.pool, self.width),
+            self.after.initial_state(batch_size),
         )
 
     def read(self, x: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
@@ -326,26 +327,25 @@ class LevelStepper:
         Returns:
             (B, L, D) and the next state.
         """
-        outputs, before = _through(self._before, x, state.before)
-        skips = [x, *outputs]
+        skips, before = self.before.outputs(x, state.before)
         position, length = state.waiting.shape[1], x.shape[1]
         waiting = torch.cat([state.waiting, skips[-1]], 1)
         raised, inner = state.raised, state.inner
-        whole = waiting.shape[1] // self._pool
+        whole = waiting.shape[1] // self.pool
         if whole:
-            pooled = waiting[:, : whole * self._pool].unflatten(1, (whole, self._pool)).transpose(2, 3).flatten(2)
-            below, inner = self._inner.read(self._down(pooled), inner)
-            new = self._up(below).unflatten(2, (-1, self._pool)).transpose(2, 3).flatten(1, 2)
+            pooled = waiting[:, : whole * self.pool].unflatten(1, (whole, self.pool)).transpose(2, 3).flatten(2)
+            below, inner = self.inner.read(self.down(pooled), inner)
+            new = self.up(below).unflatten(2, (-1, self.pool)).transpose(2, 3).flatten(1, 2)
             raised = torch.cat([raised, new], 1)
         y = raised[:, position : position + length] + skips.pop()
         around, after = y, []
-        for block, own in zip(self._after, state.after, strict=True):
-            y, own = _advance(block, y, own)
+        for block, own in zip(self.after, state.after, strict=True):
+            y, own = advance(block, y, own)
             after.append(own)
-            y = y + skips.pop() if self._before else y
-        y = y if self._before else y + around
-        waiting = waiting[:, whole * self._pool :]
-        return y, LevelState(before, waiting, inner, raised[:, -self._pool :], tuple(after))
+            y = y + skips.pop() if self.before else y
+        y = y if self.before else y + around
+        waiting = waiting[:, whole * self.pool :]
+        return y, LevelState(before, waiting, inner, raised[:, -self.pool :], tuple(after))
 
 
 class SashimiStepper(Stepper):
@@ -357,11 +357,12 @@ class SashimiStepper(Stepper):
     """
 
     def __init__(self, model: Sashimi, rate: float = 1.0) -> None:
-        self._encoder, self._norm, self._head = (
-            copy.deepcopy(part).eval() for part in (model.encoder, model.norm, model.head)
+        super().__init__()
+        self.encoder, self.norm, self.head = (
+            copy.deepcopy(part).eval().requires_grad_(False) for part in (model.encoder, model.norm, model.head)
         )
-        self._levels: Any = model.levels.stepper(rate)  # type: ignore[operator]
-        self._d_input = model.d_input
+        self.levels: Any = model.levels.stepper(rate)  # type: ignore[operator]
+        self.d_input = model.d_input
 
     def initial_state(self, batch_size: int) -> Any:
         """Give the state before the first step.
@@ -372,9 +373,9 @@ class SashimiStepper(Stepper):
         Returns:
             The levels' state.
         """
-        return self._levels.initial_state(batch_size)
+        return self.levels.initial_state(batch_size)
 
-    def __call__(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take one step, without gradients and dropout.
 
         Args:
@@ -398,23 +399,5 @@ class SashimiStepper(Stepper):
         Returns:
             (B, L, d_output) and the state after the last step.
         """
-        x, state = self._levels.read(encode(self._encoder, u, self._d_input), state)
-        return self._head(self._norm(x)), state
-
-
-def _advance(block: BlockStepper, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-    """Take x.shape[1] steps, one by the recurrence and more by the convolution."""
-    if x.shape[1] > 1:
-        return block.read(x, state)
-    y, state = block(x[:, 0], state)
-    return y[:, None], state
-
-
-def _through(blocks: Sequence[BlockStepper], x: Tensor, states: Sequence[Any]) -> tuple[list[Tensor], tuple[Any, ...]]:
-    """The output of every block in turn, and their next states."""
-    outputs, after = [], []
-    for block, state in zip(blocks, states, strict=True):
-        x, state = _advance(block, x, state)
-        outputs.append(x)
-        after.append(state)
-    return outputs, tuple(after)
+        x, state = self.levels.read(encode(self.encoder, u, self.d_input), state)
+        return self.head(self.norm(x)), state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_inputs, check_tokens
 from milkweed.nn import ResidualBlock, SequenceNorm, Stepper, build_sequence_layer, check_spec
-from milkweed.nn.blocks import BlockStepper
+from milkweed.nn.lengths import without_padding
+from milkweed.nn.stepping import StepperStack
 
 ENCODERS = ("embedding", "linear")
 POOLINGS = ("last", "mean", "none")
@@ -94,10 +95,11 @@ class SequenceModel(Model):
         Returns:
             (B, d_output), or (B, L, d_output) with ``pooling="none"``.
         """
-        x = encode(self.encoder, inputs, self.d_input)
+        x = encode(self.encoder, inputs, self.d_input, lengths)
         for block in self.blocks:
             x = block(x, lengths=lengths)
-        return self.head(pool(self.norm(x), self.pooling, lengths))
+        x = self.norm(x, lengths) if isinstance(self.norm, SequenceNorm) else x
+        return self.head(pool(x, self.pooling, lengths))
 
     def stepper(self, rate: float = 1.0) -> SequenceStepper:
         """Give the network as a recurrence, with the parameters as they are now.
@@ -121,13 +123,14 @@ class SequenceState(NamedTuple):
 
     Attributes:
         layers: The layers' states.
-        total: Sum of the features so far, (B, d_model), for the mean; None where it is not asked for.
-        steps: How many there were.
+        total: Sum of the features so far, (B, d_model) in float32 at least, for the mean; None where it is not asked
+            for.
+        steps: How many there were, one integer.
     """
 
     layers: tuple[Any, ...]
     total: Tensor | None
-    steps: int
+    steps: Tensor
 
 
 class SequenceStepper(Stepper):
@@ -139,11 +142,12 @@ class SequenceStepper(Stepper):
     """
 
     def __init__(self, model: SequenceModel, rate: float = 1.0) -> None:
-        self._encoder, self._norm, self._head = (
-            copy.deepcopy(part).eval() for part in (model.encoder, model.norm, model.head)
+        super().__init__()
+        self.encoder, self.norm, self.head = (
+            copy.deepcopy(part).eval().requires_grad_(False) for part in (model.encoder, model.norm, model.head)
         )
-        self._blocks = [block.stepper(rate) for block in model.blocks]  # type: ignore[operator]
-        self._d_input, self._pooling = model.d_input, model.pooling
+        self.blocks = StepperStack(model.blocks, rate)
+        self.d_input, self.pooling = model.d_input, model.pooling
 
     def initial_state(self, batch_size: int) -> SequenceState:
         """Give the state before the first step.
@@ -154,12 +158,13 @@ class SequenceStepper(Stepper):
         Returns:
             The state of B sequences.
         """
-        layers = tuple(block.initial_state(batch_size) for block in self._blocks)
-        weight = self._head.get_parameter("weight")
-        total = weight.new_zeros(batch_size, weight.shape[1]) if self._pooling == "mean" else None
-        return SequenceState(layers, total, 0)
+        weight = self.head.get_parameter("weight")
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        total = weight.new_zeros(batch_size, weight.shape[1], dtype=dtype) if self.pooling == "mean" else None
+        steps = torch.zeros((), dtype=torch.int64, device=weight.device)
+        return SequenceState(self.blocks.initial_state(batch_size), total, steps)
 
-    def __call__(self, u: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
+    def forward(self, u: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
         """Take one step, without gradients and dropout.
 
         Args:
@@ -169,9 +174,10 @@ class SequenceStepper(Stepper):
         Returns:
             The output (B, d_output) and the next state.
         """
-        outputs, state = self._run(u[:, None], state, lambda block, x, s: _one_step(block, x, s))
-        return (outputs[:, 0] if self._pooling == "none" else outputs), state
+        outputs, state = self.read(u[:, None], state)
+        return (outputs[:, 0] if self.pooling == "none" else outputs), state
 
+    @torch.no_grad()
     def read(self, u: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
         """Take many steps at once, e.g. over a prompt.
 
@@ -181,36 +187,28 @@ class SequenceStepper(Stepper):
 
         Returns:
             The outputs, as those of the model, and the state after the last step.
+
+        Raises:
+            TypeError: The state is not from ``initial_state`` or an earlier step.
         """
-        return self._run(u, state, lambda block, x, s: block.read(x, s))
-
-    @torch.no_grad()
-    def _run(
-        self, u: Tensor, state: SequenceState, run: Callable[[BlockStepper, Tensor, Any], tuple[Tensor, Any]]
-    ) -> tuple[Tensor, SequenceState]:
-        x, layers = encode(self._encoder, u, self._d_input), []
-        for block, own in zip(self._blocks, state.layers, strict=True):
-            x, own = run(block, x, own)
-            layers.append(own)
-        x = self._norm(x)
+        if not isinstance(state, SequenceState):
+            raise TypeError(f"state must be from initial_state or the last step; got {type(state).__name__}")
+        found, layers = self.blocks.outputs(encode(self.encoder, u, self.d_input), state.layers)
+        x = self.norm(found[-1])
         steps = state.steps + x.shape[1]
-        total = None if state.total is None else state.total + x.sum(1)
-        features = {"none": x, "last": x[:, -1]}.get(self._pooling) if total is None else total / steps
-        return self._head(features), SequenceState(tuple(layers), total, steps)
+        total = None if state.total is None else state.total + x.sum(1, dtype=state.total.dtype)
+        features = {"none": x, "last": x[:, -1]}.get(self.pooling) if total is None else (total / steps).to(x.dtype)
+        return self.head(features), SequenceState(layers, total, steps)
 
 
-def _one_step(block: BlockStepper, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-    y, state = block(x[:, 0], state)
-    return y[:, None], state
-
-
-def encode(encoder: nn.Module, inputs: Tensor, d_input: int) -> Tensor:
-    """Check a batch and bring it to the network's width.
+def encode(encoder: nn.Module, inputs: Tensor, d_input: int, lengths: Tensor | None = None) -> Tensor:
+    """Check a batch and bring it to the network's width. Padding ends here: whatever it holds, nothing depends on it.
 
     Args:
         encoder: A linear layer or an embedding.
         inputs: (B, L, d_input), or (B, L) tokens for an embedding.
         d_input: Features, or different tokens.
+        lengths: (B,) valid steps of right-padded sequences; all of them by default.
 
     Returns:
         (B, L, d_model).
@@ -218,16 +216,19 @@ def encode(encoder: nn.Module, inputs: Tensor, d_input: int) -> Tensor:
     Raises:
         ValueError: The inputs are of another shape or kind, or a token is out of range.
     """
+    # Before the encoder, whose weight's gradient would be NaN with the padding.
     if isinstance(encoder, nn.Embedding):
+        inputs = inputs if lengths is None else without_padding(inputs[..., None], lengths)[..., 0]
         check_tokens(inputs, d_input)
     else:
         check_inputs(inputs, d_input)
+        inputs = without_padding(inputs, lengths)
     encoded: Tensor = encoder(inputs)
     return encoded
 
 
 def pool(x: Tensor, kind: str, lengths: Tensor | None = None) -> Tensor:
-    """Reduce a sequence to one vector.
+    """Reduce a sequence to one vector, summing in float32 at least.
 
     Args:
         x: (B, L, D).
@@ -239,9 +240,16 @@ def pool(x: Tensor, kind: str, lengths: Tensor | None = None) -> Tensor:
     """
     if kind == "none":
         return x
+    if lengths is None and kind == "last":
+        return x[:, -1]
     if lengths is None:
-        return x.mean(1) if kind == "mean" else x[:, -1]
+        return _mean(x, x.shape[1])
+    count = lengths.to(x.device, torch.int64)
     if kind == "last":
-        return x.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
-    padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
-    return x.masked_fill(padding[..., None], 0).sum(1) / lengths[:, None].to(x.dtype)
+        return x.gather(1, (count - 1)[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
+    return _mean(without_padding(x, lengths), count[:, None])
+
+
+def _mean(x: Tensor, count: Tensor | int) -> Tensor:
+    total = x.sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
+    return (total / count).to(x.dtype)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from milkweed._suggest import unknown
-from milkweed.nn.stepping import Stepper
+from milkweed.nn.lengths import valid_steps
+from milkweed.nn.stepping import SurroundedStepper
 
 NORMS = ("batch", "layer")
 
@@ -32,19 +32,45 @@ class SequenceNorm(nn.Module):
             raise ValueError(unknown("norm", kind, NORMS))
         self.norm: nn.Module = nn.LayerNorm(d_model) if kind == "layer" else nn.BatchNorm1d(d_model)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Normalise.
 
         Args:
             x: (B, L, d_model).
+            lengths: (B,) valid steps of right-padded sequences. Batch statistics are those of valid steps alone, and
+                padding comes out as zero.
 
         Returns:
             (B, L, d_model).
         """
-        if isinstance(self.norm, nn.BatchNorm1d):
-            normed: Tensor = self.norm(x.flatten(0, -2))
-            return normed.view_as(x)
-        return self.norm(x)
+        if not isinstance(self.norm, nn.BatchNorm1d):
+            return self.norm(x)
+        if lengths is None or not self.norm.training:
+            normed: Tensor = self.norm(x.flatten(0, -2)).view_as(x)
+            return normed
+        return _batch_norm_of_valid(self.norm, x, lengths)
+
+
+def _batch_norm_of_valid(norm: nn.BatchNorm1d, x: Tensor, lengths: Tensor) -> Tensor:
+    """Batch norm in training, with statistics of valid steps; sums instead of a selection keep every shape known."""
+    valid = valid_steps(lengths.to(x.device), x.shape[1])[..., None]
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    count = valid.sum()
+    mean = wide.masked_fill(~valid, 0).sum((0, 1)) / count
+    centred = (wide - mean).masked_fill(~valid, 0)
+    variance = centred.square().sum((0, 1)) / count
+    if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
+        with torch.no_grad():
+            assert norm.num_batches_tracked is not None
+            norm.num_batches_tracked.add_(1)
+            weight = 1 / norm.num_batches_tracked.to(wide.dtype) if norm.momentum is None else norm.momentum
+            unbiased = variance * (count / (count - 1).clamp_min(1))
+            for running, new in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+                running.copy_(running + weight * (new.to(running.dtype) - running))
+    normed = centred * torch.rsqrt(variance + norm.eps)
+    if norm.affine:
+        normed = (normed * norm.weight + norm.bias).masked_fill(~valid, 0)
+    return normed.to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -67,19 +93,22 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.prenorm = prenorm
 
-    def forward(self, x: Tensor, **options: Any) -> Tensor:
+    def forward(self, x: Tensor, *, lengths: Tensor | None = None, **options: Any) -> Tensor:
         """Apply the block.
 
         Args:
             x: (B, L, d_model).
-            **options: Passed to the layer, e.g. ``lengths``.
+            lengths: (B,) valid steps of right-padded sequences, for the norm and the layer.
+            **options: Passed to the layer.
 
         Returns:
             (B, L, d_model).
         """
+        if lengths is not None:
+            options["lengths"] = lengths
         if self.prenorm:
-            return x + self.dropout(self.layer(self.norm(x), **options))
-        return self.norm(x + self.dropout(self.layer(x, **options)))
+            return x + self.dropout(self.layer(self.norm(x, lengths), **options))
+        return self.norm(x + self.dropout(self.layer(x, **options)), lengths)
 
     def stepper(self, rate: float = 1.0) -> BlockStepper:
         """Give the block as a recurrence, with the parameters as they are now.
@@ -101,7 +130,7 @@ class ResidualBlock(nn.Module):
         return BlockStepper(self, rate)
 
 
-class BlockStepper(Stepper):
+class BlockStepper(SurroundedStepper):
     """A residual block as a recurrence.
 
     Args:
@@ -110,45 +139,28 @@ class BlockStepper(Stepper):
     """
 
     def __init__(self, block: ResidualBlock, rate: float = 1.0) -> None:
-        self._norm, self._prenorm = copy.deepcopy(block.norm).eval(), block.prenorm
-        self._inner: Stepper = block.layer.stepper(rate)  # type: ignore[operator]
+        super().__init__(block.layer.stepper(rate))  # type: ignore[operator]
+        self.norm, self.prenorm = copy.deepcopy(block.norm).eval().requires_grad_(False), block.prenorm
 
-    def initial_state(self, batch_size: int) -> Any:
-        """Give the layer's state before the first step.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            The state of B sequences.
-        """
-        return self._inner.initial_state(batch_size)
-
-    def __call__(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Take one step, without gradients and dropout.
-
-        Args:
-            u: (B, d_model).
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            The output (B, d_model) and the next state.
-        """
-        return self._around(self._inner, u, state)
-
-    def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Take many steps at once.
+    def before(self, u: Tensor) -> Tensor:
+        """Normalise, if that comes first.
 
         Args:
             u: (B, L, d_model).
-            state: From ``initial_state`` or the last step.
 
         Returns:
-            The outputs (B, L, d_model) and the state after the last step.
+            (B, L, d_model).
         """
-        return self._around(self._inner.read, u, state)
+        return self.norm(u) if self.prenorm else u
 
-    @torch.no_grad()
-    def _around(self, run: Callable[[Tensor, Any], tuple[Tensor, Any]], x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        y, state = run(self._norm(x) if self._prenorm else x, state)
-        return (x + y if self._prenorm else self._norm(x + y)), state
+    def after(self, y: Tensor, u: Tensor) -> Tensor:
+        """Add the input, and normalise if that comes last.
+
+        Args:
+            y: (B, L, d_model).
+            u: (B, L, d_model).
+
+        Returns:
+            (B, L, d_model).
+        """
+        return u + y if self.prenorm else self.norm(u + y)

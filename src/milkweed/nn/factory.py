@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 from milkweed._suggest import unknown
-from milkweed.nn.causal_mixer import CausalMonarchMixer
-from milkweed.nn.filter_layer import FilterLayer
+from milkweed.nn.filters.base import Filter
+from milkweed.nn.filters.causal_monarch import CausalMonarchMixer
+from milkweed.nn.filters.long_conv import LongConv
 from milkweed.nn.gated_mixer import GatedMixer
-from milkweed.nn.long_conv import LongConv
 from milkweed.nn.monarch_mixer import MonarchMixer
-from milkweed.nn.s4 import S4
-from milkweed.nn.s4d import S4D
+from milkweed.nn.s4_layers import S4, S4D
+from milkweed.nn.sequence_layer import SequenceLayer, divide_options
 from milkweed.nn.structured_linear import (
     BlockDiagonalLinear,
     ButterflyLinear,
@@ -26,23 +26,24 @@ from milkweed.nn.structured_linear import (
 )
 
 
-def _mixing_after(kind: type[nn.Module]) -> Callable[..., nn.Module]:
-    """Make a `FilterLayer` around a filter from the arguments of both."""
-    own, further = (list(inspect.signature(each).parameters.values()) for each in (kind, FilterLayer))
-    further = [parameter for parameter in further[2:] if parameter.name not in {"device", "dtype"}]
+def _layer_around(kind: Callable[..., Filter]) -> Callable[..., nn.Module]:
+    """Make a `SequenceLayer` around a filter from the arguments of both."""
 
     def build(d_model: int, **options: Any) -> nn.Module:
-        after = {parameter.name: options.pop(parameter.name) for parameter in further if parameter.name in options}
-        return FilterLayer(kind(d_model, **options), d_model, **after)
+        own, mixing = divide_options(options)
+        return SequenceLayer(kind(d_model, **own), **mixing)
 
-    build.__signature__ = inspect.Signature([*own, *further])  # type: ignore[attr-defined]
+    own, mixing = (list(inspect.signature(each).parameters.values()) for each in (kind, SequenceLayer))
+    taken = {parameter.name for parameter in own} | {"filter"}
+    merged = [*own, *(parameter for parameter in mixing if parameter.name not in taken)]
+    build.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
     return build
 
 
 SEQUENCE_LAYERS: dict[str, Callable[..., nn.Module]] = {
-    "causal_monarch": _mixing_after(CausalMonarchMixer),
+    "causal_monarch": _layer_around(CausalMonarchMixer),
     "gated_mixer": GatedMixer,
-    "long_conv": _mixing_after(LongConv),
+    "long_conv": _layer_around(LongConv),
     "monarch_mixer": MonarchMixer,
     "s4": S4,
     "s4d": S4D,
@@ -62,8 +63,8 @@ def build_sequence_layer(spec: Mapping[str, Any], d_model: int) -> nn.Module:
 
     Args:
         spec: ``{"name": "s4d", **options}``, the options being the layer's own arguments. ``"long_conv"`` and
-            ``"causal_monarch"`` stand for a [`milkweed.nn.FilterLayer`][] around these filters, and take the arguments
-            of both.
+            ``"causal_monarch"`` stand for a [`milkweed.nn.SequenceLayer`][] around these filters, and take the
+            arguments of both.
         d_model: Channels.
 
     Returns:

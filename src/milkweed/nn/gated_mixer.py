@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed.nn.filters.long_conv import LongConv
+from milkweed.nn.filters.online_conv import ConvState, OnlineConv
 from milkweed.nn.lengths import check_lengths, valid_steps
-from milkweed.nn.long_conv import LongConv
-from milkweed.nn.online_conv import ConvState, OnlineConv
 from milkweed.nn.options import check_dtype, check_kind, layer_options
 from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
 from milkweed.ops._common import autocast_dtype, check_tensor
@@ -269,10 +269,11 @@ class GatedMixerStepper(Stepper):
             )
         if rate != 1.0:
             raise ValueError(f"rate must be 1: the kernel of a GatedMixer is tied to its steps; got {rate}")
+        super().__init__()
         # A copy: training the mixer further must not change a stepper that is half new and half old.
-        self._mixer = copy.deepcopy(mixer).eval()
-        self._long = self._mixer.long_conv.stepper()
-        self._residual = None if self._mixer.residual_conv is None else self._mixer.residual_conv.stepper()
+        self.mixer = copy.deepcopy(mixer).eval().requires_grad_(False)
+        self.long = self.mixer.long_conv.stepper()
+        self.residual = None if self.mixer.residual_conv is None else self.mixer.residual_conv.stepper()
 
     def initial_state(self, batch_size: int) -> GatedMixerState:
         """Give the state before the first step.
@@ -284,12 +285,12 @@ class GatedMixerStepper(Stepper):
             The state of B sequences.
         """
         check_batch_size(batch_size)
-        skip = self._mixer.long_conv.skip
-        recent = skip.new_zeros(batch_size, 3 * self._mixer.d_model, _WIDTH - 1)
-        residual = None if self._residual is None else self._residual.initial_state(batch_size)
-        return GatedMixerState(recent, self._long.initial_state(batch_size), residual)
+        skip = self.mixer.long_conv.skip
+        recent = skip.new_zeros(batch_size, 3 * self.mixer.d_model, _WIDTH - 1)
+        residual = None if self.residual is None else self.residual.initial_state(batch_size)
+        return GatedMixerState(recent, self.long.initial_state(batch_size), residual)
 
-    def __call__(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
+    def forward(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
         """Take one step, without gradients and dropout.
 
         Args:
@@ -317,21 +318,21 @@ class GatedMixerStepper(Stepper):
         return self._run(u, state, one=False)
 
     def _check(self, u: Tensor, state: GatedMixerState, *, many: bool) -> None:
-        channels = self._mixer.d_model
-        check_steps(u, channels, many=many, dtype=self._mixer.long_conv.skip.dtype)
+        channels = self.mixer.d_model
+        check_steps(u, channels, many=many, dtype=self.mixer.long_conv.skip.dtype)
         check_state(state, GatedMixerState, lambda own: own.recent, u, 3 * channels)
 
     @torch.no_grad()
     def _run(self, u: Tensor, state: GatedMixerState, *, one: bool) -> tuple[Tensor, GatedMixerState]:
-        mixer = self._mixer
+        mixer = self.mixer
         u = u if mixer.norm is None else mixer.norm(u)
         seen = torch.cat([state.recent, _channels_first(_apply(mixer.in_linear, u))], -1)
         x1, x2, v = mixer.short_conv(seen)[..., _WIDTH - 1 :].chunk(3, 1)
-        y, long = _advance(self._long, v * x1, state.long, one)
+        y, long = _advance(self.long, v * x1, state.long, one)
         y, residual = y * x2, None
-        if self._residual is not None:
+        if self.residual is not None:
             assert state.residual is not None
-            more, residual = _advance(self._residual, _channels_first(u), state.residual, one)
+            more, residual = _advance(self.residual, _channels_first(u), state.residual, one)
             y = y + more
         # A copy of the two that are still needed, not a view that keeps the whole prompt.
         recent = seen[..., -(_WIDTH - 1) :].clone()

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from milkweed.nn.block_diagonal_glu import BlockDiagonalGlu
-from milkweed.nn.gated_mixer import GatedMixer, GatedMixerState
+from milkweed.nn.gated_mixer import GatedMixer
 from milkweed.nn.options import check_kind
-from milkweed.nn.stepping import Stepper
+from milkweed.nn.stepping import SurroundedStepper
 
 
 class GatedMixerBlock(nn.Module):
@@ -103,7 +103,7 @@ class GatedMixerBlock(nn.Module):
         return GatedMixerBlockStepper(self, rate)
 
 
-class GatedMixerBlockStepper(Stepper):
+class GatedMixerBlockStepper(SurroundedStepper):
     """A causal block step by step.
 
     Args:
@@ -112,44 +112,17 @@ class GatedMixerBlockStepper(Stepper):
     """
 
     def __init__(self, block: GatedMixerBlock, rate: float = 1.0) -> None:
-        self._inner = block.mixer.stepper(rate)
-        self._block = copy.deepcopy(block).eval()
+        super().__init__(block.mixer.stepper(rate))
+        self.block = copy.deepcopy(block).eval().requires_grad_(False)
 
-    def initial_state(self, batch_size: int) -> GatedMixerState:
-        """Give the mixer's state before the first step.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            The state of B sequences.
-        """
-        return self._inner.initial_state(batch_size)
-
-    @torch.no_grad()
-    def __call__(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
-        """Take one step, without gradients and dropout.
+    def after(self, y: Tensor, u: Tensor) -> Tensor:
+        """Apply what follows the mixer.
 
         Args:
-            u: (B, d_model).
-            state: From ``initial_state`` or the last step.
+            y: (B, L, d_model).
+            u: Not used.
 
         Returns:
-            The output (B, d_model) and the next state.
+            (B, L, d_model).
         """
-        y, state = self._inner(u, state)
-        return self._block.after_mixer(y), state
-
-    @torch.no_grad()
-    def read(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
-        """Take many steps at once.
-
-        Args:
-            u: (B, L, d_model).
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            The outputs (B, L, d_model) and the state after the last step.
-        """
-        y, state = self._inner.read(u, state)
-        return self._block.after_mixer(y), state
+        return self.block.after_mixer(y)

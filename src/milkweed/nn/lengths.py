@@ -10,13 +10,35 @@ def valid_steps(lengths: Tensor, length: int) -> Tensor:
     """Mark the steps that are no padding.
 
     Args:
-        lengths: (B,) integers.
+        lengths: (B,) integers of any width.
         length: L.
 
     Returns:
         (B, L) booleans.
     """
-    return torch.arange(length, device=lengths.device) < lengths[:, None]
+    # Wide, as an int8 holds no step beyond 127.
+    return torch.arange(length, device=lengths.device) < lengths.to(torch.int64)[:, None]
+
+
+def without_padding(u: Tensor, lengths: Tensor | None) -> Tensor:
+    """Set padding to zero, whatever it holds, NaN included; no gradient reaches it.
+
+    Args:
+        u: (..., L, D).
+        lengths: (...) integers, valid steps of each sequence; None for all.
+
+    Returns:
+        (..., L, D).
+
+    Raises:
+        ValueError: The lengths do not describe a right-padded batch.
+    """
+    if lengths is None:
+        return u
+    check_lengths(lengths, u)
+    valid = valid_steps(lengths.reshape(-1).to(u.device, torch.int64), u.shape[-2]).view(u.shape[:-1])
+    # Filled, not multiplied: padding may hold NaN.
+    return u.masked_fill(~valid[..., None], 0)
 
 
 def check_lengths(lengths: Tensor, u: Tensor) -> None:

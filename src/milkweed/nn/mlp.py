@@ -67,7 +67,8 @@ class PointwiseStepper(Stepper):
     """
 
     def __init__(self, layer: nn.Module) -> None:
-        self._layer = copy.deepcopy(layer).eval()
+        super().__init__()
+        self.layer = copy.deepcopy(layer).eval().requires_grad_(False)
 
     def initial_state(self, batch_size: int) -> None:
         """There is none.
@@ -77,7 +78,7 @@ class PointwiseStepper(Stepper):
         """
 
     @torch.no_grad()
-    def __call__(self, u: Tensor, state: None) -> tuple[Tensor, None]:
+    def forward(self, u: Tensor, state: None) -> tuple[Tensor, None]:
         """Apply the layer, without gradients and dropout.
 
         Args:
@@ -87,7 +88,7 @@ class PointwiseStepper(Stepper):
         Returns:
             (B, features) and None.
         """
-        return self._layer(u), None
+        return self.layer(u), None
 
     def read(self, u: Tensor, state: None) -> tuple[Tensor, None]:
         """Apply the layer to many steps.
@@ -99,4 +100,4 @@ class PointwiseStepper(Stepper):
         Returns:
             (B, L, features) and None.
         """
-        return self(u, state)
+        return self.forward(u, state)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from milkweed._suggest import unknown
 from milkweed.nn.lengths import check_lengths, valid_steps
 from milkweed.nn.options import check_dtype, check_kind
-from milkweed.nn.state_space import ACTIVATIONS
+from milkweed.nn.sequence_layer import ACTIVATIONS
 from milkweed.nn.structured_linear import ButterflyLinear
 from milkweed.ops._common import check_tensor, compute_dtype, without_autocast
 from milkweed.structures import Chain, monarch_hadamard

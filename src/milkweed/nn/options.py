@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 from milkweed._suggest import unknown
 
+F = TypeVar("F", bound=Callable[..., None])
+
+_VARIADIC = {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
 _EXPECTED = {bool: "True or False", float: "a number", int: "an integer", str: "a string"}
 
 
@@ -93,6 +97,41 @@ def check_dtype(dtype: torch.dtype | None) -> None:
     if not dtype.is_floating_point:
         fix = f"; use {dtype.to_real()}, complex numbers are stored as real pairs" if dtype.is_complex else ""
         raise TypeError(f"dtype must be real floating point; got {dtype}{fix}")
+
+
+def takes_options_of(*kinds: type) -> Callable[[F], F]:
+    """Decorate an ``__init__`` whose ``**options`` stand for those of other classes, where they are documented.
+
+    The signature shows them all, and an unknown one is refused by name.
+
+    Args:
+        *kinds: The classes; of two options of one name the first counts.
+
+    Returns:
+        The decorator.
+    """
+
+    def decorate(init: F) -> F:
+        own = [p for p in inspect.signature(init).parameters.values() if p.kind not in _VARIADIC]
+        taken = {parameter.name for parameter in own}
+        for kind in kinds:
+            for parameter in inspect.signature(kind).parameters.values():
+                if parameter.name not in taken | {"filter"} and parameter.kind not in _VARIADIC:
+                    own.append(parameter)
+                    taken.add(parameter.name)
+        own.sort(key=lambda parameter: parameter.kind)
+
+        @functools.wraps(init)
+        def checked(self: Any, *args: Any, **options: Any) -> None:
+            for name in options:
+                if name not in taken:
+                    raise TypeError(unknown(f"option of {type(self).__name__}", name, taken - {"self"}))
+            init(self, *args, **options)
+
+        checked.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+        return cast(F, checked)
+
+    return decorate
 
 
 def layer_options(

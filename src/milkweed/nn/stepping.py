@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from milkweed.nn.options import check_kind
 from milkweed.ops._common import autocast_dtype, check_tensor
 
 
-class Stepper(ABC):
+class Stepper(nn.Module, ABC):
     """A layer as a recurrence, with its state outside: ``y_t, state = stepper(u_t, state)``.
 
     A stepper holds the layer's parameters as they were when it was made. Stepping through a sequence gives what
     ``forward`` gives for the whole of it. A state is a tensor, or a structure of tensors for what is made of several
-    layers; it is not changed in place.
+    layers; it is not changed in place. A stepper is a module without anything to train: it moves by ``to``, is saved by
+    its ``state_dict``, and is exported where the states of its layers have one size.
     """
 
     @abstractmethod
@@ -33,7 +34,7 @@ class Stepper(ABC):
         """
 
     @abstractmethod
-    def __call__(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take one step.
 
         Args:
@@ -55,6 +56,147 @@ class Stepper(ABC):
         Returns:
             The outputs (B, L, d_model) and the state after the last step.
         """
+
+
+class SurroundedStepper(Stepper):
+    """The stepper of a layer, with what comes before and after it at every step.
+
+    Args:
+        inner: The stepper.
+    """
+
+    def __init__(self, inner: Stepper) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def before(self, u: Tensor) -> Tensor:
+        """What the layer gets.
+
+        Args:
+            u: (B, L, d_model).
+
+        Returns:
+            (B, L, d_model).
+        """
+        return u
+
+    @abstractmethod
+    def after(self, y: Tensor, u: Tensor) -> Tensor:
+        """What becomes of its output.
+
+        Args:
+            y: (B, L, d_model), the layer's output.
+            u: (B, L, d_model), the input.
+
+        Returns:
+            (B, L, d_model).
+        """
+
+    def initial_state(self, batch_size: int) -> Any:
+        """Give the layer's state before the first step.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            The state of B sequences.
+        """
+        return self.inner.initial_state(batch_size)
+
+    @torch.no_grad()
+    def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Take one step, without gradients and dropout.
+
+        Args:
+            u: (B, d_model).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The output (B, d_model) and the next state.
+        """
+        # One step is a sequence of its own to what stands around the layer.
+        u = u[:, None]
+        y, state = self.inner(self.before(u)[:, 0], state)
+        return self.after(y[:, None], u)[:, 0], state
+
+    @torch.no_grad()
+    def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Take many steps at once.
+
+        Args:
+            u: (B, L, d_model).
+            state: From ``initial_state`` or the last step.
+
+        Returns:
+            The outputs (B, L, d_model) and the state after the last step.
+        """
+        y, state = self.inner.read(self.before(u), state)
+        return self.after(y, u), state
+
+
+class StepperStack(nn.ModuleList):
+    """The steppers of layers one after another.
+
+    Args:
+        layers: Layers with a ``stepper``.
+        rate: Passed to them.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module], rate: float = 1.0) -> None:
+        super().__init__(layer.stepper(rate) for layer in layers)  # type: ignore[operator]
+
+    def initial_state(self, batch_size: int) -> tuple[Any, ...]:
+        """Give the layers' states before the first step.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            The states of B sequences.
+        """
+        return tuple(stepper.initial_state(batch_size) for stepper in self)  # type: ignore[operator]
+
+    def outputs(self, x: Tensor, states: Sequence[Any]) -> tuple[list[Tensor], tuple[Any, ...]]:
+        """Take some steps: one by the recurrence, more by reading.
+
+        Args:
+            x: (B, L, d_model).
+            states: From ``initial_state`` or the last steps.
+
+        Returns:
+            The input and the output of every layer, (B, L, d_model), and the next states.
+
+        Raises:
+            TypeError: The states are not those of so many layers.
+        """
+        if not isinstance(states, tuple) or len(states) != len(self):
+            given = f"{len(states)} of them" if isinstance(states, tuple) else type(states).__name__
+            raise TypeError(
+                f"state must be from initial_state or the last step, the states of {len(self)} blocks; got {given}"
+            )
+        found, after = [x], []
+        for stepper, state in zip(self, states, strict=True):
+            x, state = advance(stepper, x, state)
+            found.append(x)
+            after.append(state)
+        return found, tuple(after)
+
+
+def advance(stepper: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """Take as many steps as there are: one by the recurrence, more by reading.
+
+    Args:
+        stepper: A stepper.
+        x: (B, L, features).
+        state: From ``initial_state`` or the last steps.
+
+    Returns:
+        The outputs (B, L, features) and the next state.
+    """
+    if x.shape[1] > 1:
+        return stepper.read(x, state)  # type: ignore[operator, no-any-return]
+    y, state = stepper(x[:, 0], state)
+    return y[:, None], state
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from milkweed.nn import StateSpaceLayer
-from milkweed.nn.decay import decay_rate
+from milkweed.nn.filters import StateSpaceFilter
+from milkweed.nn.filters.decay import decay_rate
 from milkweed.plots.figure import MUTED, VAL_COLOUR, new_figure, plain, save_figure
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ class LayerKernels:
         fresh: The same layer with parameters drawn anew.
     """
 
-    layer: StateSpaceLayer
+    layer: StateSpaceFilter
     kernel: Tensor
     future: Tensor | None
-    fresh: StateSpaceLayer
+    fresh: StateSpaceFilter
 
     @property
     def length(self) -> int:
@@ -78,7 +78,7 @@ class LayerKernels:
 
 
 @torch.no_grad()
-def layer_kernels(layer: StateSpaceLayer, length: int, seed: int = 0) -> LayerKernels:
+def layer_kernels(layer: StateSpaceFilter, length: int, seed: int = 0) -> LayerKernels:
     """Compute the kernels of a layer.
 
     Args:
@@ -101,7 +101,7 @@ def layer_kernels(layer: StateSpaceLayer, length: int, seed: int = 0) -> LayerKe
 
 
 @torch.no_grad()
-def timescales(layer: StateSpaceLayer, per_channel: bool = False) -> Tensor:
+def timescales(layer: StateSpaceFilter, per_channel: bool = False) -> Tensor:
     """Read a layer's timescales 1/dt.
 
     Args:
@@ -118,7 +118,7 @@ def timescales(layer: StateSpaceLayer, per_channel: bool = False) -> Tensor:
 
 
 @torch.no_grad()
-def eigenvalues(layer: StateSpaceLayer) -> Tensor | None:
+def eigenvalues(layer: StateSpaceFilter) -> Tensor | None:
     """Read the diagonal matrix of a layer, in continuous time.
 
     Args:
@@ -136,7 +136,7 @@ def eigenvalues(layer: StateSpaceLayer) -> Tensor | None:
     return torch.complex(real, torch.zeros_like(real) if imag is None else imag.double().flatten())
 
 
-def state_space_layers(model: nn.Module) -> dict[str, StateSpaceLayer]:
+def state_space_layers(model: nn.Module) -> dict[str, StateSpaceFilter]:
     """Find the state space layers of a model.
 
     Args:
@@ -145,7 +145,9 @@ def state_space_layers(model: nn.Module) -> dict[str, StateSpaceLayer]:
     Returns:
         Each by its name.
     """
-    return {name: module for name, module in model.named_modules() if isinstance(module, StateSpaceLayer)}
+    found = {name: module for name, module in model.named_modules() if isinstance(module, StateSpaceFilter)}
+    # By the layer's name, as users see it.
+    return {name.removesuffix(".filter"): module for name, module in found.items()}
 
 
 def lag_edges(length: int, cells: int = MOST_CELLS, log: bool = True) -> np.ndarray:
@@ -225,7 +227,8 @@ def _describe(kernels: LayerKernels) -> str:
     count = kernels.kernel.shape[0]
     heads = "" if count == 1 else f" × {count} readouts"
     sides = "" if kernels.future is None else ", both directions"
-    return f"{type(layer).__name__}: {layer.d_model} channels{heads}{sides}, each relative to its peak"
+    kind = type(layer).__name__.removesuffix("Filter")
+    return f"{kind}: {layer.d_model} channels{heads}{sides}, each relative to its peak"
 
 
 def _draw_heat(axes: "Axes", kernels: LayerKernels, log: bool) -> None:

@@ -17,7 +17,7 @@ from milkweed.cli.plot.common import check_out, late_progress, writing
 
 if TYPE_CHECKING:
     from milkweed.models import Model
-    from milkweed.nn import StateSpaceLayer
+    from milkweed.nn.filters import StateSpaceFilter
     from milkweed.plots.kernels import LayerKernels
 
 EXAMPLE = """\
@@ -128,7 +128,7 @@ def neighbours(path: Path) -> list[str]:
     return sorted(each.parent.name for each in path.parent.glob("*/model.safetensors"))
 
 
-def choose_layers(path: Path, model: "Model", name: str | None) -> dict[str, "StateSpaceLayer"]:
+def choose_layers(path: Path, model: "Model", name: str | None) -> dict[str, "StateSpaceFilter"]:
     """Find the layers that are meant.
 
     Args:
@@ -161,7 +161,7 @@ def choose_layers(path: Path, model: "Model", name: str | None) -> dict[str, "St
     return {name: layers[name]}
 
 
-def compute(name: str, layer: "StateSpaceLayer", length: int) -> "LayerKernels":
+def compute(name: str, layer: "StateSpaceFilter", length: int) -> "LayerKernels":
     """Compute a layer's kernels.
 
     Args:

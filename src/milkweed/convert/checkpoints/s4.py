@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from milkweed.nn import S4, S4D, StateSpaceLayer
+from milkweed.nn import S4, S4D
+from milkweed.nn.filters import S4Filter
 
 _MINIMAL_KEYS = {
     "kernel.C",
@@ -55,13 +56,11 @@ def load_s4d_minimal(state: Mapping[str, Tensor]) -> S4D:
         "A_real": state["kernel.log_A_real"],
         "A_imag": state["kernel.A_imag"],
         "D": state["D"][None],
-        "output.weight": state["output_linear.0.weight"].flatten(1),
-        "output.bias": state["output_linear.0.bias"],
     }
-    return _filled(layer, renamed)
+    return _filled(layer, renamed, state["output_linear.0.weight"], state["output_linear.0.bias"])
 
 
-def load_s4(state: Mapping[str, Tensor], **options: Any) -> StateSpaceLayer:
+def load_s4(state: Mapping[str, Tensor], **options: Any) -> S4 | S4D:
     """Make an S4 or S4D layer from a state dict of the full S4 block, version 3 or 4.
 
     Sizes, heads, directions, groups of shared A and B, and whether A has a low-rank part, are read off the shapes. The
@@ -112,19 +111,18 @@ def load_s4(state: Mapping[str, Tensor], **options: Any) -> StateSpaceLayer:
         "B": tensors["B"].squeeze(0),
         "C": C,
         "D": D,
-        "output.weight": tensors["output_linear.0.weight"].flatten(1),
-        "output.bias": tensors["output_linear.0.bias"],
     }
+    output = (tensors["output_linear.0.weight"], tensors["output_linear.0.bias"])
     if not low_rank:
         if options.get("discretization") == "dss":
             renamed["C"] = C / 2  # of this kernel alone the original takes the real part, not twice that
-        return _filled(S4D(d_model, **found, init="lin", b_init="ones", dt_tie=tied, **options), renamed)
+        return _filled(S4D(d_model, **found, init="lin", b_init="ones", dt_tie=tied, **options), renamed, *output)
     layer = S4(d_model, **found, rank=tensors["P"].shape[0], **options)
-    _filled(layer, renamed | {"P": tensors["P"]})
+    _filled(layer, renamed | {"P": tensors["P"]}, *output)
     length = tensors["l_kernel"]
     if length.numel() != 1 or length.is_floating_point() or length.is_complex() or int(length) < 0:
         raise ValueError(f"l_kernel must be one integer of at least 0; got {length}")
-    _free_of_length(layer, int(length))
+    _free_of_length(layer.filter, int(length))
     return layer
 
 
@@ -146,11 +144,11 @@ def _by_version_4(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _free_of_length(layer: S4, length: int) -> None:
+def _free_of_length(layer: S4Filter, length: int) -> None:
     """Solve C̃ = C (I - Ā^L) for C, in float64; a length of 0 says that C is stored as it is."""
     if length == 0:
         return
-    exact = S4(layer.d_model, layer.d_state, **_shape_options(layer), dtype=torch.float64)
+    exact = S4Filter(layer.d_model, layer.d_state, **_shape_options(layer), dtype=torch.float64)
     exact.load_state_dict(layer.state_dict())
     system = exact.system()
     seen = torch.eye(layer.d_state, dtype=torch.float64) - torch.linalg.matrix_power(system.a, length)
@@ -159,14 +157,16 @@ def _free_of_length(layer: S4, length: int) -> None:
     layer.C.copy_(torch.stack([re, -im], -1))
 
 
-def _shape_options(layer: S4) -> dict[str, Any]:
+def _shape_options(layer: S4Filter) -> dict[str, Any]:
     names = ("init", "rank", "discretization", "n_ssm", "decay", "channels", "bidirectional")
-    return {name: getattr(layer, name) for name in names} | {"output": layer.mixing}
+    return {name: getattr(layer, name) for name in names}
 
 
-def _filled(layer: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _filled(layer: Any, system: Mapping[str, Tensor], weight: Tensor, bias: Tensor) -> Any:
+    """Fill a layer with the tensors of its filter and of its output layer."""
+    tensors = {f"filter.{name}": torch.as_tensor(value) for name, value in system.items()}
     try:
-        layer.load_state_dict({name: torch.as_tensor(value) for name, value in tensors.items()})
+        layer.load_state_dict(tensors | {"mix.output.weight": weight.flatten(1), "mix.output.bias": bias})
     except RuntimeError as error:
         raise ValueError(f"the tensors do not make one {type(layer).__name__} layer: {error}") from error
     return layer.eval()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from milkweed.convert.checkpoints.s4 import load_s4
 from milkweed.models import Sashimi
-from milkweed.nn import S4, StateSpaceLayer
+from milkweed.nn import S4, S4D
 
 _FEED_FORWARD = {"ff.0.0": "up", "ff.2": "down"}
 
@@ -121,21 +121,22 @@ def _inside(group: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("layer."): tensor for name, tensor in group.items() if name.startswith("layer.")}
 
 
-def _spec(layer: StateSpaceLayer) -> dict[str, Any]:
+def _spec(layer: S4 | S4D) -> dict[str, Any]:
     """The layer as plain values, for a network of several widths."""
     low_rank = isinstance(layer, S4)
-    spec: dict[str, Any] = {"name": "s4" if low_rank else "s4d", "d_state": layer.d_state}
-    if layer.n_ssm != layer.d_model:
-        spec["n_ssm"] = layer.n_ssm
+    own: Any = layer.filter
+    spec: dict[str, Any] = {"name": "s4" if low_rank else "s4d", "d_state": own.d_state}
+    if own.n_ssm != own.d_model:
+        spec["n_ssm"] = own.n_ssm
     if low_rank:
-        spec["rank"] = layer.rank
+        spec["rank"] = own.rank
     else:
-        spec |= {"init": "lin", "b_init": "ones", "dt_tie": layer.log_dt.ndim == 1}
-    names = ("discretization", "decay", "channels", "bidirectional", "activation")
-    return spec | {name: getattr(layer, name) for name in names} | {"output": layer.mixing}
+        spec |= {"init": "lin", "b_init": "ones", "dt_tie": own.log_dt.ndim == 1}
+    spec |= {name: getattr(own, name) for name in ("discretization", "decay", "channels", "bidirectional")}
+    return spec | {"activation": layer.mix.activation, "output": layer.mix.kind}
 
 
-def _blocks(path: str, groups: list[dict[str, Tensor]], layers: Mapping[int, StateSpaceLayer]) -> dict[str, Tensor]:
+def _blocks(path: str, groups: list[dict[str, Tensor]], layers: Mapping[int, S4 | S4D]) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for index, group in enumerate(groups):
         block = f"{path}.{index}"

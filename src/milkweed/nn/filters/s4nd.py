@@ -1,4 +1,4 @@
-"""S4ND: state spaces along every axis of an image or a volume, as one layer."""
+"""S4ND: state spaces along every axis of an image or a volume."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor, nn
 
 from milkweed import ops
 from milkweed._suggest import unknown
+from milkweed.nn.filters.s4 import S4Filter
+from milkweed.nn.filters.s4d import S4DFilter, check_groups
+from milkweed.nn.filters.systems import DenseSystem, DiagonalSystem, SoftmaxSystem
 from milkweed.nn.options import check_kind, check_names
-from milkweed.nn.s4 import S4
-from milkweed.nn.s4d import S4D, check_groups
-from milkweed.nn.state_space import MixingLayer
-from milkweed.nn.systems import DenseSystem, DiagonalSystem, SoftmaxSystem
+from milkweed.nn.precision import KeepsFloat32, at_least_float32
 
 T = TypeVar("T")
 
-_KINDS: dict[str, Callable[..., S4 | S4D]] = {"s4": S4, "s4d": S4D}
+_KINDS: dict[str, Callable[..., S4Filter | S4DFilter]] = {"s4": S4Filter, "s4d": S4DFilter}
 _AXIS_OPTIONS = {
     "s4": ("decay", "discretization", "n_ssm", "rank"),
     "s4d": ("b_init", "decay", "discretization", "dt_tie", "init_options", "n_ssm"),
 }
 
 
-class S4ND(MixingLayer):
-    """State space layer for images (``dims=2``) and volumes (``dims=3``): every channel has one system per axis.
+class S4NDFilter(KeepsFloat32):
+    """State space filter of images (``dims=2``) and volumes (``dims=3``): every channel has one system per axis.
 
-    ``y = mix(gate(u) * activation(K * u + D u))``, where the kernel of a channel is the outer product of one kernel
+    ``y = K * u + D u``, where the kernel of a channel is the outer product of one kernel
     per axis, ``K[i, j] = K1[i] K2[j]``. A convolution with it is one convolution along each axis in turn, which is what
     is computed: no N-dimensional transform, and no kernel larger than an axis. The same parameters serve every size.
 
@@ -38,7 +38,7 @@ class S4ND(MixingLayer):
         d_model: H, channels in and out.
         dims: Number of spatial axes, at least 1.
         d_state: N, real state size per channel and axis.
-        init: Basis or spectrum, as in [`milkweed.nn.S4`][] or [`milkweed.nn.S4D`][].
+        init: Basis or spectrum, as in [`milkweed.nn.filters.S4Filter`][] or [`milkweed.nn.filters.S4DFilter`][].
         kind: What the systems of the axes are: ``"s4"`` or ``"s4d"``.
         axis_options: Their further options: ``decay``, ``discretization``, ``n_ssm`` and, for ``"s4"``, ``rank``, for
             ``"s4d"``, ``b_init``, ``dt_tie``, ``init_options``.
@@ -49,11 +49,6 @@ class S4ND(MixingLayer):
             C; 1.0 is the Nyquist frequency, smaller is safer. None keeps all. See ``forward`` for other resolutions.
         dt_min: Smallest initial step; 1/dt_min is the longest reach at the start, in steps. One value, or one per axis.
         dt_max: Largest initial step; one value, or one per axis.
-        activation: After the convolution: ``"gelu"``, ``"relu"``, ``"silu"``, ``"tanh"``, ``"sigmoid"`` or ``"none"``.
-        gate: Multiply by ``silu`` of a linear layer of the input, before the output layer.
-        output: ``"glu"``, ``"linear"``, or ``"none"`` for channels that do not mix.
-        dropout: Probability, after the activation.
-        tie_dropout: Drop a channel for a whole image instead of single points.
         frozen: Parameters that are not trained, on all axes: of ``"A"``, ``"B"``, ``"C"``, ``"D"``, ``"dt"`` and, for
             ``"s4"``, ``"P"``.
         device: Where parameters live.
@@ -83,22 +78,18 @@ class S4ND(MixingLayer):
         bandlimit: float | None = None,
         dt_min: float | Sequence[float] = 1e-3,
         dt_max: float | Sequence[float] = 1e-1,
-        activation: str = "gelu",
-        gate: bool = False,
-        output: str = "glu",
-        dropout: float = 0.0,
-        tie_dropout: bool = False,
         frozen: Sequence[str] = (),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_kind(int, dims=dims, kernel_rank=kernel_rank)
+        check_kind(int, d_model=d_model, dims=dims, channels=channels, kernel_rank=kernel_rank)
         check_kind(str, kind=kind)
         check_kind(float, optional=True, bandlimit=bandlimit)
         check_names(frozen=frozen)
-        for name, value in (("dims", dims), ("kernel_rank", kernel_rank)):
+        sizes = {"d_model": d_model, "dims": dims, "channels": channels, "kernel_rank": kernel_rank}
+        for name, value in sizes.items():
             if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+                raise ValueError(f"{name} must be an integer of at least 1; got {value}")
         if kind not in _KINDS:
             raise ValueError(unknown("kind", kind, _KINDS))
         if not isinstance(axis_options, Mapping | None):
@@ -109,17 +100,8 @@ class S4ND(MixingLayer):
                 raise ValueError(unknown("axis_options", option, _AXIS_OPTIONS[kind]))
         if bandlimit is not None and not 0 < bandlimit < math.inf:
             raise ValueError(f"bandlimit must be above 0 and finite, or None; got {bandlimit}")
-        super().__init__(
-            d_model,
-            channels=channels,
-            activation=activation,
-            gate=gate,
-            output=output,
-            dropout=dropout,
-            tie_dropout=tie_dropout,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__()
+        self.d_model, self.channels = d_model, channels
         self.dims, self.d_state, self.init, self.kind = dims, d_state, init, kind
         self.kernel_rank, self.bandlimit, self.frozen = kernel_rank, bandlimit, tuple(frozen)
         # Terms and heads share the A and B of their channel unless told otherwise.
@@ -131,36 +113,34 @@ class S4ND(MixingLayer):
             strict=True,
         )
         self.axes = nn.ModuleList(
-            _without_skip(
-                _KINDS[kind](
-                    kernel_rank * channels * d_model,
-                    d_state,
-                    init,
-                    bidirectional=both,
-                    dt_min=low,
-                    dt_max=high,
-                    activation="none",
-                    output="none",
-                    frozen=[name for name in frozen if name != "D"],
-                    device=device,
-                    dtype=dtype,
-                    **options,
-                )
+            _KINDS[kind](
+                kernel_rank * channels * d_model,
+                d_state,
+                init,
+                bidirectional=both,
+                dt_min=low,
+                dt_max=high,
+                skip=False,
+                frozen=[name for name in frozen if name != "D"],
+                device=device,
+                dtype=dtype,
+                **options,
             )
             for both, low, high in settings
         )
-        self.D = self._empty(channels, d_model).requires_grad_("D" not in frozen)
+        # The input is added once, not once per axis.
+        self.D = nn.Parameter(torch.empty(channels, d_model, device=device, dtype=at_least_float32(dtype)))
+        self.D.requires_grad_("D" not in frozen)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw all parameters anew, e.g. after ``to_empty`` moved a meta layer to a device."""
         for axis in self._axes():
-            axis._reset_system()
+            axis.reset_parameters()
         # A sum of independent terms is then as large as one of them.
         self._axes()[0].C.mul_(self.kernel_rank**-0.5)
         self.D.normal_()
-        self._reset_mixing()
 
     def parameter_roles(self) -> dict[str, str]:
         """Name the parameters that are not decayed; the systems of the axes name their own.
@@ -181,7 +161,7 @@ class S4ND(MixingLayer):
                 resolutions by calling the finest one 1.
 
         Returns:
-            (B, *spatial, d_model).
+            (B, *spatial, channels d_model), in float32 at least.
 
         Raises:
             ValueError: The shape does not fit, or a rate is not above 0.
@@ -196,10 +176,7 @@ class S4ND(MixingLayer):
         rates = _per_axis("rate", rate, self.dims)
         if not all(0 < each < math.inf for each in rates):
             raise ValueError(f"rate must be above 0 and finite; got {rate}")
-        spatial = u.shape[1:-1]
-        y = self._convolve(u, rates)
-        x = u.flatten(1, -2)
-        return self._mix(y.to(u.dtype).flatten(1, -2), x).unflatten(1, spatial)
+        return self._convolve(u, rates)
 
     def _convolve(self, u: Tensor, rates: Sequence[float]) -> Tensor:
         """(B, *spatial, H) to (B, *spatial, channels H), with the skip, in float32 at least."""
@@ -223,8 +200,8 @@ class S4ND(MixingLayer):
         kernel = system.kernel(length)
         return kernel[0], kernel[1] if layer.bidirectional else None
 
-    def _axes(self) -> list[S4 | S4D]:
-        return cast("list[S4 | S4D]", list(self.axes))
+    def _axes(self) -> list[S4Filter | S4DFilter]:
+        return cast("list[S4Filter | S4DFilter]", list(self.axes))
 
     def extra_repr(self) -> str:
         """Describe the layer in one line.
@@ -248,18 +225,8 @@ def _per_axis(name: str, value: T | Sequence[T], dims: int) -> tuple[T, ...]:
     return values
 
 
-def _without_skip(layer: S4 | S4D) -> S4 | S4D:
-    """Keep the system of a layer only: the input is added once, not once per axis."""
-    empty = layer.D.detach().new_empty(0)
-    del layer.D
-    # Neither parameter nor buffer, which could not leave the meta device when a model is loaded; there only because the
-    # layer draws its D with the rest of its system.
-    layer.D = empty  # type: ignore[assignment]
-    return layer
-
-
 def _limit_band(
-    layer: S4 | S4D, system: DenseSystem | DiagonalSystem | SoftmaxSystem, alpha: float, rate: float
+    layer: S4Filter | S4DFilter, system: DenseSystem | DiagonalSystem | SoftmaxSystem, alpha: float, rate: float
 ) -> DenseSystem | DiagonalSystem | SoftmaxSystem:
     """Read nothing from modes with more than alpha/2 cycles per step of length ``rate``."""
     if layer.A_imag is None:

@@ -1,8 +1,8 @@
-"""S4D: a diagonal state space per channel, as a layer."""
+"""S4D: a diagonal state space per channel."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from milkweed import ssm
 from milkweed._suggest import unknown
-from milkweed.nn.decay import DECAYS, decay_rate, inverse_decay_rate
-from milkweed.nn.options import check_kind
-from milkweed.nn.state_space import StateSpaceLayer
-from milkweed.nn.systems import DiagonalSystem, SoftmaxSystem
+from milkweed.nn.filters.decay import DECAYS, decay_rate, inverse_decay_rate
+from milkweed.nn.filters.state_space import StateSpaceFilter
+from milkweed.nn.filters.systems import DiagonalSystem, SoftmaxSystem
+from milkweed.nn.options import check_kind, takes_options_of
 from milkweed.ops import pairs
 from milkweed.ssm.discretize import DISCRETIZATIONS
 
@@ -22,12 +22,12 @@ KERNELS = (*DISCRETIZATIONS, "dss")
 B_INITS = ("alternating", "legs", "ones", "random")
 
 
-class S4D(StateSpaceLayer):
-    """Diagonal state space layer: every channel is filtered by its own N-dimensional system, then channels mix.
+class S4DFilter(StateSpaceFilter):
+    """Diagonal state space: every channel is filtered by its own N-dimensional system.
 
-    ``y = GLU(W gelu(K * u + D u))`` where ``K_l = C Ā^l B̄`` has length L, computed as a long convolution. All
-    parameters are real; complex modes are pairs of which one of each conjugate couple is kept, so ``d_state`` counts
-    real state dimensions whatever the initialisation.
+    ``y = K * u + D u`` where ``K_l = C Ā^l B̄`` has length L, computed as a long convolution. All parameters are real;
+    complex modes are pairs of which one of each conjugate couple is kept, so ``d_state`` counts real state dimensions
+    whatever the initialisation.
 
     Args:
         d_model: H, channels in and out.
@@ -45,18 +45,7 @@ class S4D(StateSpaceLayer):
         decay: How the parameter ``A_real`` becomes -Re A: ``"exp"``, ``"softplus"``, ``"sigmoid"``, ``"relu"``, or
             ``"none"``, which lets training make the system unstable, except for ``"dss"``.
         dt_tie: One step per channel; otherwise one per mode.
-        channels: Readouts per channel (heads), mixed by the output layer.
-        bidirectional: Convolve with a second kernel over the future.
-        dt_min: Smallest initial step; 1/dt_min is the longest memory at the start, in steps.
-        dt_max: Largest initial step.
-        activation: After the convolution: ``"gelu"``, ``"relu"``, ``"silu"``, ``"tanh"``, ``"sigmoid"`` or ``"none"``.
-        gate: Multiply by ``silu`` of a linear layer of the input, before the output layer.
-        output: ``"glu"``, ``"linear"``, or ``"none"`` for channels that do not mix.
-        dropout: Probability, after the activation.
-        tie_dropout: Drop a channel for a whole sequence instead of single steps.
-        frozen: Parameters that are not trained: of ``"A"``, ``"B"``, ``"C"``, ``"D"`` and ``"dt"``.
-        device: Where parameters live.
-        dtype: Their dtype; kernels are computed in float32 at least.
+        **options: Those of [`milkweed.nn.filters.StateSpaceFilter`][].
 
     Raises:
         ValueError: An option is unknown or out of range.
@@ -69,6 +58,7 @@ class S4D(StateSpaceLayer):
 
     ssm_parameters = ("log_dt", "A_real", "A_imag", "B")
 
+    @takes_options_of(StateSpaceFilter)
     def __init__(
         self,
         d_model: int,
@@ -81,34 +71,9 @@ class S4D(StateSpaceLayer):
         b_init: str | None = None,
         decay: str = "exp",
         dt_tie: bool = True,
-        channels: int = 1,
-        bidirectional: bool = False,
-        dt_min: float = 1e-3,
-        dt_max: float = 1e-1,
-        activation: str = "gelu",
-        gate: bool = False,
-        output: str = "glu",
-        dropout: float = 0.0,
-        tie_dropout: bool = False,
-        frozen: Sequence[str] = (),
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            d_model,
-            channels=channels,
-            bidirectional=bidirectional,
-            dt_min=dt_min,
-            dt_max=dt_max,
-            activation=activation,
-            gate=gate,
-            output=output,
-            dropout=dropout,
-            tie_dropout=tie_dropout,
-            frozen=frozen,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(d_model, **options)
         check_kind(int, d_state=d_state)
         check_kind(str, init=init, discretization=discretization, decay=decay)
         check_kind(str, optional=True, b_init=b_init)
@@ -136,8 +101,7 @@ class S4D(StateSpaceLayer):
         self.A_real = self._empty(self.n_ssm, modes)
         self.A_imag = None if real else self._empty(self.n_ssm, modes)
         self.B = None if b_init is None else self._empty(self.n_ssm, modes, 1 if real else 2)
-        self.C = self._empty(channels * (2 if bidirectional else 1), d_model, modes, 1 if real else 2)
-        self.D = self._empty(channels, d_model)
+        self.C = self._empty(self.channels * (2 if self.bidirectional else 1), d_model, modes, 1 if real else 2)
         self._freeze(["A", "C", "D", "dt", *(["B"] if b_init else [])])
         self.reset_parameters()
 
@@ -159,7 +123,6 @@ class S4D(StateSpaceLayer):
             self._reset_b(self.B)
         # A complex normal has variance 1/2 in each part; a real mode counts twice, see `system`.
         self.C.normal_(std=0.5**0.5)
-        self.D.normal_()
 
     def _reset_b(self, B: Tensor) -> None:
         B.zero_()

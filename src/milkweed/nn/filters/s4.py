@@ -1,19 +1,19 @@
-"""S4: a state space with a diagonal plus low-rank matrix per channel, as a layer."""
+"""S4: a state space with a diagonal plus low-rank matrix per channel."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from milkweed import ssm
 from milkweed._suggest import unknown
-from milkweed.nn.decay import DECAYS, decay_rate, inverse_decay_rate
-from milkweed.nn.options import check_kind
-from milkweed.nn.s4d import check_groups
-from milkweed.nn.state_space import StateSpaceLayer
-from milkweed.nn.systems import CauchySystem, DenseSystem
+from milkweed.nn.filters.decay import DECAYS, decay_rate, inverse_decay_rate
+from milkweed.nn.filters.s4d import check_groups
+from milkweed.nn.filters.state_space import StateSpaceFilter
+from milkweed.nn.filters.systems import CauchySystem, DenseSystem
+from milkweed.nn.options import check_kind, takes_options_of
 from milkweed.ops import pairs
 from milkweed.ops._common import without_autocast
 from milkweed.ssm.discretize import DISCRETIZATIONS
@@ -25,12 +25,12 @@ _LEAST_RATE = 1e-4
 _UNDAMPED = ("none", "relu")
 
 
-class S4(StateSpaceLayer):
-    """State space layer with any HiPPO basis: every channel is filtered by its own N-dimensional system.
+class S4Filter(StateSpaceFilter):
+    """State space with any HiPPO basis: every channel is filtered by its own N-dimensional system.
 
-    As [`milkweed.nn.S4D`][], but A = Λ - P P* keeps the low-rank part, with which a basis is exactly what it claims to
-    be. In real coordinates A is a real matrix with A + Aᵀ <= 0 for every value of the parameters, so that no power of
-    its discretisation grows, and kernels are real matrix products.
+    ``y = K * u + D u`` as in [`milkweed.nn.filters.S4DFilter`][], but A = Λ - P P* keeps the low-rank part, with which
+    a basis is exactly what it claims to be. In real coordinates A is a real matrix with A + Aᵀ <= 0 for every value of
+    the parameters, so that no power of its discretisation grows, and kernels are real matrix products.
 
     Args:
         d_model: H, channels in and out.
@@ -42,20 +42,9 @@ class S4(StateSpaceLayer):
         n_ssm: Groups of channels (h modulo n_ssm) that share A and B; every channel has its own by default.
         decay: How the parameter ``A_real`` becomes -Re Λ: ``"exp"``, ``"softplus"``, ``"sigmoid"``, ``"relu"``, or
             ``"none"``, which lets training make the system unstable.
-        channels: Readouts per channel (heads), mixed by the output layer.
-        bidirectional: Convolve with a second kernel over the future.
-        dt_min: Smallest initial step; 1/dt_min is the longest memory at the start, in steps.
-        dt_max: Largest initial step.
-        activation: After the convolution: ``"gelu"``, ``"relu"``, ``"silu"``, ``"tanh"``, ``"sigmoid"`` or ``"none"``.
-        gate: Multiply by ``silu`` of a linear layer of the input, before the output layer.
-        output: ``"glu"``, ``"linear"``, or ``"none"`` for channels that do not mix.
-        dropout: Probability, after the activation.
-        tie_dropout: Drop a channel for a whole sequence instead of single steps.
-        frozen: Parameters that are not trained: of ``"A"``, ``"B"``, ``"C"``, ``"D"``, ``"P"`` and ``"dt"``.
         backend: None, or ``"cauchy"`` to compute kernels by the classic route, [`milkweed.ssm.cauchy_kernel`][]. It is
             slower, needs ``discretization="bilinear"``, and compiles and exports for one length at a time.
-        device: Where parameters live.
-        dtype: Their dtype; kernels are computed in float32 at least.
+        **options: Those of [`milkweed.nn.filters.StateSpaceFilter`][].
 
     Raises:
         ValueError: An option is unknown or out of range.
@@ -68,6 +57,7 @@ class S4(StateSpaceLayer):
 
     ssm_parameters = ("log_dt", "A_real", "A_imag", "B", "P")
 
+    @takes_options_of(StateSpaceFilter)
     def __init__(
         self,
         d_model: int,
@@ -78,35 +68,10 @@ class S4(StateSpaceLayer):
         discretization: str = "bilinear",
         n_ssm: int | None = None,
         decay: str = "exp",
-        channels: int = 1,
-        bidirectional: bool = False,
-        dt_min: float = 1e-3,
-        dt_max: float = 1e-1,
-        activation: str = "gelu",
-        gate: bool = False,
-        output: str = "glu",
-        dropout: float = 0.0,
-        tie_dropout: bool = False,
-        frozen: Sequence[str] = (),
         backend: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            d_model,
-            channels=channels,
-            bidirectional=bidirectional,
-            dt_min=dt_min,
-            dt_max=dt_max,
-            activation=activation,
-            gate=gate,
-            output=output,
-            dropout=dropout,
-            tie_dropout=tie_dropout,
-            frozen=frozen,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(d_model, **options)
         check_kind(int, d_state=d_state)
         check_kind(int, optional=True, rank=rank)
         check_kind(str, init=init, discretization=discretization, decay=decay)
@@ -126,8 +91,7 @@ class S4(StateSpaceLayer):
         self.A_real, self.A_imag = self._empty(groups, modes), self._empty(groups, modes)
         self.P = self._empty(self.rank, groups, modes, 2)
         self.B = self._empty(groups, modes, 2)
-        self.C = self._empty(channels * (2 if bidirectional else 1), d_model, modes, 2)
-        self.D = self._empty(channels, d_model)
+        self.C = self._empty(self.channels * (2 if self.bidirectional else 1), d_model, modes, 2)
         self._freeze(["A", "B", "C", "D", "P", "dt"])
         self.reset_parameters()
 
@@ -154,7 +118,6 @@ class S4(StateSpaceLayer):
         self.P.copy_(torch.view_as_real(torch.stack([group.P for group in groups], 1)))
         self.B.copy_(torch.view_as_real(torch.stack([group.B for group in groups])))
         self.C.normal_(std=0.5**0.5)
-        self.D.normal_()
 
     def system(self, rate: float = 1.0) -> DenseSystem:
         """The discrete system that the parameters stand for, in float32 at least; gradients flow through it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from milkweed._suggest import unknown
-from milkweed.nn.implicit_filter import ImplicitFilter
-from milkweed.nn.lengths import check_lengths, valid_steps
+from milkweed.nn.filters.base import Filter, check_rate_is_one
+from milkweed.nn.filters.implicit_filter import ImplicitFilter
 from milkweed.nn.options import check_dtype, check_kind, layer_options
 from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
-from milkweed.ops._common import check_tensor
 from milkweed.structures.causal import (
     BivariateBasis,
     CausalBasis,
@@ -35,7 +34,7 @@ CONSTRUCTIONS: dict[str, type[CausalBasis]] = {
 }
 
 
-class CausalMonarchMixer(nn.Module):
+class CausalMonarchMixer(Filter):
     """``y = M₀⁻¹(M₁ k ⊙ M₂ u) + D u``, where Monarch matrices M evaluate polynomials and no output sees the future.
 
     The bases of M₀, M₁ and M₂ are learned per head, the kernel k per channel. All factors start at identities: M is
@@ -79,13 +78,8 @@ class CausalMonarchMixer(nn.Module):
         super().__init__()
         _check_options(d_model, seq_len, construction, order, heads, filter)
         check_dtype(dtype)
-        self.d_model, self.seq_len, self.construction, self.order, self.heads = (
-            d_model,
-            seq_len,
-            construction,
-            order,
-            heads,
-        )
+        self.d_model, self.seq_len, self.l_max = d_model, seq_len, seq_len
+        self.construction, self.order, self.heads = construction, order, heads
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         basis = CONSTRUCTIONS[construction]
         digits = balanced_digits(seq_len + basis.lead, order)
@@ -133,39 +127,105 @@ class CausalMonarchMixer(nn.Module):
         )
         return {"output_basis": kind.for_output(output), "kernel_basis": kind(kernel), "input_basis": kind(inputs)}
 
-    def forward(self, u: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        u: Tensor,
+        state: ProductState | None = None,
+        *,
+        lengths: Tensor | None = None,
+        rate: float = 1.0,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, ProductState]:
         """Mix the steps of a batch of sequences.
 
         Args:
             u: (..., L, d_model), 1 <= L <= seq_len.
+            state: What came before the first step, from an earlier call; nothing by default.
             lengths: (...) integers: how much of each right-padded sequence is real. Outputs there equal those of the
-                sequence alone.
+                sequence alone. They cannot go with states, as all sequences of a state are at one position.
+            rate: Must be 1: the layer knows no time but steps.
+            return_state: Also return the state after the last step.
 
         Returns:
-            (..., L, d_model) in u's dtype.
+            (..., L, d_model) in u's dtype, and with ``return_state`` the state, for the leading dimensions in one.
 
         Raises:
             ValueError: A shape does not fit, or the filter gives another kernel.
             TypeError: u is not real floating point.
         """
-        self._check(u)
-        if lengths is not None:
-            check_lengths(lengths, u)
-        if not torch.compiler.is_compiling() or _is_known(u.shape[-2]):
-            return self._mixed(u, lengths)
+        x, count = self._prepared(u, lengths)
+        check_rate_is_one(rate, "CausalMonarchMixer")
         length = u.shape[-2]
-        y = self._mixed(F.pad(u, (0, 0, 0, self.seq_len - length)), lengths)
+        if state is not None or return_state:
+            if count is not None:
+                raise ValueError(
+                    "lengths cannot go with a state, as the sequences of a state are at one position; cut the "
+                    "sequences to one length"
+                )
+            y, state = self.go_on(self.stream(), x, state)
+            return (y.reshape(u.shape), state) if return_state else y.reshape(u.shape)
+        if not torch.compiler.is_compiling() or _is_known(length):
+            return self._mixed(x).reshape(u.shape)
+        y = self._mixed(F.pad(x, (0, 0, 0, self.seq_len - length)))
         # Selected, not cut: a view makes a case of its own of the full length.
-        return y.index_select(-2, torch.arange(length, device=y.device))
+        return y.index_select(-2, torch.arange(length, device=y.device)).reshape(u.shape)
 
-    def _mixed(self, u: Tensor, lengths: Tensor | None) -> Tensor:
-        x = u.reshape(-1, *u.shape[-2:]) if u.ndim != 3 else u
-        if lengths is not None:
-            # Filled, not multiplied: padding may hold NaN.
-            count = lengths.reshape(-1).to(u.device, torch.int64)
-            x = x.masked_fill(~valid_steps(count, u.shape[-2])[..., None], 0)
-        y = causal_product(self.lags(u.shape[-2]), x.transpose(1, 2), **self.bases()).transpose(1, 2)
-        return (y + self.D.to(y.dtype) * x).reshape(u.shape)
+    def _mixed(self, x: Tensor) -> Tensor:
+        y = causal_product(self.lags(x.shape[-2]), x.transpose(1, 2), **self.bases()).transpose(1, 2)
+        return y + self.D.to(y.dtype) * x
+
+    def stream(self) -> CausalStream:
+        """The layer as a recurrence, in float32 at least; gradients flow through it.
+
+        Returns:
+            The stream over (B, d_model), without the skip.
+        """
+        dtype = torch.promote_types(self.D.dtype, torch.float32)
+        return CausalStream(self.lags(self.seq_len).to(dtype), **self.bases())
+
+    def go_on(self, stream: CausalStream, u: Tensor, state: ProductState | None) -> tuple[Tensor, ProductState]:
+        """Take many steps at once, as fast as ``forward`` over everything so far: the past is read again.
+
+        Args:
+            stream: From ``stream``.
+            u: (B, L, d_model).
+            state: Where the sequences are; None for their start.
+
+        Returns:
+            The outputs (B, L, d_model) in u's dtype and the state after the last step.
+
+        Raises:
+            ValueError: The state is of other sequences, or there is no room for so many steps.
+            TypeError: It is no state.
+        """
+        dtype = torch.promote_types(self.D.dtype, torch.float32)
+        new = u.to(dtype).transpose(1, 2)
+        if state is not None:
+            self.check_room(u, state, u.shape[1])
+            new = torch.cat([state.inputs.done, state.inputs.row, new], -1)
+        y, state = stream.state_after(new)
+        y = y[..., y.shape[-1] - u.shape[1] :].transpose(1, 2)
+        return (y + self.D.to(dtype) * u).to(u.dtype), state
+
+    def check_room(self, u: Tensor, state: ProductState, steps: int) -> None:
+        """Refuse a state of other sequences, and steps beyond ``seq_len``.
+
+        Args:
+            u: (B, ...), what follows.
+            state: Where the sequences are.
+            steps: How many follow.
+
+        Raises:
+            ValueError: It is of other sequences, or there is no room.
+            TypeError: It is no state.
+        """
+        check_state(state, ProductState, lambda own: own.inputs.row, u, self.d_model)
+        taken = state.inputs.done.shape[-1] + state.inputs.row.shape[-1]
+        if taken + steps > self.seq_len:
+            raise ValueError(
+                f"a CausalMonarchMixer of seq_len={self.seq_len} has taken {taken} steps and cannot take "
+                f"{steps} more; build it with a larger seq_len"
+            )
 
     def lags(self, length: int) -> Tensor:
         """The kernel k.
@@ -204,18 +264,9 @@ class CausalMonarchMixer(nn.Module):
         Raises:
             ValueError: The rate is another.
         """
-        if rate != 1:
-            raise ValueError(f"rate must be 1 for a CausalMonarchMixer, whose kernel is one of steps; got {rate!r}")
-        return CausalMixerStepper(self)
-
-    def _check(self, u: Tensor) -> None:
-        check_tensor("u", u)
-        if u.ndim < 2 or u.shape[-1] != self.d_model:
-            raise ValueError(f"u must be (..., L, d_model) with d_model={self.d_model}; got shape {tuple(u.shape)}")
-        if not 1 <= u.shape[-2] <= self.seq_len:
-            raise ValueError(f"u must have 1 to seq_len={self.seq_len} steps; got shape {tuple(u.shape)}")
-        if not u.is_floating_point():
-            raise TypeError(f"u must be real floating point; got {u.dtype}; use u.float()")
+        check_rate_is_one(rate, "CausalMonarchMixer")
+        with torch.no_grad():
+            return CausalMixerStepper(copy.deepcopy(self).eval())
 
     def extra_repr(self) -> str:
         """Describe the layer in one line.
@@ -237,15 +288,26 @@ class CausalMixerStepper(Stepper):
     smaller state.
 
     Args:
-        layer: Its kernel and bases are taken once, here.
+        mixer: Its kernel and bases are taken once.
     """
 
-    @torch.no_grad()
-    def __init__(self, layer: CausalMonarchMixer) -> None:
-        layer = copy.deepcopy(layer).eval()
-        dtype = torch.promote_types(layer.D.dtype, torch.float32)
-        self._layer, self._dtype = layer, dtype
-        self._stream = CausalStream(layer.lags(layer.seq_len).to(dtype), **layer.bases())
+    def __init__(self, mixer: CausalMonarchMixer) -> None:
+        super().__init__()
+        self.mixer = mixer.requires_grad_(False)
+        self._stream: CausalStream | None = None
+        self.register_load_state_dict_post_hook(_forget_stream)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._stream = None
+        return super()._apply(fn, recurse)
+
+    @property
+    def stream(self) -> CausalStream:
+        """The mixer as a recurrence, made once."""
+        if self._stream is None:
+            with torch.no_grad():
+                self._stream = self.mixer.stream()
+        return self._stream
 
     @torch.no_grad()
     def initial_state(self, batch_size: int) -> ProductState:
@@ -258,11 +320,12 @@ class CausalMixerStepper(Stepper):
             The state of B sequences; its tensors grow.
         """
         check_batch_size(batch_size)
-        nothing = self._layer.D.new_zeros(batch_size, self._layer.d_model, 0, dtype=self._dtype)
-        return self._stream.state_after(nothing)[1]
+        dtype = torch.promote_types(self.mixer.D.dtype, torch.float32)
+        nothing = self.mixer.D.new_zeros(batch_size, self.mixer.d_model, 0, dtype=dtype)
+        return self.stream.state_after(nothing)[1]
 
     @torch.no_grad()
-    def __call__(self, u: Tensor, state: ProductState) -> tuple[Tensor, ProductState]:
+    def forward(self, u: Tensor, state: ProductState) -> tuple[Tensor, ProductState]:
         """Take one step, without gradients.
 
         Args:
@@ -275,14 +338,15 @@ class CausalMixerStepper(Stepper):
         Raises:
             ValueError: A shape does not fit, or ``seq_len`` steps have been taken.
         """
-        check_steps(u, self._layer.d_model)
-        self._check_room(u, state, 1)
-        y, state = self._stream.step(u.to(self._dtype), state)
-        return (y + self._layer.D.to(self._dtype) * u).to(u.dtype), state
+        check_steps(u, self.mixer.d_model)
+        self.mixer.check_room(u, state, 1)
+        dtype = state.inputs.row.dtype
+        y, state = self.stream.step(u.to(dtype), state)
+        return (y + self.mixer.D.to(dtype) * u).to(u.dtype), state
 
     @torch.no_grad()
     def read(self, u: Tensor, state: ProductState) -> tuple[Tensor, ProductState]:
-        """Take many steps at once, as fast as ``forward`` over everything so far: the past is read again.
+        """Take many steps at once, as fast as the mixer over everything so far: the past is read again.
 
         Args:
             u: (B, L, d_model).
@@ -291,21 +355,13 @@ class CausalMixerStepper(Stepper):
         Returns:
             The outputs (B, L, d_model) and the state after the last step.
         """
-        check_steps(u, self._layer.d_model, many=True)
-        self._check_room(u, state, u.shape[1])
-        new = u.to(self._dtype).transpose(1, 2)
-        y, state = self._stream.state_after(torch.cat([state.inputs.done, state.inputs.row, new], -1))
-        y = y[..., y.shape[-1] - u.shape[1] :].transpose(1, 2)
-        return (y + self._layer.D.to(self._dtype) * u).to(u.dtype), state
+        check_steps(u, self.mixer.d_model, many=True)
+        return self.mixer.go_on(self.stream, u, state)
 
-    def _check_room(self, u: Tensor, state: ProductState, steps: int) -> None:
-        check_state(state, ProductState, lambda own: own.inputs.row, u, self._layer.d_model)
-        taken = state.inputs.done.shape[-1] + state.inputs.row.shape[-1]
-        if taken + steps > self._layer.seq_len:
-            raise ValueError(
-                f"a CausalMonarchMixer of seq_len={self._layer.seq_len} has taken {taken} steps and cannot take "
-                f"{steps} more; build it with a larger seq_len"
-            )
+
+def _forget_stream(stepper: nn.Module, _: object) -> None:
+    assert isinstance(stepper, CausalMixerStepper)
+    stepper._stream = None
 
 
 def _is_known(size: int) -> bool:

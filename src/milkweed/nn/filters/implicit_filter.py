@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from milkweed import ops
 from milkweed._suggest import unknown
 from milkweed.nn.options import check_dtype, check_kind
+from milkweed.nn.precision import KeepsFloat32, at_least_float32
 
 # How a filter's parameters are trained.
 FILTERS = ("special", "uniform")
@@ -19,7 +20,7 @@ FILTERS = ("special", "uniform")
 _TARGET, _FASTEST, _SLOWEST = 1e-2, 0.3, 1.5
 
 
-class ImplicitFilter(nn.Module):
+class ImplicitFilter(KeepsFloat32):
     """Kernels as long as the sequence from a network of the lag with sines as activations, under a decaying envelope.
 
     ``k(n) = W3 sin(f (W2 sin(f (W1 sin(f (W0 z(n))))))) exp(-t |delta|)`` with biases on all but the last layer, where
@@ -40,7 +41,7 @@ class ImplicitFilter(nn.Module):
         filters: ``"uniform"``, trained like everything else, or ``"special"``: learning rate 1e-3 and weight decay 0.1
             for the network, learning rate 1e-5 for the features, whatever the model's are.
         device: Where parameters live.
-        dtype: Their dtype; kernels are computed in float32 at least.
+        dtype: Their dtype, float32 at least: in a model of half precision they stay in float32.
 
     Raises:
         ValueError: An option is unknown or out of range.
@@ -83,7 +84,7 @@ class ImplicitFilter(nn.Module):
         if not 0 < freq < math.inf:
             raise ValueError(f"freq must be above 0 and finite; got {freq}")
         self.d_model, self.l_max, self.time_scale, self.freq, self.filters = d_model, l_max, time_scale, freq, filters
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": at_least_float32(dtype)}
         self.positions = nn.Parameter(torch.empty(l_max, emb_dim, **factory))
         self.frequency = nn.Parameter(torch.empty(width, **factory))
 

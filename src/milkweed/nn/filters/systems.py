@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,6 +24,8 @@ class KernelSystem(ABC):
 class LinearSystem(KernelSystem):
     """x_t = Ā x_{t-1} + B̄ u_t and y_t = C x_t for each of H channels, with R readouts C; its kernel is C Ā^l B̄."""
 
+    b: Tensor
+
     @property
     @abstractmethod
     def state_shape(self) -> tuple[int, ...]:
@@ -43,8 +44,13 @@ class LinearSystem(KernelSystem):
         """Ā^steps x for states (B, H, ...) and steps (B,)."""
 
     @abstractmethod
-    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One step from u (B, H): y (B, R, H) and the next state."""
+    def stepping(self) -> tuple[Tensor, ...]:
+        """What a step needs, real tensors, computed once."""
+
+    @staticmethod
+    @abstractmethod
+    def step(u: Tensor, state: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor]:
+        """One step from u (B, H), with the constants of ``stepping``: y (B, R, H) and the next state."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +90,19 @@ class DiagonalSystem(LinearSystem):
         return pairs.multiply(pairs.exp(self.exponent * steps[:, None, None, None].to(self.exponent.dtype)), state)
 
     @override
-    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        a, b, c = self._stepping
-        z = torch.addcmul(b * u[..., None], a, torch.view_as_complex(state.contiguous()))
+    def stepping(self) -> tuple[Tensor, Tensor, Tensor]:
+        # C (R, H, 2 N') for the real numbers of a state.
+        return pairs.exp(self.exponent), self.b, (self.c * self.c.new_tensor([2.0, -2.0])).flatten(-2)
+
+    @staticmethod
+    @override
+    def step(u: Tensor, state: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor]:
+        a, b, c = constants
+        # As complex numbers, which take fewer calls.
+        drive = torch.view_as_complex(b) * u[..., None]
+        z = torch.addcmul(drive, torch.view_as_complex(a), torch.view_as_complex(state.contiguous()))
         state = torch.view_as_real(z)
         return (c * state.flatten(-2)[:, None]).sum(-1), state
-
-    @cached_property
-    def _stepping(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Ā and B̄ as complex numbers, which take fewer calls, and C (R, H, 2 N') for the real numbers of a state."""
-        a, b = (torch.view_as_complex(t.contiguous()) for t in (pairs.exp(self.exponent), self.b))
-        return a, b, (self.c * self.c.new_tensor([2.0, -2.0])).flatten(-2)
 
 
 @dataclass(frozen=True)
@@ -155,9 +163,15 @@ class DenseSystem(LinearSystem):
         return ops.dense_ssm_advance(state, self.a, steps)
 
     @override
-    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        state = torch.einsum("hmn,bhn->bhm", self.a, state) + self.b * u[..., None]
-        return torch.einsum("rhn,bhn->brh", self.c, state), state
+    def stepping(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.a, self.b, self.c
+
+    @staticmethod
+    @override
+    def step(u: Tensor, state: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor]:
+        a, b, c = constants
+        state = torch.einsum("hmn,bhn->bhm", a, state) + b * u[..., None]
+        return torch.einsum("rhn,bhn->brh", c, state), state
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from milkweed import ops
+from milkweed.nn.precision import KeepsFloat32
 from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
 from milkweed.ops._common import rows_per_block
 
@@ -54,7 +55,7 @@ def state_after(u: Tensor) -> ConvState:
     return ConvState(length, u[..., start:], tuple(blocks))
 
 
-class OnlineConv(Stepper):
+class OnlineConv(KeepsFloat32, Stepper):
     """Convolve one step at a time: T steps cost O(T log² T) in all, as against O(T²) for the sum at every step.
 
     The past is cut into blocks as the binary digits of t say: 13 steps are blocks of 8, 4 and 1. When a block of p
@@ -79,11 +80,21 @@ class OnlineConv(Stepper):
         of Flash Inference (arXiv 2410.12982), kept apart instead of being added up in one array.
     """
 
+    kernel: Tensor
+    near: Tensor
+
     def __init__(self, kernel: Tensor) -> None:
-        self._kernel = kernel
-        self._near = torch.nn.functional.pad(kernel, (0, max(_UNIT - kernel.shape[1], 0)))[:, :_UNIT].flip(-1)
+        super().__init__()
+        self.register_buffer("kernel", kernel)
+        near = torch.nn.functional.pad(kernel, (0, max(_UNIT - kernel.shape[1], 0)))[:, :_UNIT].flip(-1)
+        self.register_buffer("near", near)
         # By block length; all of them together are twice as long as the kernel.
         self._spectra: dict[int, Tensor] = {}
+        self.register_load_state_dict_post_hook(_forget_spectra)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._spectra.clear()  # made anew where the kernel goes
+        return super()._apply(fn, recurse)
 
     def initial_state(self, batch_size: int) -> ConvState:
         """Give the state before the first step.
@@ -95,10 +106,10 @@ class OnlineConv(Stepper):
             No inputs.
         """
         check_batch_size(batch_size)
-        return state_after(self._kernel.new_zeros(batch_size, self._kernel.shape[0], 0))
+        return state_after(self.kernel.new_zeros(batch_size, self.kernel.shape[0], 0))
 
     @torch.no_grad()
-    def __call__(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
+    def forward(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
         """Take one step, without gradients.
 
         Args:
@@ -111,12 +122,12 @@ class OnlineConv(Stepper):
         Raises:
             ValueError: A shape does not fit, or the kernel's last lag is reached.
         """
-        check_steps(u, self._kernel.shape[0])
+        check_steps(u, self.kernel.shape[0])
         self._check(u, state, 1)
         state, due = self._with_tiles(state)
-        recent = torch.cat([state.recent, u[..., None].to(self._kernel.dtype)], -1)
+        recent = torch.cat([state.recent, u[..., None].to(self.kernel.dtype)], -1)
         size = recent.shape[-1]
-        y = torch.linalg.vecdot(recent, self._near[:, _UNIT - size :]) + due[..., size - 1]
+        y = torch.linalg.vecdot(recent, self.near[:, _UNIT - size :]) + due[..., size - 1]
         return y.to(u.dtype), self._grown(recent, state)
 
     @torch.no_grad()
@@ -133,7 +144,7 @@ class OnlineConv(Stepper):
         Raises:
             ValueError: A shape does not fit, or the kernel has not so many lags.
         """
-        check_steps(u, self._kernel.shape[0], many=True)
+        check_steps(u, self.kernel.shape[0], many=True)
         y, state = self.extend(u.transpose(1, 2), state)
         return y.transpose(1, 2), state
 
@@ -153,7 +164,7 @@ class OnlineConv(Stepper):
         length = u.shape[-1]
         self._check(u, state, length)
         # A copy, as the state holds on to it.
-        new = u.to(self._kernel.dtype, copy=True)
+        new = u.to(self.kernel.dtype, copy=True)
         if length >= state.position:
             # To convolve all the past anew at most doubles the work, and saves its tiles.
             past = [*state.blocks, state.recent] if state.position else []
@@ -179,15 +190,15 @@ class OnlineConv(Stepper):
         return y.to(u.dtype), state
 
     def _check(self, u: Tensor, state: ConvState, steps: int) -> None:
-        check_state(state, ConvState, lambda own: own.recent, u, self._kernel.shape[0])
-        if state.position + steps > self._kernel.shape[1]:
+        check_state(state, ConvState, lambda own: own.recent, u, self.kernel.shape[0])
+        if state.position + steps > self.kernel.shape[1]:
             raise ValueError(
-                f"a sequence has at most l_max={self._kernel.shape[1]} steps; {state.position} were taken, and {steps} "
+                f"a sequence has at most l_max={self.kernel.shape[1]} steps; {state.position} were taken, and {steps} "
                 "more were given; build the layer with a larger l_max"
             )
 
     def _convolved(self, piece: Tensor) -> Tensor:
-        return ops.fft_conv(piece, self._kernel[:, : piece.shape[-1]])
+        return ops.fft_conv(piece, self.kernel[:, : piece.shape[-1]])
 
     def _grown(self, recent: Tensor, state: ConvState) -> ConvState:
         """The state after a piece that ends within the present unit, or with it."""
@@ -230,8 +241,13 @@ class OnlineConv(Stepper):
 
     def _spectrum(self, size: int) -> Tensor:
         if size not in self._spectra:
-            self._spectra[size] = torch.fft.rfft(self._kernel[:, : 2 * size], 2 * size)
+            self._spectra[size] = torch.fft.rfft(self.kernel[:, : 2 * size], 2 * size)
         return self._spectra[size]
+
+
+def _forget_spectra(stepper: nn.Module, _: object) -> None:
+    assert isinstance(stepper, OnlineConv)
+    stepper._spectra.clear()
 
 
 def _largest_block(position: int, steps: int) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from milkweed.nn.implicit_filter import check_filters, check_lags
+from milkweed.nn.filters.implicit_filter import check_filters, check_lags
 from milkweed.nn.options import check_dtype, check_kind
 
 # Over L lags of a white signal the sum is 0.002 sqrt(L) times as large: small beside the skip.

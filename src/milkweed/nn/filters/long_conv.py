@@ -1,9 +1,8 @@
-"""Long convolution with learned kernels, as a layer."""
+"""Long convolution with learned kernels."""
 
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +10,17 @@ from torch.nn import functional as F
 
 from milkweed import ops
 from milkweed._suggest import unknown
-from milkweed.nn.explicit_filter import ExplicitFilter
-from milkweed.nn.implicit_filter import ImplicitFilter
-from milkweed.nn.lengths import check_lengths, valid_steps
-from milkweed.nn.online_conv import ConvState, OnlineConv, state_after
+from milkweed.nn.filters.base import Filter, check_rate_is_one, check_signal_dtype
+from milkweed.nn.filters.explicit_filter import ExplicitFilter
+from milkweed.nn.filters.implicit_filter import ImplicitFilter
+from milkweed.nn.filters.online_conv import ConvState, OnlineConv, state_after
+from milkweed.nn.lengths import without_padding
 from milkweed.nn.options import check_kind
-from milkweed.ops._common import autocast_dtype, check_tensor
 
 KERNELS = ("explicit", "implicit")
 
 
-class LongConv(nn.Module):
+class LongConv(Filter):
     """``y = post_gate * (K * v + D v)`` with ``v = pre_gate * u``: every channel has a kernel as long as the sequence.
 
     Args:
@@ -113,6 +112,7 @@ class LongConv(nn.Module):
         pre_gate: Tensor | None = None,
         post_gate: Tensor | None = None,
         lengths: Tensor | None = None,
+        rate: float = 1.0,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, ConvState]:
         """Convolve a batch of sequences.
@@ -124,6 +124,7 @@ class LongConv(nn.Module):
             post_gate: Same shape as ``u``; multiplies the output.
             lengths: (...) integers: how much of each right-padded sequence is real. Outputs there equal those of the
                 sequence alone, and the returned state is the one after its last real step.
+            rate: Must be 1: the kernels are tied to the steps that they were trained on.
             return_state: Also return the state after the last step.
 
         Returns:
@@ -133,39 +134,32 @@ class LongConv(nn.Module):
             ValueError: A shape does not fit, or a layer that has no state is given or asked for one.
             TypeError: The dtype is not the parameters', and autocast is off.
         """
-        self._check(u, lengths)
+        x, count = self._prepared(u, lengths)
+        check_rate_is_one(rate, "LongConv")
         for name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
             if gate is not None and gate.shape != u.shape:
                 raise ValueError(f"{name} must have u's shape {tuple(u.shape)}; got {tuple(gate.shape)}")
-        count = None if lengths is None else lengths.reshape(-1).to(u.device, torch.int64)
+        pre_gate = None if pre_gate is None else without_padding(pre_gate, lengths)
+        before, after = (None if gate is None else gate.reshape(x.shape).mT for gate in (pre_gate, post_gate))
+        if state is None:
+            y = self.convolve(x.mT, pre_gate=before, post_gate=after).mT.reshape(u.shape)
+            return (y, self._state_after(self._signal(x.mT, before), count)) if return_state else y
         if count is not None:
-            # Filled, not multiplied: padding may hold NaN.
-            padding = ~valid_steps(count, u.shape[-2]).reshape(*u.shape[:-1], 1)
-            u = u.masked_fill(padding, 0)
-            pre_gate = None if pre_gate is None else pre_gate.masked_fill(padding, 0)
-        if state is not None:
-            if count is not None:
-                raise ValueError(
-                    "lengths cannot go with a state, as the sequences of a state are at one position; give lengths "
-                    "with the first call only, or cut the sequences to one length"
-                )
-            y, state = OnlineConv(self._online_kernel()).extend(self._signal(u, pre_gate), state)
-            y = y.transpose(1, 2).reshape(u.shape)
-            y = (y if post_gate is None else y * post_gate).to(u.dtype)
-            return (y, state) if return_state else y
-        before, after = (None if gate is None else gate.transpose(-1, -2) for gate in (pre_gate, post_gate))
-        y = self.convolve(u.transpose(-1, -2), pre_gate=before, post_gate=after).transpose(-1, -2)
-        return (y, self._state_after(u, pre_gate, count)) if return_state else y
+            raise ValueError(
+                "lengths cannot go with a state, as the sequences of a state are at one position; give lengths "
+                "with the first call only, or cut the sequences to one length"
+            )
+        y, state = OnlineConv(self._online_kernel()).extend(self._signal(x.mT, before), state)
+        y = (y if after is None else y * after).mT.reshape(u.shape).to(u.dtype)
+        return (y, state) if return_state else y
 
     def _signal(self, u: Tensor, pre_gate: Tensor | None) -> Tensor:
-        """What is convolved, for the leading dimensions in one, (B, d_model, L)."""
-        dtype = torch.promote_types(self.skip.dtype, torch.float32)
-        v = u.to(dtype) if pre_gate is None else u.to(dtype) * pre_gate
-        return v.reshape(math.prod(u.shape[:-2]), *u.shape[-2:]).transpose(1, 2)
+        """What is convolved, (B, d_model, L), in the kernels' precision."""
+        u = u.to(torch.promote_types(self.skip.dtype, torch.float32))
+        return u if pre_gate is None else u * pre_gate
 
-    def _state_after(self, u: Tensor, pre_gate: Tensor | None, count: Tensor | None) -> ConvState:
+    def _state_after(self, signal: Tensor, count: Tensor | None) -> ConvState:
         self._check_causal()
-        signal = self._signal(u, pre_gate)
         # A copy in any case: a state does not change with the tensor that it comes from. The padding of a batch is
         # moved to the front, where zeros add nothing to any output.
         return state_after(signal.clone() if count is None else signal.gather(-1, _rolled(signal, count)))
@@ -184,8 +178,7 @@ class LongConv(nn.Module):
         Raises:
             ValueError: The layer is bidirectional, or the rate is another.
         """
-        if rate != 1:
-            raise ValueError(f"rate must be 1: the kernels of a LongConv are tied to its steps; got {rate!r}")
+        check_rate_is_one(rate, "LongConv")
         with torch.no_grad():
             return OnlineConv(copy.deepcopy(self).eval()._online_kernel())
 
@@ -241,20 +234,8 @@ class LongConv(nn.Module):
         return F.dropout(kernel, self.kernel_dropout, self.training)
 
     def _check(self, u: Tensor, lengths: Tensor | None) -> None:
-        check_tensor("u", u)
-        if u.ndim < 2 or u.shape[-1] != self.d_model:
-            raise ValueError(f"u must be (..., L, d_model) with d_model={self.d_model}; got shape {tuple(u.shape)}")
-        if not 1 <= u.shape[-2] <= self.l_max:
-            raise ValueError(
-                f"u must have 1 to l_max={self.l_max} steps; got shape {tuple(u.shape)}; "
-                "build the layer with a larger l_max"
-            )
-        if u.dtype != self.skip.dtype and autocast_dtype(u) is None:
-            raise TypeError(
-                f"u must be {self.skip.dtype} as the layer's parameters are; got {u.dtype}; cast u, or use autocast"
-            )
-        if lengths is not None:
-            check_lengths(lengths, u)
+        super()._check(u, lengths)
+        check_signal_dtype(u, self.skip.dtype, kept=False)
 
     def extra_repr(self) -> str:
         """Describe the layer in one line.
