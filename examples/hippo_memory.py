@@ -65,7 +65,7 @@ def state_kernels(basis, place, window):
     dt = place.dt(window)
     options = {"discretization": place.discretization, "dt_min": dt, "dt_max": dt, "output": "none"}
     with torch.no_grad():
-        system = mw.nn.S4(1, place.d_state, basis, **options, dtype=torch.float64).system()
+        system = mw.nn.S4(1, place.d_state, basis, **options, dtype=torch.float64).filter.system()
     power, kernels = system.a[0], system.b[0][:, None]
     while kernels.shape[1] < place.length:
         kernels, power = torch.cat([kernels, power @ kernels], 1), power @ power

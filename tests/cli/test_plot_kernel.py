@@ -40,7 +40,7 @@ def test_a_run_is_drawn(folder, capsys, model, monkeypatch, run):
     rows = ROW.findall(capsys.readouterr().out)
     assert [row[:3] for row in rows] == [("blocks.0.layer", "S4D", "4"), ("blocks.1.layer", "S4D", "4")]
     for row in rows:
-        assert row[3] == f"{timescales(model.get_submodule(row[0])).median():,.1f}"
+        assert row[3] == f"{timescales(model.get_submodule(row[0]).filter).median():,.1f}"
         assert 1 <= int(row[5].replace(",", "")) <= 1024
     with open("x.png", "rb") as file:
         assert file.read(4) == b"\x89PNG"
@@ -102,8 +102,8 @@ def test_bad_input_is_one_message_and_leaves_nothing(arguments, message, capsys,
     save_file({"weight": torch.zeros(2)}, "foreign.safetensors")
     unstable = SequenceModel(1, 2, 4, 1, {"name": "s4d", "d_state": 4, "decay": "none"})
     with torch.no_grad():
-        model.blocks[0].layer.A_real[0, 0] = float("nan")
-        unstable.blocks[0].layer.A_real.fill_(-50)
+        model.blocks[0].layer.filter.A_real[0, 0] = float("nan")
+        unstable.blocks[0].layer.filter.A_real.fill_(-50)
     save_pretrained(model, "diverged")
     save_pretrained(unstable, "unstable")
     (folder / "junk.safetensors").write_bytes(b"PK\x03\x04" * 100)

@@ -65,7 +65,7 @@ def check_padding(layer, u, lengths):
 
 def check_finite(layer, length):
     """No output and no gradient is NaN or infinite, even where the padding is. Any dtype."""
-    u = torch.randn(2, length, layer.d_model, dtype=layer.D.dtype)
+    u = torch.randn(2, length, layer.d_model, dtype=next(layer.parameters()).dtype)
     u[1, length // 2 :] = float("nan")
     y = layer(u.requires_grad_(), lengths=torch.tensor([length, length // 2]))
     assert y.isfinite().all()

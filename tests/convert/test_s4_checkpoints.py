@@ -43,16 +43,16 @@ def test_golden_outputs(name, version):
     assert type(layer) is (S4 if name == "s4_dplr_legs" else S4D)
     y = layer(stored["__u"].transpose(1, 2)).transpose(1, 2)
     assert (y - stored["__y"]).abs().max() < 1e-5
-    kernel = layer.system().kernel(stored["__kernel"].shape[-1])
+    kernel = layer.filter.system().kernel(stored["__kernel"].shape[-1])
     assert (kernel - stored["__kernel"]).abs().max() < 1e-5 * stored["__kernel"].abs().max()
 
 
 def test_an_imported_layer_has_no_length():
     # The original, at another length, computes the same system's kernel: a longer one continues it.
     layer = load_s4(golden("s4_dplr_legs")[1])
-    longer = layer.system().kernel(300)
-    torch.testing.assert_close(longer[..., :96], layer.system().kernel(96))
-    system = layer.system()
+    longer = layer.filter.system().kernel(300)
+    torch.testing.assert_close(longer[..., :96], layer.filter.system().kernel(96))
+    system = layer.filter.system()
     x, expected = system.b, []
     for _ in range(300):
         expected.append(torch.einsum("rhn,hn->rh", system.c, x))
@@ -71,16 +71,16 @@ def test_tied_bidirectional_and_heads_are_read_off():
     state["layer.kernel.inv_dt"] = state["layer.kernel.inv_dt"].expand(6, 8)
     state["output_linear.0.weight"] = torch.randn(12, 12)
     layer = load_s4(state)
-    assert (layer.channels, layer.n_ssm, layer.bidirectional) == (2, 2, True)
+    assert (layer.filter.channels, layer.filter.n_ssm, layer.filter.bidirectional) == (2, 2, True)
     u = torch.randn(3, 20, 6)
-    kernel = layer.system().kernel(20).detach()
+    kernel = layer.filter.system().kernel(20).detach()
     past, future = kernel[:2], kernel[2:]
     y = torch.zeros(3, 2, 6, 20)
     for t in range(20):
         for j in range(20):
             lag = past[..., t - j] if t >= j else future[..., j - t - 1]
             y[..., t] += lag * u[:, None, j]
-    y = torch.nn.functional.gelu(y + layer.D.detach()[..., None] * u.transpose(1, 2)[:, None])
+    y = torch.nn.functional.gelu(y + layer.filter.D.detach()[..., None] * u.transpose(1, 2)[:, None])
     mixed = y.flatten(1, 2).transpose(1, 2) @ state["output_linear.0.weight"].T + state["output_linear.0.bias"]
     torch.testing.assert_close(layer(u), torch.nn.functional.glu(mixed, -1), rtol=1e-4, atol=1e-4)
 
@@ -96,7 +96,7 @@ def test_the_softmax_kernel():
     C = torch.view_as_complex(kernel["B"]) * torch.view_as_complex(kernel["C"])
     C = C * (torch.exp(dt_a) - 1) * x.conj() / (x.abs().square() + 1e-7)
     expected = torch.einsum("chn,hnl->chl", C, torch.exp(dt_a[..., None] * torch.arange(length))).real
-    found = load_s4(state, discretization="dss").system().kernel(length)
+    found = load_s4(state, discretization="dss").filter.system().kernel(length)
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 

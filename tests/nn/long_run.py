@@ -68,8 +68,8 @@ def _require_finite(step: int, tensors: dict[str, Tensor | None]) -> None:
 @torch.no_grad()
 def _extent(model: SequenceModel) -> dict[str, float]:
     layers = [layer for layer in model.modules() if isinstance(layer, S4 | S4D)]
-    steps = torch.cat([layer.log_dt.flatten() for layer in layers])
-    kernels = torch.stack([layer.system().kernel(100 * LENGTH).abs().amax() for layer in layers])
+    steps = torch.cat([layer.filter.log_dt.flatten() for layer in layers])
+    kernels = torch.stack([layer.filter.system().kernel(100 * LENGTH).abs().amax() for layer in layers])
     return {
         "least_log_dt": steps.min().item(),
         "largest_log_dt": steps.max().item(),

@@ -110,15 +110,15 @@ def test_a_pole_of_the_softmax():
 @pytest.mark.parametrize("init", ["legs", "lin", "real"])
 def test_dss_exp_is_zoh(init, length):
     layer = S4D(4, 8, init, discretization="zoh", dtype=torch.float64)
-    A = -torch.exp(layer.A_real.detach()).to(torch.complex128)
-    C = layer.C.detach()
+    A = -torch.exp(layer.filter.A_real.detach()).to(torch.complex128)
+    C = layer.filter.C.detach()
     W = torch.complex(C[..., 0] / 2**0.5, 0 * C[..., 0]) if init == "real" else torch.view_as_complex(C)
     if init != "real":
-        A = A + 1j * layer.A_imag.detach()
-    dt = torch.exp(layer.log_dt.detach())[:, None]
+        A = A + 1j * layer.filter.A_imag.detach()
+    dt = torch.exp(layer.filter.log_dt.detach())[:, None]
     powers = torch.exp((dt * A)[..., None] * torch.arange(length))
     expected = 2 * torch.einsum("rhn,hnl->rhl", W * (torch.exp(dt * A) - 1) / A, powers).real
-    torch.testing.assert_close(layer.system().kernel(length), expected, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(layer.filter.system().kernel(length), expected, rtol=1e-11, atol=1e-12)
 
 
 def build(**options):
@@ -139,16 +139,16 @@ class TestLayer:
     @pytest.mark.parametrize("length", LENGTHS)
     def test_equals_the_formula(self, options, length):
         layer = build(**options, dtype=torch.float64, activation="none")
-        p = {name: value.detach() for name, value in layer.named_parameters()}
-        if layer.decay == "none":
+        p = {name.removeprefix("filter."): value.detach() for name, value in layer.named_parameters()}
+        if layer.filter.decay == "none":
             with torch.no_grad():
-                layer.A_real[:, ::2] *= -0.3
-            p["A_real"] = layer.A_real.detach()
-        A = (-p["A_real"] if layer.decay == "none" else -torch.exp(p["A_real"])).to(torch.complex128)
-        W = p["C"][..., 0] / 2**0.5 + 0j if layer.A_imag is None else torch.view_as_complex(p["C"])
-        if layer.A_imag is not None:
+                layer.filter.A_real[:, ::2] *= -0.3
+            p["A_real"] = layer.filter.A_real.detach()
+        A = (-p["A_real"] if layer.filter.decay == "none" else -torch.exp(p["A_real"])).to(torch.complex128)
+        W = p["C"][..., 0] / 2**0.5 + 0j if layer.filter.A_imag is None else torch.view_as_complex(p["C"])
+        if layer.filter.A_imag is not None:
             A = A + 1j * p["A_imag"]
-        if layer.B is not None:
+        if layer.filter.B is not None:
             W = W * torch.view_as_complex(p["B"])
         dt = torch.exp(p["log_dt"])
         if dt.ndim == 1:
@@ -157,15 +157,15 @@ class TestLayer:
             kernels = sum(literal(W[..., n : n + 1], A[:, n : n + 1], dt[:, n], length) for n in range(dt.shape[1]))
         u = torch.randn(2, length, 5, dtype=torch.float64)
         y = []
-        for channel in range(layer.channels):
+        for channel in range(layer.filter.channels):
             past = kernels[channel]
             toeplitz = torch.zeros(5, length, length, dtype=torch.float64)
             for t in range(length):
                 toeplitz[:, t, : t + 1] = past[:, : t + 1].flip(1)
-                if layer.bidirectional:
-                    toeplitz[:, t, t + 1 :] = kernels[layer.channels + channel][:, : length - 1 - t]
+                if layer.filter.bidirectional:
+                    toeplitz[:, t, t + 1 :] = kernels[layer.filter.channels + channel][:, : length - 1 - t]
             y.append(torch.einsum("htj,bjh->bth", toeplitz, u) + p["D"][channel] * u)
-        y = torch.cat(y, -1) @ p["output.weight"].T + p["output.bias"]
+        y = torch.cat(y, -1) @ p["mix.output.weight"].T + p["mix.output.bias"]
         expected = torch.nn.functional.glu(y, -1)
         torch.testing.assert_close(layer(u), expected, rtol=1e-9, atol=1e-9)
 

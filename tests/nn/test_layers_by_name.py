@@ -6,7 +6,7 @@ from tests.contracts import sequence_layer as contract
 
 import milkweed as mw
 from milkweed.models import SequenceModel
-from milkweed.nn import CausalMonarchMixer, FilterLayer, ImplicitFilter, LongConv, ResidualBlock, build_sequence_layer
+from milkweed.nn import CausalMonarchMixer, ImplicitFilter, LongConv, ResidualBlock, SequenceLayer, build_sequence_layer
 from milkweed.nn.factory import SEQUENCE_LAYERS
 
 CAUSAL = [
@@ -138,15 +138,15 @@ def test_no_other_rate(spec):
 
 def test_what_follows_a_filter():
     conv = LongConv(4, 50, width=8)
-    layer = FilterLayer(conv, 4, gate=True, activation="tanh").double()
+    layer = SequenceLayer(conv, gate=True, activation="tanh").double()
     u = torch.randn(2, 30, 4, dtype=torch.float64)
-    y = torch.tanh(conv(u)) * torch.nn.functional.silu(layer.gate(u))
-    first, second = (y @ layer.output.weight.T + layer.output.bias).split(4, -1)
+    y = torch.tanh(conv(u)) * torch.nn.functional.silu(layer.mix.gate(u))
+    first, second = (y @ layer.mix.output.weight.T + layer.mix.output.bias).split(4, -1)
     torch.testing.assert_close(layer(u), first * torch.sigmoid(second), **contract.TIGHT)
-    plain = FilterLayer(conv, 4, activation="none", output="none")
+    plain = SequenceLayer(conv, activation="none", output="none")
     assert torch.equal(plain(u), conv(u))
     layer.train()
-    dropping = FilterLayer(conv, 4, dropout=0.5).double()
+    dropping = SequenceLayer(conv, dropout=0.5).double()
     stepper = dropping.stepper()
     read, _ = stepper.read(u, stepper.initial_state(2))
     torch.testing.assert_close(read, dropping.eval()(u).detach(), **contract.TIGHT)

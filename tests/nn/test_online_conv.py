@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from milkweed import ops
 from milkweed.nn import LongConv, OnlineConv
+from milkweed.nn.filters.online_conv import ConvRecurrence
 
 
 def convolve(u, kernel):
@@ -110,11 +111,13 @@ def test_steps_go_on_after_a_prompt(prompt):
 
 def test_a_prompt_costs_one_convolution(monkeypatch):
     layer, lengths, tiles = LongConv(4, 5000, width=8), [], []
-    convolve, tile = ops.fft_conv, OnlineConv._tile
+    convolve, tile = ops.fft_conv, ConvRecurrence._tile
     monkeypatch.setattr(
         ops, "fft_conv", lambda u, *args, **kwargs: (lengths.append(u.shape[-1]), convolve(u, *args, **kwargs))[1]
     )
-    monkeypatch.setattr(OnlineConv, "_tile", lambda self, block: (tiles.append(block.shape[-1]), tile(self, block))[1])
+    monkeypatch.setattr(
+        ConvRecurrence, "_tile", lambda self, block: (tiles.append(block.shape[-1]), tile(self, block))[1]
+    )
     u, stepper = torch.randn(2, 4095, 4), layer.stepper()
     with torch.no_grad():
         _, state = layer(u, return_state=True)
@@ -158,8 +161,8 @@ def test_reading_keeps_gradients_only_where_asked():
     kernel = torch.randn(3, 90, dtype=torch.float64, requires_grad=True)
     u = torch.randn(2, 3, 90, dtype=torch.float64, requires_grad=True)
     online, cotangent = OnlineConv(kernel), torch.randn(2, 3, 90, dtype=torch.float64)
-    first, state = online.extend(u[..., :40], online.initial_state(2))
-    second, _ = online.extend(u[..., 40:], state)
+    first, state = online.recurrence.extend(u[..., :40], online.initial_state(2))
+    second, _ = online.recurrence.extend(u[..., 40:], state)
     found = torch.autograd.grad(torch.cat([first, second], -1), (u, kernel), cotangent)
     expected = torch.autograd.grad(convolve(u.mT, kernel).mT, (u, kernel), cotangent)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

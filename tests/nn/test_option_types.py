@@ -52,4 +52,4 @@ def test_wrong_types(kind, option, value, message):
 def test_what_means_the_same_is_taken():
     layer = S4D(4, 8, dropout=0, dt_min=1e-2, dt_max=1, frozen=("dt",), device=torch.device("cpu"))
     assert layer(torch.randn(1, 5, 4)).shape == (1, 5, 4)
-    assert not layer.log_dt.requires_grad
+    assert not layer.filter.log_dt.requires_grad

@@ -22,7 +22,7 @@ def test_groups_cover_everything_once_and_survive_deepcopy():
     assert sum(map(len, found.values())) == len(list(model.parameters()))
     assert {n.rpartition(".")[2] for n in found["ssm"]} == {"log_dt", "A_real", "A_imag"}
     assert all(model.get_parameter(n).ndim > 1 for n in found["decay"])
-    assert {"blocks.0.layer.D", "head.bias", "norm.norm.weight"} <= found["no_decay"]
+    assert {"blocks.0.layer.filter.D", "head.bias", "norm.norm.weight"} <= found["no_decay"]
     rates = {g["name"]: (g["lr"], g["weight_decay"]) for g in groups}
     assert rates == {"decay": (0.01, 0.05), "no_decay": (0.01, 0.0), "ssm": (1e-3, 0.0)}
     assert {g["name"]: g["lr"] for g in parameter_groups(model, lr=1e-4)}["ssm"] == 1e-4
@@ -32,8 +32,8 @@ def test_groups_cover_everything_once_and_survive_deepcopy():
 
 def test_frozen_parameters_are_left_out():
     model = SequenceModel(1, 3, 8, 1)
-    model.blocks[0].layer.log_dt.requires_grad_(False)
-    assert "blocks.0.layer.log_dt" not in names(model, parameter_groups(model, lr=0.1))["ssm"]
+    model.blocks[0].layer.filter.log_dt.requires_grad_(False)
+    assert "blocks.0.layer.filter.log_dt" not in names(model, parameter_groups(model, lr=0.1))["ssm"]
     with pytest.raises(ValueError, match="no parameter with requires_grad"):
         parameter_groups(model.requires_grad_(False), lr=0.1)
 

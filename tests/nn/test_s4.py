@@ -21,8 +21,8 @@ def build(init="legs", discretization="bilinear", bidirectional=False, **kwargs)
 
 def unrolled(layer, u, rate=1.0):
     """The layer by its equations in complex128 over all conjugate pairs, step by step, with no code of its own."""
-    copies = layer.d_model // layer.n_ssm
-    p = {name: value.detach() for name, value in layer.named_parameters()}
+    copies = layer.d_model // layer.filter.n_ssm
+    p = {name: value.detach() for name, value in layer.filter.named_parameters()}
     A = -torch.exp(p["A_real"]) + 1j * p["A_imag"]
     P, B = torch.view_as_complex(p["P"]), torch.view_as_complex(p["B"])
     C = torch.view_as_complex(p["C"])
@@ -31,7 +31,7 @@ def unrolled(layer, u, rate=1.0):
     A, B, C = A.repeat(copies, 1, 1), full[2].repeat(copies, 1), full[3]
     dt = torch.exp(p["log_dt"])[:, None, None] * rate
     eye = torch.eye(A.shape[-1], dtype=A.dtype)
-    if layer.discretization == "bilinear":
+    if layer.filter.discretization == "bilinear":
         back = torch.linalg.inv(eye - dt / 2 * A)
         a, b = back @ (eye + dt / 2 * A), (back @ (dt * B[..., None]))[..., 0]
     else:
@@ -47,13 +47,13 @@ def unrolled(layer, u, rate=1.0):
         return torch.stack(outputs, 1)
 
     readouts = []
-    for channel in range(layer.channels):
+    for channel in range(layer.filter.channels):
         y = run(u, C[channel])
-        if layer.bidirectional:
-            later = run(u.flip(1), C[layer.channels + channel]).flip(1)
+        if layer.filter.bidirectional:
+            later = run(u.flip(1), C[layer.filter.channels + channel]).flip(1)
             y = y + torch.cat([later[:, 1:], torch.zeros_like(later[:, :1])], 1)
         readouts.append(torch.nn.functional.gelu(y + p["D"][channel] * u))
-    y = torch.cat(readouts, -1) @ layer.output.weight.detach().T + layer.output.bias.detach()
+    y = torch.cat(readouts, -1) @ layer.mix.output.weight.detach().T + layer.mix.output.bias.detach()
     return torch.nn.functional.glu(y, -1)
 
 
@@ -128,7 +128,7 @@ def test_heads_and_groups(options):
     layer = build(**options, dtype=torch.float64)
     u = torch.randn(2, 30, 6, dtype=torch.float64)
     torch.testing.assert_close(layer(u), unrolled(layer, u), rtol=1e-9, atol=1e-9)
-    if not layer.bidirectional:
+    if not layer.filter.bidirectional:
         contract.check_steps_equal_forward(layer, u)
 
 
@@ -153,9 +153,10 @@ def test_every_parameterisation_starts_at_the_basis(decay):
 
 def test_frozen_parameters():
     layer = build(frozen=["A", "P", "dt"])
-    assert [name for name, p in layer.named_parameters() if not p.requires_grad] == ["log_dt", "A_real", "A_imag", "P"]
+    frozen = [name for name, p in layer.filter.named_parameters() if not p.requires_grad]
+    assert frozen == ["log_dt", "A_real", "A_imag", "P"]
     layer(torch.randn(1, 5, 6)).sum().backward()
-    assert layer.B.grad is not None
+    assert layer.filter.B.grad is not None
 
 
 @settings(max_examples=100, deadline=None)
@@ -172,11 +173,11 @@ def test_stable_for_every_parameter_value(seed, log_dt, size_of_imag, size_of_P,
     layer = S4(2, 6, "legt", discretization=discretization, decay=decay, dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        layer.A_real.uniform_(-15, 15, generator=generator)
-        layer.A_imag.normal_(std=10**size_of_imag, generator=generator)
-        layer.P.normal_(std=10**size_of_P, generator=generator)
-        layer.log_dt.fill_(log_dt)
-        norm = torch.linalg.matrix_norm(layer.system().a.double(), 2)
+        layer.filter.A_real.uniform_(-15, 15, generator=generator)
+        layer.filter.A_imag.normal_(std=10**size_of_imag, generator=generator)
+        layer.filter.P.normal_(std=10**size_of_P, generator=generator)
+        layer.filter.log_dt.fill_(log_dt)
+        norm = torch.linalg.matrix_norm(layer.filter.system().a.double(), 2)
     # Not only the eigenvalues: no vector ever grows.
     assert (norm <= 1 + 1e-6).all()
 

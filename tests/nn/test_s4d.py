@@ -28,13 +28,13 @@ def build(init="legs", discretization="zoh", bidirectional=False, **kwargs):
 
 def unrolled(layer, u, rate=1.0):
     """The layer by its equations in complex128, step by step, with no code of its own. (B, L, H) float64."""
-    dt = torch.exp(layer.log_dt.detach())[:, None] * rate
-    A = -torch.exp(layer.A_real.detach()).to(torch.complex128)
-    if layer.A_imag is not None:
-        A = A + 1j * layer.A_imag.detach()
-    C = layer.C.detach()
-    C = C[..., 0] * 2**0.5 / 2 + 0j if layer.A_imag is None else torch.view_as_complex(C)
-    if layer.discretization == "zoh":
+    dt = torch.exp(layer.filter.log_dt.detach())[:, None] * rate
+    A = -torch.exp(layer.filter.A_real.detach()).to(torch.complex128)
+    if layer.filter.A_imag is not None:
+        A = A + 1j * layer.filter.A_imag.detach()
+    C = layer.filter.C.detach()
+    C = C[..., 0] * 2**0.5 / 2 + 0j if layer.filter.A_imag is None else torch.view_as_complex(C)
+    if layer.filter.discretization == "zoh":
         a, b = torch.exp(dt * A), (torch.exp(dt * A) - 1) / A
     else:
         a, b = (1 + dt * A / 2) / (1 - dt * A / 2), dt / (1 - dt * A / 2)
@@ -48,11 +48,11 @@ def unrolled(layer, u, rate=1.0):
         return torch.stack(outputs, 1)
 
     y = run(u, C[0])
-    if layer.bidirectional:
+    if layer.filter.bidirectional:
         later = run(u.flip(1), C[1]).flip(1)
         y = y + torch.cat([later[:, 1:], torch.zeros_like(later[:, :1])], 1)
-    y = torch.nn.functional.gelu(y + layer.D.detach() * u)
-    return torch.nn.functional.glu(y @ layer.output.weight.detach().T + layer.output.bias.detach(), -1)
+    y = torch.nn.functional.gelu(y + layer.filter.D.detach() * u)
+    return torch.nn.functional.glu(y @ layer.mix.output.weight.detach().T + layer.mix.output.bias.detach(), -1)
 
 
 @pytest.mark.parametrize(("init", "discretization", "bidirectional"), GRID)
@@ -156,7 +156,7 @@ def test_golden_import():
     layer = s4.load_s4d_minimal({k: v for k, v in stored.items() if not k.startswith("__")})
     y = layer(stored["__u"].transpose(1, 2)).transpose(1, 2)
     assert (y - stored["__y"]).abs().max() < 1e-6
-    kernel = layer.system().kernel(64)[0]
+    kernel = layer.filter.system().kernel(64)[0]
     assert (kernel - stored["__kernel"]).abs().max() < 1e-6
 
 
@@ -190,8 +190,8 @@ def test_golden_import_refuses(change, message):
 def test_stable_and_finite_for_every_parameter_value(log_dt, A_real, A_imag, decay, discretization, dtype):
     layer = S4D(1, 2, "lin", discretization=discretization, decay=decay, dtype=dtype)
     with torch.no_grad():
-        layer.log_dt.fill_(log_dt), layer.A_real.fill_(A_real), layer.A_imag.fill_(A_imag)
-    exponent = layer.system().exponent
+        layer.filter.log_dt.fill_(log_dt), layer.filter.A_real.fill_(A_real), layer.filter.A_imag.fill_(A_imag)
+    exponent = layer.filter.system().exponent
     assert (exponent[..., 0] <= 0).all()  # |eigenvalue| <= 1
     y = layer(torch.randn(1, 50, 1, dtype=dtype))
     y.sum().backward()
@@ -202,7 +202,7 @@ def test_stable_and_finite_for_every_parameter_value(log_dt, A_real, A_imag, dec
 def test_output_scale_at_init():
     # White noise in, C normal, orthonormal-like kernels: the state part's variance stays of the input's order.
     layer = S4D(256, 64)
-    system = layer.system()
+    system = layer.filter.system()
     exponent, b, c = system.exponent, system.b, system.c
     assert 1e-3 < exponent[:, 0, 0].neg().div(0.5).min() < 2e-3
     assert 0.08 < exponent[:, 0, 0].neg().div(0.5).max() < 0.11

@@ -9,7 +9,8 @@ import torch
 from torch.autograd import gradcheck
 
 from milkweed import nn as mwnn
-from milkweed.nn import S4, S4D, S4ND
+from milkweed.nn import S4ND
+from milkweed.nn.filters import S4DFilter, S4Filter
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 GRID = [(kind, both) for kind in ("s4", "s4d") for both in (True, False)]
@@ -26,16 +27,18 @@ def filter_only(**kwargs):
 
 def axis_kernels(layer, axis, length, rate):
     """(heads H, 2 length - 1) for lags 1 - length .. length - 1, from the equations in complex128."""
-    system = layer.axes[axis]
+    system = layer.filter.axes[axis]
     p = {name: value.detach() for name, value in system.named_parameters()}
     copies = system.d_model // system.n_ssm
     A = -torch.exp(p["A_real"]) + 1j * p["A_imag"]
     C = torch.view_as_complex(p["C"])
     dt = torch.exp(p["log_dt"])[:, None] * rate
-    if layer.bandlimit is not None:
-        slow = dt * max(rate, 1) / rate * p["A_imag"].abs().repeat(copies, 1) / (2 * math.pi) <= layer.bandlimit / 2
+    if layer.filter.bandlimit is not None:
+        slow = (
+            dt * max(rate, 1) / rate * p["A_imag"].abs().repeat(copies, 1) / (2 * math.pi) <= layer.filter.bandlimit / 2
+        )
         C = C * slow
-    if isinstance(system, S4D):
+    if isinstance(system, S4DFilter):
         a = torch.exp(dt * A.repeat(copies, 1))
         b = (a - 1) / A.repeat(copies, 1)
         lags = torch.einsum("rhn,hn,hnl->rhl", C, b, a[..., None] ** torch.arange(length)).real * 2
@@ -61,10 +64,10 @@ def direct(layer, u, rates=None):
     sizes = u.shape[1:-1]
     rates = rates or (1.0,) * len(sizes)
     kernels = [
-        axis_kernels(layer, axis, size, rate).unflatten(0, (layer.kernel_rank, layer.d_model))
+        axis_kernels(layer, axis, size, rate).unflatten(0, (layer.filter.kernel_rank, layer.filter.d_model))
         for axis, (size, rate) in enumerate(zip(sizes, rates, strict=True))
     ]
-    y = layer.D.detach()[0] * u
+    y = layer.filter.D.detach()[0] * u
     for lags in itertools.product(*[range(1 - size, size) for size in sizes]):
         weight = 1
         for kernel, lag, size in zip(kernels, lags, sizes, strict=True):
@@ -155,14 +158,14 @@ def test_heads_are_mixed():
     for head in range(2):
         alone = filter_only()
         with torch.no_grad():
-            alone.D.copy_(layer.D[head : head + 1])
-            for axis, own in zip(layer.axes, alone.axes, strict=True):
+            alone.filter.D.copy_(layer.filter.D[head : head + 1])
+            for axis, own in zip(layer.filter.axes, alone.filter.axes, strict=True):
                 for name, value in own.named_parameters():
                     source = dict(axis.named_parameters())[name]
                     rows = slice(3 * head, 3 * head + 3)
                     value.copy_(source[rows] if name == "log_dt" else source[:, rows] if name == "C" else source)
         heads.append(torch.nn.functional.gelu(direct(alone, u)))
-    torch.testing.assert_close(layer(u), layer.output(torch.cat(heads, -1)), **TIGHT)
+    torch.testing.assert_close(layer(u), layer.mix.output(torch.cat(heads, -1)), **TIGHT)
 
 
 @pytest.mark.parametrize("bandlimit", [None, 0.5])
@@ -200,14 +203,14 @@ def smooth_image(size, d_model):
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("kind", ["s4", "s4d"])
 def test_finer_resolution_of_a_smooth_image(kind, bidirectional):
-    def differences(size):
+    def differences(size, seed):
         """From the coarse output, of the fine one with the right rate and of the one without."""
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         scale = {"dt_min": 2 / size, "dt_max": 6.4 / size}
         layer = S4ND(
             8, 2, 16, kind=kind, bidirectional=bidirectional, bandlimit=0.5, output="none", dtype=torch.float64, **scale
         )
-        torch.nn.init.zeros_(layer.D)
+        torch.nn.init.zeros_(layer.filter.D)
         coarse, image = layer(smooth_image(size, 8)), smooth_image(2 * size, 8)
         pooled = [
             y.unflatten(1, (size, 2)).unflatten(3, (size, 2)).mean((2, 4))
@@ -215,10 +218,10 @@ def test_finer_resolution_of_a_smooth_image(kind, bidirectional):
         ]
         return [(y - coarse).norm() / coarse.norm() for y in pooled]
 
-    right, wrong = differences(64)
-    assert right < 0.1 < 0.8 < wrong
+    right, wrong = torch.tensor([[d.item() for d in differences(64, seed)] for seed in range(4)]).T
+    assert right.max() < 0.1 < 0.8 < wrong.mean()
     # What remains is the step of the discretisation: of first order.
-    assert differences(128)[0] < 0.6 * right
+    assert differences(128, 0)[0] < 0.6 * right[0]
 
 
 @pytest.mark.parametrize("kind", ["s4", "s4d"])
@@ -229,7 +232,7 @@ def test_bandlimit_reads_only_modes_that_both_resolutions_see(kind):
         before = layer(u, rate=rate)
         changed = copy.deepcopy(layer)
         with torch.no_grad():
-            for axis in changed.axes:
+            for axis in changed.filter.axes:
                 cycles = axis.log_dt.exp()[:, None] * max(rate, 1) * axis.A_imag.abs() / (2 * math.pi)
                 fast = cycles > 0.4
                 assert fast.any()
@@ -258,7 +261,7 @@ def test_bandlimit_keeps_white_noise_in_the_band():
             output="none",
             dtype=torch.float64,
         )
-        torch.nn.init.zeros_(layer.D)
+        torch.nn.init.zeros_(layer.filter.D)
         energy = torch.fft.rfft2(layer(u, rate=0.25), dim=(1, 2)).abs().square().sum((0, 3))
         return energy[~kept].sum() / energy.sum()
 
@@ -293,7 +296,7 @@ def test_copies():
     fresh.load_state_dict(layer.state_dict())
     assert torch.equal(fresh(u), layer(u))
     # One skip for the layer, none per axis.
-    assert [name for name in layer.state_dict() if name.split(".")[-1] == "D"] == ["D"]
+    assert [name for name in layer.state_dict() if name.split(".")[-1] == "D"] == ["filter.D"]
 
 
 def test_tied_dropout_drops_whole_channels():
@@ -307,7 +310,7 @@ def test_tied_dropout_drops_whole_channels():
 
 def test_parameter_groups():
     groups = {g["name"]: g for g in mwnn.parameter_groups(build(), lr=1e-2, weight_decay=0.1)}
-    assert len(groups["ssm"]["params"]) == 2 * len(S4.ssm_parameters)
+    assert len(groups["ssm"]["params"]) == 2 * len(S4Filter.ssm_parameters)
     assert groups["ssm"]["weight_decay"] == 0
 
 
@@ -315,22 +318,24 @@ def test_frozen_parameters():
     layer = build(frozen=["A", "D", "dt"])
     frozen = [name for name, p in layer.named_parameters() if not p.requires_grad]
     names = ("log_dt", "A_real", "A_imag")
-    assert sorted(frozen) == sorted(["D", *(f"axes.{axis}.{name}" for axis in range(2) for name in names)])
+    assert sorted(frozen) == sorted(
+        ["filter.D", *(f"filter.axes.{axis}.{name}" for axis in range(2) for name in names)]
+    )
 
 
 @pytest.mark.parametrize("kernel_rank", [1, 4])
 def test_size_of_the_output_at_the_start(kernel_rank):
     torch.manual_seed(0)
     layer = S4ND(64, 2, bidirectional=False, kernel_rank=kernel_rank, dt_min=0.02, activation="none", output="none")
-    torch.nn.init.zeros_(layer.D)
+    torch.nn.init.zeros_(layer.filter.D)
     assert 0.6 < layer(torch.randn(1, 64, 64, 64)).std() < 1.2
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dims": 0}, "dims must be at least 1; got 0"),
-        ({"kernel_rank": 0}, "kernel_rank must be at least 1"),
+        ({"dims": 0}, "dims must be an integer of at least 1; got 0"),
+        ({"kernel_rank": 0}, "kernel_rank must be an integer of at least 1"),
         ({"kind": "s4dd"}, "did you mean 's4d'"),
         ({"init": "lges"}, "did you mean 'legs'"),
         ({"axis_options": {"n_smm": 1}}, "axis_options='n_smm' is unknown; did you mean 'n_ssm'"),

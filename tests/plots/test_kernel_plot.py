@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from milkweed.models import MlpMixer, SequenceModel
-from milkweed.nn import S4, S4D
+from milkweed.nn.filters import S4DFilter, S4Filter
 from milkweed.plots.kernels import (
     eigenvalues,
     kernel_picture,
@@ -18,13 +18,13 @@ from milkweed.plots.kernels import (
 )
 
 LAYERS = {
-    "s4d": lambda: S4D(6, 8),
-    "s4": lambda: S4(6, 8, n_ssm=2),
-    "both directions": lambda: S4D(6, 8, bidirectional=True),
-    "heads": lambda: S4D(6, 8, channels=3, bidirectional=True),
-    "real, a step per mode": lambda: S4D(6, 4, init="real", dt_tie=False),
-    "one channel": lambda: S4(1, 2, "fout"),
-    "half": lambda: S4D(6, 8, dtype=torch.bfloat16),
+    "s4d": lambda: S4DFilter(6, 8),
+    "s4": lambda: S4Filter(6, 8, n_ssm=2),
+    "both directions": lambda: S4DFilter(6, 8, bidirectional=True),
+    "heads": lambda: S4DFilter(6, 8, channels=3, bidirectional=True),
+    "real, a step per mode": lambda: S4DFilter(6, 4, init="real", dt_tie=False),
+    "one channel": lambda: S4Filter(1, 2, "fout"),
+    "half": lambda: S4DFilter(6, 8, dtype=torch.bfloat16),
 }
 
 
@@ -36,7 +36,6 @@ def layer(request):
 def impulse_response(layer, length):
     """(H, L): what each channel answers to an impulse on itself, by the layer's forward pass without its output."""
     bare = copy.deepcopy(layer).double()
-    bare.activation, bare.output = "none", None
     torch.nn.init.zeros_(bare.D)
     impulse = torch.zeros(1, length, bare.d_model, dtype=torch.float64)
     impulse[:, 0] = 1
@@ -57,7 +56,6 @@ def test_kernels_of_both_directions():
     layer = LAYERS["both directions"]()
     found = layer_kernels(layer, 9)
     bare = copy.deepcopy(layer).double()
-    bare.activation, bare.output = "none", None
     torch.nn.init.zeros_(bare.D)
     impulse = torch.zeros(1, 19, 6, dtype=torch.float64)
     impulse[:, 9] = 1
@@ -92,18 +90,18 @@ def test_rows_go_from_short_memory_to_long(layer):
 
 
 def test_timescales_and_eigenvalues():
-    layer = S4D(4, 6, init="lin", dt_min=0.01, dt_max=0.01)
+    layer = S4DFilter(4, 6, init="lin", dt_min=0.01, dt_max=0.01)
     torch.testing.assert_close(timescales(layer), torch.full((4,), 100.0, dtype=torch.float64))
     expected = torch.complex(torch.full((4, 3), -0.5), torch.arange(3) * torch.pi * torch.ones(4, 1)).flatten()
     torch.testing.assert_close(eigenvalues(layer), expected.to(torch.complex128), atol=1e-5, rtol=1e-5)
-    real = S4D(2, 3, init="real", decay="softplus", dt_tie=False)
+    real = S4DFilter(2, 3, init="real", decay="softplus", dt_tie=False)
     assert timescales(real).shape == (6,)
     assert timescales(real, per_channel=True).shape == (2,)
     assert sorted(eigenvalues(real).real.tolist()) == pytest.approx([-3, -3, -2, -2, -1, -1], rel=1e-5)
 
 
 def test_half_of_the_energy():
-    layer = S4D(1, 1, init="real", dt_min=0.1, dt_max=0.1)
+    layer = S4DFilter(1, 1, init="real", dt_min=0.1, dt_max=0.1)
     # e^{-0.1 l} has the energy (1 - e^{-0.2 l}) / (1 - e^{-0.2}) in its first l lags.
     assert layer_kernels(layer, 500).half_energy().tolist() == [[4]]
     assert layer_kernels(layer, 2).half_energy().tolist() == [[1]]
@@ -155,8 +153,8 @@ def test_very_many_kernels_are_thinned():
 
 def test_layers_of_a_model():
     model = SequenceModel(1, 2, 4, 2, {"name": "s4", "d_state": 4})
-    assert [type(each) for each in state_space_layers(model).values()] == [S4, S4]
-    assert all(model.get_submodule(name) is each for name, each in state_space_layers(model).items())
+    assert [type(each) for each in state_space_layers(model).values()] == [S4Filter, S4Filter]
+    assert all(model.get_submodule(f"{name}.filter") is each for name, each in state_space_layers(model).items())
     assert state_space_layers(MlpMixer(1, 2, 16, d_model=4, depth=1)) == {}
 
 

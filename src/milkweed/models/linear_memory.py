@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_inputs
 from milkweed.nn import build_sequence_layer, check_spec
+from milkweed.nn.lengths import without_padding
 
 READOUTS = ("outputs", "state")
 _LINEAR = {"activation": "none", "output": "none"}
@@ -52,9 +53,14 @@ class LinearMemory(Model):
         self.d_input, self.readout = d_input, readout
         self.encoder = nn.Identity() if d_input == d_model else nn.Linear(d_input, d_model)
         self.layer = build_sequence_layer(layer, d_model)
+        if readout == "state" and layer["name"] not in {"s4", "s4d"}:
+            raise ValueError(
+                f"readout='state' needs a layer with a state of one size, s4 or s4d; got {layer['name']!r}"
+            )
         if readout == "state" and layer.get("bidirectional"):
             raise ValueError("readout='state' needs a layer that only looks back; got bidirectional=True")
-        per_channel: Any = self.layer.d_state if readout == "state" else 1
+        system: Any = getattr(self.layer, "filter", None)
+        per_channel = system.d_state if readout == "state" else 1
         self.head = nn.Linear(d_model * per_channel, d_output)
 
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -68,7 +74,7 @@ class LinearMemory(Model):
             (B, L, d_output), or (B, d_output) with ``readout="state"``.
         """
         check_inputs(inputs, self.d_input)
-        x = self.encoder(inputs)
+        x = self.encoder(without_padding(inputs, lengths))
         if self.readout == "outputs":
             return self.head(self.layer(x, lengths=lengths))
         state = self.layer(x, lengths=lengths, return_state=True)[1]

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import GatedMixerBlock
+from milkweed.nn.lengths import tokens_without_padding, without_padding
 from milkweed.nn.options import check_kind, check_rate
 from milkweed.ops._common import autocast_dtype, check_tensor
 
@@ -119,8 +120,8 @@ class M2BertEncoder(nn.Module):
             ValueError: The inputs or token types are not as above.
             TypeError: They are no tensors, or embedded inputs have another dtype than the parameters.
         """
-        x = self._embed(inputs, token_types)
         lengths = None if self.padding == "legacy" else lengths
+        x = self._embed(inputs, token_types, lengths)
         if hidden is not None:
             hidden.append(x)
         for block in self.blocks:
@@ -132,9 +133,13 @@ class M2BertEncoder(nn.Module):
                 hidden.append(x)
         return x
 
-    def _embed(self, inputs: Tensor, token_types: Tensor | None) -> Tensor:
+    def _embed(self, inputs: Tensor, token_types: Tensor | None, lengths: Tensor | None) -> Tensor:
         check_tensor("inputs", inputs)
         embedded = inputs.is_floating_point()
+        inputs = without_padding(inputs, lengths) if embedded else tokens_without_padding(inputs, lengths)
+        if token_types is not None:
+            check_tensor("token_types", token_types)
+            token_types = tokens_without_padding(token_types, lengths)
         if not embedded:
             check_tokens(inputs, self.tokens.num_embeddings)
         elif inputs.ndim != 3 or inputs.shape[-1] != self.d_model or inputs.shape[1] == 0:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import CausalMonarchMixer, ImplicitFilter, LongConv, ResidualBlock, ShortConv, Stepper
+from milkweed.nn.lengths import tokens_without_padding
 from milkweed.nn.options import check_kind, check_rate, layer_options
 from milkweed.nn.stepping import StepperStack, check_batch_size, check_state, check_steps
 from milkweed.ops._common import check_tensor
@@ -225,10 +226,9 @@ class GptMixerStepper(Stepper):
 
     def __init__(self, mixer: GptMixer) -> None:
         super().__init__()
-        self.in_linear, self.short_conv, self.out_linear = (
-            copy.deepcopy(part).eval().requires_grad_(False)
-            for part in (mixer.in_linear, mixer.short_conv, mixer.out_linear)
-        )
+        self.in_linear = copy.deepcopy(mixer.in_linear).eval().requires_grad_(False)
+        self.short_conv = copy.deepcopy(mixer.short_conv).eval().requires_grad_(False)
+        self.out_linear = copy.deepcopy(mixer.out_linear).eval().requires_grad_(False)
         self.conv: Stepper = mixer.conv.stepper()
 
     def initial_state(self, batch_size: int) -> GptMixerState:
@@ -383,7 +383,8 @@ class M2Gpt(Model):
 
         Args:
             inputs: (B, L) tokens, L <= length.
-            lengths: Not used: no step sees the padding after it.
+            lengths: (B,) valid steps of right-padded sequences. No step sees the padding after it; with them, padding
+                may be anything.
 
         Returns:
             Logits for the next token at every step, (B, L, d_output).
@@ -391,6 +392,7 @@ class M2Gpt(Model):
         Raises:
             ValueError: The inputs are no tokens, or too many.
         """
+        inputs = tokens_without_padding(inputs, lengths)
         check_tokens(inputs, self.d_input)
         if inputs.shape[1] > self.length:
             raise ValueError(f"this M2Gpt was built for contexts up to length={self.length}; got {tuple(inputs.shape)}")

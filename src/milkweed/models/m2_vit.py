@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from milkweed._suggest import unknown
 from milkweed.models.base import Model
 from milkweed.nn import S4ND, GatedMixer, LongConv, Mlp, ResidualBlock
+from milkweed.nn.lengths import mean_of_steps
 from milkweed.nn.options import check_kind, check_rate, is_kind, layer_options
 from milkweed.ops._common import autocast_dtype, check_tensor
 
@@ -132,7 +133,7 @@ class M2Vit(Model):
         x = x if self.mixer == "s4nd" else x.flatten(1, 2)
         for block in self.blocks:
             x = block(x)
-        logits: Tensor = self.head(self.norm(x).flatten(1, -2).mean(1))
+        logits: Tensor = self.head(mean_of_steps(self.norm(x).flatten(1, -2)))
         return logits
 
     def _patches(self, inputs: Tensor) -> Tensor:

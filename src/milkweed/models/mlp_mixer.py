@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from milkweed.models.base import Model, check_inputs
 from milkweed.models.sequence_model import pool
 from milkweed.nn import Mlp, check_spec
-from milkweed.nn.lengths import check_lengths
+from milkweed.nn.lengths import without_padding
 
 
 class MixerBlock(nn.Module):
@@ -117,7 +117,8 @@ class MlpMixer(Model):
 
         Args:
             inputs: (B, length, d_input).
-            lengths: (B,) valid steps, for the pooling; padding itself must be zero, the MLPs read it.
+            lengths: (B,) valid steps of right-padded sequences. Padding is read as zeros, which the MLPs see, and left
+                out of the pooling.
 
         Returns:
             (B, d_output).
@@ -128,9 +129,7 @@ class MlpMixer(Model):
         check_inputs(inputs, self.d_input)
         if inputs.shape[1] != self.length:
             raise ValueError(f"this MlpMixer was built for length={self.length}; got inputs {tuple(inputs.shape)}")
-        if lengths is not None:
-            check_lengths(lengths, inputs)
-        x = self.encoder(inputs)
+        x = self.encoder(without_padding(inputs, lengths))
         for block in self.blocks:
             x = block(x)
         return self.head(pool(self.norm(x), "mean", lengths))

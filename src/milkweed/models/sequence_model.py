@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_inputs, check_tokens
 from milkweed.nn import ResidualBlock, SequenceNorm, Stepper, build_sequence_layer, check_spec
-from milkweed.nn.lengths import without_padding
+from milkweed.nn.lengths import check_lengths, mean_of_steps, tokens_without_padding, without_padding
 from milkweed.nn.stepping import StepperStack
 
 ENCODERS = ("embedding", "linear")
@@ -218,7 +218,7 @@ def encode(encoder: nn.Module, inputs: Tensor, d_input: int, lengths: Tensor | N
     """
     # Before the encoder, whose weight's gradient would be NaN with the padding.
     if isinstance(encoder, nn.Embedding):
-        inputs = inputs if lengths is None else without_padding(inputs[..., None], lengths)[..., 0]
+        inputs = tokens_without_padding(inputs, lengths)
         check_tokens(inputs, d_input)
     else:
         check_inputs(inputs, d_input)
@@ -240,16 +240,10 @@ def pool(x: Tensor, kind: str, lengths: Tensor | None = None) -> Tensor:
     """
     if kind == "none":
         return x
-    if lengths is None and kind == "last":
-        return x[:, -1]
+    if kind == "mean":
+        return mean_of_steps(x, lengths)
     if lengths is None:
-        return _mean(x, x.shape[1])
-    count = lengths.to(x.device, torch.int64)
-    if kind == "last":
-        return x.gather(1, (count - 1)[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
-    return _mean(without_padding(x, lengths), count[:, None])
-
-
-def _mean(x: Tensor, count: Tensor | int) -> Tensor:
-    total = x.sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
-    return (total / count).to(x.dtype)
+        return x[:, -1]
+    check_lengths(lengths, x)
+    last = lengths.to(x.device, torch.int64)[:, None, None] - 1
+    return x.gather(1, last.expand(-1, 1, x.shape[2])).squeeze(1)

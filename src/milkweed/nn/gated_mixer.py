@@ -342,6 +342,6 @@ class GatedMixerStepper(Stepper):
 def _advance(stepper: OnlineConv, u: Tensor, state: ConvState, one: bool) -> tuple[Tensor, ConvState]:
     """One step or many; u and the outputs are (B, D, L) either way."""
     if not one:
-        return stepper.extend(u, state)
+        return stepper.recurrence.extend(u, state)
     y, state = stepper(u[..., 0], state)
     return y[..., None], state

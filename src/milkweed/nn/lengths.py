@@ -41,6 +41,37 @@ def without_padding(u: Tensor, lengths: Tensor | None) -> Tensor:
     return u.masked_fill(~valid[..., None], 0)
 
 
+def tokens_without_padding(tokens: Tensor, lengths: Tensor | None) -> Tensor:
+    """Set padding tokens to 0, whatever they are, e.g. -100.
+
+    Args:
+        tokens: (..., L) integers.
+        lengths: (...) integers, valid steps of each sequence; None for all.
+
+    Returns:
+        (..., L).
+
+    Raises:
+        ValueError: The lengths do not describe a right-padded batch.
+    """
+    return tokens if lengths is None or tokens.ndim < 2 else without_padding(tokens[..., None], lengths)[..., 0]
+
+
+def mean_of_steps(x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Average over the sequence, in float32 at least.
+
+    Args:
+        x: (B, L, D).
+        lengths: (B,) integers, valid steps of each sequence; None for all.
+
+    Returns:
+        (B, D) in x's dtype.
+    """
+    total = without_padding(x, lengths).sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
+    count = x.shape[1] if lengths is None else lengths.to(x.device, torch.int64)[:, None]
+    return (total / count).to(x.dtype)
+
+
 def check_lengths(lengths: Tensor, u: Tensor) -> None:
     """Refuse lengths that do not describe a right-padded batch.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed._suggest import unknown
-from milkweed.nn.lengths import check_lengths, valid_steps
+from milkweed.nn.lengths import without_padding
 from milkweed.nn.options import check_dtype, check_kind
 from milkweed.nn.sequence_layer import ACTIVATIONS
 from milkweed.nn.structured_linear import ButterflyLinear
@@ -140,10 +140,7 @@ class MonarchMixer(nn.Module):
         if not x.is_floating_point():
             raise TypeError(f"x must be real floating point; got {x.dtype}; use x.float()")
         dtype = x.dtype
-        if lengths is not None:
-            check_lengths(lengths, x)
-            valid = valid_steps(lengths.reshape(-1).to(x.device), x.shape[-2]).view(x.shape[:-1])
-            x = x.masked_fill(~valid[..., None], 0)  # padding may hold NaN
+        x = without_padding(x, lengths)
         with without_autocast(x):
             mixed = self._mix_sequence(x.mT.to(compute_dtype(x, self.kernel))).mT
         # The features in the parameters' precision, or in autocast's.

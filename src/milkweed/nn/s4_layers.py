@@ -36,6 +36,8 @@ class S4D(SequenceLayer):
         S4D (arXiv 2206.11893).
     """
 
+    filter: S4DFilter
+
     @takes_options_of(S4DFilter, SequenceLayer)
     def __init__(self, d_model: int, *args: Any, **options: Any) -> None:
         own, mixing = divide_options(options)
@@ -64,6 +66,8 @@ class S4(SequenceLayer):
     Source:
         S4 (arXiv 2111.00396) and How to Train Your HiPPO (arXiv 2206.12037).
     """
+
+    filter: S4Filter
 
     @takes_options_of(S4Filter, SequenceLayer)
     def __init__(self, d_model: int, *args: Any, **options: Any) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from milkweed._suggest import unknown
-from milkweed.nn.filters.base import Filter
+from milkweed.nn.filters.base import Filter, check_signal_dtype
 from milkweed.nn.lengths import without_padding
 from milkweed.nn.options import check_dtype, check_kind
 from milkweed.nn.stepping import SurroundedStepper
+from milkweed.ops._common import check_tensor
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -76,6 +77,19 @@ class Mixing(nn.Module):
         widths = {"glu": 2 * d_model, "linear": d_model}
         self.output = nn.Linear(channels * d_model, widths[output], **factory) if output != "none" else None
         self.dropout = nn.Dropout(dropout)
+
+    def check_dtype(self, u: Tensor) -> None:
+        """Refuse a signal of another dtype than the parameters', unless autocast is on.
+
+        Args:
+            u: The signal.
+
+        Raises:
+            TypeError: It is another.
+        """
+        for layer in (self.gate, self.output):
+            if layer is not None:
+                check_signal_dtype(u, layer.weight.dtype, kept=False)
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
@@ -187,6 +201,8 @@ class SequenceLayer(nn.Module):
             ValueError: A shape does not fit, or a layer that has no state is given or asked for one.
             TypeError: The dtype is not the parameters', and autocast is off.
         """
+        check_tensor("u", u)
+        self.mix.check_dtype(u)
         y = self.filter(u, state, lengths=lengths, rate=rate, return_state=return_state)
         y, state = y if return_state else (y, None)
         if self.mix.gate is not None:
@@ -243,6 +259,18 @@ class SequenceLayerStepper(SurroundedStepper):
     def __init__(self, layer: SequenceLayer, rate: float = 1.0) -> None:
         super().__init__(layer.filter.stepper(rate))
         self.mix = copy.deepcopy(layer.mix).eval().requires_grad_(False)
+
+    def before(self, u: Tensor) -> Tensor:
+        """Refuse another dtype than the layer's.
+
+        Args:
+            u: (B, L, d_model).
+
+        Returns:
+            The same.
+        """
+        self.mix.check_dtype(u)
+        return u
 
     def after(self, y: Tensor, u: Tensor) -> Tensor:
         """Mix the channels.

@@ -113,7 +113,13 @@ class SurroundedStepper(Stepper):
 
         Returns:
             The output (B, d_model) and the next state.
+
+        Raises:
+            ValueError: u is not one step.
         """
+        check_tensor("u", u)
+        if u.ndim != 2:
+            raise ValueError(f"u must be (B, d_model), one step; got shape {tuple(u.shape)}; use read for many steps")
         # One step is a sequence of its own to what stands around the layer.
         u = u[:, None]
         y, state = self.inner(self.before(u)[:, 0], state)
@@ -130,6 +136,7 @@ class SurroundedStepper(Stepper):
         Returns:
             The outputs (B, L, d_model) and the state after the last step.
         """
+        check_tensor("u", u)
         y, state = self.inner.read(self.before(u), state)
         return self.after(y, u), state
 
@@ -194,7 +201,7 @@ def advance(stepper: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         The outputs (B, L, features) and the next state.
     """
     if x.shape[1] > 1:
-        return stepper.read(x, state)  # type: ignore[operator, no-any-return]
+        return stepper.read(x, state)  # type: ignore[operator]
     y, state = stepper(x[:, 0], state)
     return y[:, None], state
 

@@ -10,7 +10,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from milkweed.data.retrieval import NO_PASSAGE, NO_QUERY
 from milkweed.models import M2Bert
-from milkweed.nn.lengths import valid_steps
+from milkweed.nn.lengths import mean_of_steps
 from milkweed.tasks.base import Batch
 from milkweed.tasks.search import ndcg, search_ndcg
 from milkweed.tasks.tokens import TokenTask
@@ -97,8 +97,7 @@ class Retrieval(TokenTask):
             )
         if self.pooling == "first":
             return outputs[:, 0]
-        valid = valid_steps(lengths, tokens.shape[1])[..., None]
-        return outputs.masked_fill(~valid, 0).sum(1) / lengths[:, None]
+        return mean_of_steps(outputs, lengths)
 
     def loss(self, stage: str, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Mean squared error of the cosines.

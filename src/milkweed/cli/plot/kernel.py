@@ -207,7 +207,7 @@ def print_kernels(console: Console, found: dict[str, "LayerKernels"], title: str
         reach = int(kernels.half_energy().float().median())
         table.add_row(
             escape(name),
-            type(kernels.layer).__name__,
+            type(kernels.layer).__name__.removesuffix("Filter"),
             f"{kernels.layer.d_model:,}",
             f"{now:,.1f}",
             f"{fresh:,.1f}",

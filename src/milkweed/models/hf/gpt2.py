@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import build_linear, check_spec
+from milkweed.nn.lengths import tokens_without_padding
 from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
 
 
@@ -82,7 +83,8 @@ class Gpt2(Model):
 
         Args:
             inputs: (B, L) tokens, L <= length.
-            lengths: Not used: no step sees the padding after it.
+            lengths: (B,) valid steps of right-padded sequences. No step sees the padding after it; with them, padding
+                may be anything.
 
         Returns:
             Logits for the next token at every step, (B, L, d_output).
@@ -90,6 +92,7 @@ class Gpt2(Model):
         Raises:
             ValueError: The inputs are no tokens, or too many.
         """
+        inputs = tokens_without_padding(inputs, lengths)
         check_tokens(inputs, self.d_input)
         if inputs.shape[1] > self.length:
             raise ValueError(f"this Gpt2 was built for contexts up to length={self.length}; got {tuple(inputs.shape)}")

@@ -26,6 +26,8 @@ class Filter(nn.Module, ABC):
     channels: int = 1
     # The longest sequence; None for any.
     l_max: int | None = None
+    # What the constructor calls it.
+    length_option: str = "l_max"
 
     @abstractmethod
     def forward(
@@ -71,12 +73,12 @@ class Filter(nn.Module, ABC):
         check_tensor("u", u)
         if u.ndim < 2 or u.shape[-1] != self.d_model:
             raise ValueError(f"u must be (..., L, d_model) with d_model={self.d_model}; got shape {tuple(u.shape)}")
-        if u.shape[-2] == 0:
+        if self.l_max is None and u.shape[-2] == 0:
             raise ValueError(f"u must have at least one step; got shape {tuple(u.shape)}")
-        if self.l_max is not None and u.shape[-2] > self.l_max:
+        if self.l_max is not None and not 1 <= u.shape[-2] <= self.l_max:
             raise ValueError(
-                f"u must have 1 to l_max={self.l_max} steps; got shape {tuple(u.shape)}; "
-                "build the layer with a larger l_max"
+                f"u must have 1 to {self.length_option}={self.l_max} steps; got shape {tuple(u.shape)}; "
+                f"build the layer with a larger {self.length_option}"
             )
         if not u.is_floating_point():
             raise TypeError(f"u must be real floating point; got {u.dtype}; use u.float()")
@@ -117,12 +119,9 @@ def check_rate(rate: object) -> None:
         rate: Step length relative to training.
 
     Raises:
-        ValueError: It is not above 0 and finite.
-        TypeError: It is no number.
+        ValueError: It is no number above 0, or infinite.
     """
-    if isinstance(rate, bool) or not isinstance(rate, int | float):
-        raise TypeError(f"rate must be a number, the step length relative to training; got {rate!r}")
-    if not 0 < rate < math.inf:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
         raise ValueError(f"rate must be above 0 and finite; got {rate!r}")
 
 
@@ -135,7 +134,6 @@ def check_rate_is_one(rate: object, kind: str) -> None:
 
     Raises:
         ValueError: It is another.
-        TypeError: It is no number.
     """
     check_rate(rate)
     if rate != 1:

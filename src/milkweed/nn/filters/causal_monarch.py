@@ -63,6 +63,8 @@ class CausalMonarchMixer(Filter):
         and the skip D as in long convolutions, are choices of this library.
     """
 
+    length_option = "seq_len"
+
     def __init__(
         self,
         d_model: int,

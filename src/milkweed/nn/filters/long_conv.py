@@ -13,7 +13,7 @@ from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter, check_rate_is_one, check_signal_dtype
 from milkweed.nn.filters.explicit_filter import ExplicitFilter
 from milkweed.nn.filters.implicit_filter import ImplicitFilter
-from milkweed.nn.filters.online_conv import ConvState, OnlineConv, state_after
+from milkweed.nn.filters.online_conv import ConvRecurrence, ConvState, OnlineConv, state_after
 from milkweed.nn.lengths import without_padding
 from milkweed.nn.options import check_kind
 
@@ -149,7 +149,7 @@ class LongConv(Filter):
                 "lengths cannot go with a state, as the sequences of a state are at one position; give lengths "
                 "with the first call only, or cut the sequences to one length"
             )
-        y, state = OnlineConv(self._online_kernel()).extend(self._signal(x.mT, before), state)
+        y, state = ConvRecurrence(self._online_kernel()).extend(self._signal(x.mT, before), state)
         y = (y if after is None else y * after).mT.reshape(u.shape).to(u.dtype)
         return (y, state) if return_state else y
 

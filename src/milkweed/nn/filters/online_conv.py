@@ -55,7 +55,7 @@ def state_after(u: Tensor) -> ConvState:
     return ConvState(length, u[..., start:], tuple(blocks))
 
 
-class OnlineConv(KeepsFloat32, Stepper):
+class ConvRecurrence:
     """Convolve one step at a time: T steps cost O(T log² T) in all, as against O(T²) for the sum at every step.
 
     The past is cut into blocks as the binary digits of t say: 13 steps are blocks of 8, 4 and 1. When a block of p
@@ -80,37 +80,14 @@ class OnlineConv(KeepsFloat32, Stepper):
         of Flash Inference (arXiv 2410.12982), kept apart instead of being added up in one array.
     """
 
-    kernel: Tensor
-    near: Tensor
-
     def __init__(self, kernel: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("kernel", kernel)
-        near = torch.nn.functional.pad(kernel, (0, max(_UNIT - kernel.shape[1], 0)))[:, :_UNIT].flip(-1)
-        self.register_buffer("near", near)
+        self.kernel = kernel
+        self._near = torch.nn.functional.pad(kernel, (0, max(_UNIT - kernel.shape[1], 0)))[:, :_UNIT].flip(-1)
         # By block length; all of them together are twice as long as the kernel.
         self._spectra: dict[int, Tensor] = {}
-        self.register_load_state_dict_post_hook(_forget_spectra)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        self._spectra.clear()  # made anew where the kernel goes
-        return super()._apply(fn, recurse)
-
-    def initial_state(self, batch_size: int) -> ConvState:
-        """Give the state before the first step.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            No inputs.
-        """
-        check_batch_size(batch_size)
-        return state_after(self.kernel.new_zeros(batch_size, self.kernel.shape[0], 0))
-
-    @torch.no_grad()
-    def forward(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
-        """Take one step, without gradients.
+    def step(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
+        """Take one step.
 
         Args:
             u: (B, D).
@@ -122,31 +99,12 @@ class OnlineConv(KeepsFloat32, Stepper):
         Raises:
             ValueError: A shape does not fit, or the kernel's last lag is reached.
         """
-        check_steps(u, self.kernel.shape[0])
         self._check(u, state, 1)
         state, due = self._with_tiles(state)
         recent = torch.cat([state.recent, u[..., None].to(self.kernel.dtype)], -1)
         size = recent.shape[-1]
-        y = torch.linalg.vecdot(recent, self.near[:, _UNIT - size :]) + due[..., size - 1]
+        y = torch.linalg.vecdot(recent, self._near[:, _UNIT - size :]) + due[..., size - 1]
         return y.to(u.dtype), self._grown(recent, state)
-
-    @torch.no_grad()
-    def read(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
-        """Take many steps at once, without gradients.
-
-        Args:
-            u: (B, L, D).
-            state: The state before them.
-
-        Returns:
-            The outputs (B, L, D) and the state after the last step.
-
-        Raises:
-            ValueError: A shape does not fit, or the kernel has not so many lags.
-        """
-        check_steps(u, self.kernel.shape[0], many=True)
-        y, state = self.extend(u.transpose(1, 2), state)
-        return y.transpose(1, 2), state
 
     def extend(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
         """Take many steps at once, with gradients, in the layout of sequence operations.
@@ -245,9 +203,83 @@ class OnlineConv(KeepsFloat32, Stepper):
         return self._spectra[size]
 
 
-def _forget_spectra(stepper: nn.Module, _: object) -> None:
+class OnlineConv(KeepsFloat32, Stepper):
+    """A long convolution one step at a time, see `ConvRecurrence`: T steps cost O(T log² T) in all.
+
+    Args:
+        kernel: (D, K), lags 0 .. K - 1, in float32 or float64; K is also the longest sequence.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, kernel: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("kernel", kernel)
+        self._recurrence: ConvRecurrence | None = None
+        self.register_load_state_dict_post_hook(_forget_recurrence)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._recurrence = None
+        return super()._apply(fn, recurse)
+
+    @property
+    def recurrence(self) -> ConvRecurrence:
+        """The convolution, whose spectra are made once."""
+        if self._recurrence is None:
+            self._recurrence = ConvRecurrence(self.kernel)
+        return self._recurrence
+
+    def initial_state(self, batch_size: int) -> ConvState:
+        """Give the state before the first step.
+
+        Args:
+            batch_size: B.
+
+        Returns:
+            No inputs.
+        """
+        check_batch_size(batch_size)
+        return state_after(self.kernel.new_zeros(batch_size, self.kernel.shape[0], 0))
+
+    @torch.no_grad()
+    def forward(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
+        """Take one step, without gradients.
+
+        Args:
+            u: (B, D).
+            state: The state before it.
+
+        Returns:
+            The output (B, D) and the next state.
+
+        Raises:
+            ValueError: A shape does not fit, or the kernel's last lag is reached.
+        """
+        check_steps(u, self.kernel.shape[0])
+        return self.recurrence.step(u, state)
+
+    @torch.no_grad()
+    def read(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
+        """Take many steps at once, without gradients.
+
+        Args:
+            u: (B, L, D).
+            state: The state before them.
+
+        Returns:
+            The outputs (B, L, D) and the state after the last step.
+
+        Raises:
+            ValueError: A shape does not fit, or the kernel has not so many lags.
+        """
+        check_steps(u, self.kernel.shape[0], many=True)
+        y, state = self.recurrence.extend(u.transpose(1, 2), state)
+        return y.transpose(1, 2), state
+
+
+def _forget_recurrence(stepper: nn.Module, _: object) -> None:
     assert isinstance(stepper, OnlineConv)
-    stepper._spectra.clear()
+    stepper._recurrence = None
 
 
 def _largest_block(position: int, steps: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -149,16 +149,16 @@ class StateSpaceFilter(KeepsFloat32, Filter):
         """
         x, count = self._prepared(u, lengths)
         check_rate(rate)
-        lead, signal = u.shape[:-2], x.transpose(1, 2)
+        lead, signal, shape = u.shape[:-2], x.transpose(1, 2), (*u.shape[:-1], self.channels * self.d_model)
         if state is None and not return_state:
             y = convolve(self.system(rate), signal, self.D, self.bidirectional)
-            return y.transpose(1, 2).reshape(*u.shape[:-1], -1)
+            return y.transpose(1, 2).reshape(shape)
         system = self.recurrence(rate)
         if state is not None:
             _check_state(state, (*lead, *system.state_shape), u)
             state = state.reshape(x.shape[0], *system.state_shape).to(self._precise())
         y, final = respond(system, signal, self.D, state, count, return_state)
-        y = y.transpose(1, 2).reshape(*u.shape[:-1], -1)
+        y = y.transpose(1, 2).reshape(shape)
         return y if final is None else (y, final.reshape(*lead, *system.state_shape))
 
     def stepper(self, rate: float = 1.0) -> StateSpaceStepper:
@@ -297,7 +297,7 @@ class StateSpaceStepper(KeepsFloat32, Stepper):
     def __init__(self, system: LinearSystem, skip: Tensor | None) -> None:
         super().__init__()
         self._kind = type(system)
-        fields = {field.name: getattr(system, field.name) for field in dataclasses.fields(system)}
+        fields = {field.name: getattr(system, field.name) for field in dataclasses.fields(cast(Any, system))}
         self._fields, self._constants = list(fields), []
         for index, tensor in enumerate(system.stepping()):
             name = next((name for name, own in fields.items() if own is tensor), f"step_{index}")

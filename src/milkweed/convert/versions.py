@@ -1,0 +1,54 @@
+"""Names that files of earlier versions have for what is called otherwise today."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from torch import nn
+
+from milkweed.nn import S4ND, SequenceLayer
+
+T = TypeVar("T")
+
+
+def renamed(found: Mapping[str, T], model: nn.Module, version: str) -> dict[str, T]:
+    """Give parameters or layers of an earlier version the names that they have today.
+
+    Args:
+        found: Anything by dotted name inside the model.
+        model: The model as this version builds it.
+        version: The version that wrote the names.
+
+    Returns:
+        The same by today's names.
+    """
+    rename = _RENAMES.get(version)
+    return dict(found) if rename is None else {rename(name, model): value for name, value in found.items()}
+
+
+def _from_0_1_0(name: str, model: nn.Module) -> str:
+    """Filter and mixing were one module in S4 layers, and gate and output stood beside the filter in others."""
+    parts = name.split(".")
+    for depth in range(len(parts)):
+        owner = ".".join(parts[:depth])
+        if not _has_module(model, owner) or not isinstance(model.get_submodule(owner), SequenceLayer | S4ND):
+            continue
+        head = parts[depth]
+        if head in {"gate", "output"}:
+            parts.insert(depth, "mix")
+        elif head not in {"dropout", "filter", "mix"}:
+            parts.insert(depth, "filter")
+        break
+    return ".".join(parts)
+
+
+def _has_module(model: nn.Module, name: str) -> bool:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+_RENAMES: dict[str, Callable[[str, nn.Module], str]] = {"0.1.0": _from_0_1_0}
