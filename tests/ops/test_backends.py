@@ -10,7 +10,7 @@ from milkweed.ops import backends
 
 def test_order_argument_and_context():
     u, kernel = torch.randn(1, 2, 8), torch.randn(2, 8)
-    assert ops.available_backends("fft_conv") == ("triton", "eager", "reference")
+    assert ops.available_backends("fft_conv") == ("triton", "eager", "reference", "float64")
     assert ops.explain("fft_conv", u, kernel).backend == "eager"
     with ops.use_backend("reference"):
         assert ops.explain("fft_conv", u, kernel).backend == "reference"
