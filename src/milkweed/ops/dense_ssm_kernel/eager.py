@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from milkweed.ops._common import register_differentiable, rows_per_block, without_autocast
+from milkweed.ops._common import register_differentiable, rows_per_block, widest_dtype, without_autocast
 from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.dense_ssm_kernel._operations import gradients_like, kernel_operation, state_operation
 
@@ -139,7 +139,7 @@ def precise_powers(a: Tensor, count: int) -> list[Tensor]:
         ``count`` of them or fewer, in a's dtype.
     """
     # Modes near -1 are slow only once squared, so the first squares are taken in float64, where the device has it.
-    wide = a if a.device.type == "mps" else a.double()
+    wide = a.to(widest_dtype(a))
     powers = [wide - torch.eye(a.shape[-1], dtype=wide.dtype, device=a.device)]
     while len(powers) < min(count, 1 + _PRECISE_SQUARES):
         d = powers[-1]
