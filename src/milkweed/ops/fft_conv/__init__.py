@@ -18,9 +18,16 @@ def _frozen(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A backend that takes a frozen kernel as its tensors."""
 
     def frozen_conv(u: Tensor, kernel: FrozenKernel, *rest: Tensor | None) -> Tensor:
-        return run(u, kernel.spectrum, kernel.points, *rest)
+        return run(u, kernel.spectrum, kernel.points, *rest, *kernel.reach)
 
     return frozen_conv
+
+
+def _frozen_float64(u: Tensor, kernel: FrozenKernel, *rest: Tensor | None) -> Tensor:
+    # From the lags: what they lack of digits then stays where they reach, while a spectrum's error goes everywhere.
+    lags = reference.frozen_lags(kernel.spectrum.double(), kernel.points, u.shape[-1], kernel.reach)
+    wide = [None if tensor is None else tensor.double() for tensor in rest]
+    return eager.fft_conv(u.double(), *lags, *wide).to(u.dtype)
 
 
 def _frozen_triton(u: Tensor, kernel: FrozenKernel, *rest: Tensor | None) -> Tensor:
@@ -47,6 +54,7 @@ backends.register(
     triton_backend(_frozen_triton),
     backends.Backend("eager", _frozen(eager.frozen_conv), needs_plain_formula),
     backends.Backend("reference", _frozen(reference.frozen_conv)),
+    backends.Backend("float64", _frozen_float64, needs_plain_formula),
 )
 
 
