@@ -81,7 +81,7 @@ class DiagonalSystem(LinearSystem):
 
     @override
     def decayed(self, state: Tensor, steps: Tensor) -> Tensor:
-        return pairs.multiply(pairs.exp(self.exponent * steps[:, None, None, None].to(self.exponent.dtype)), state)
+        return pairs.multiply(pairs.exp_of_steps(self.exponent, steps[:, None, None]), state)
 
     @override
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

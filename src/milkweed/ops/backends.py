@@ -182,12 +182,14 @@ _traced: list[str | None] = []
 
 
 def use_backend(name: str | None) -> BackendBlock:
-    """Run every operation inside a block, or a decorated function, with one backend; ``None`` returns to automatic choice.
+    """Run every operation inside a block, or inside a decorated function, with one backend.
 
-    ``with use_backend("reference"): ...``, or ``@use_backend("reference")`` above a function. A ``backend=`` argument at
-    a call still wins. The setting is a context variable: other threads and other asyncio tasks do not see it. What is
-    started inside the block has what Python gives it: an asyncio task and ``asyncio.to_thread`` inherit the setting, a
-    new thread starts with automatic choice unless it runs in ``contextvars.copy_context()``, a worker process inherits
+    ``with use_backend("reference"): ...``, or ``@use_backend("reference")`` above a function; ``None`` returns to
+    automatic choice. A ``backend=`` argument at a call still wins.
+
+    The setting is a context variable: other threads and other asyncio tasks do not see it. What is started inside the
+    block has what Python gives it: an asyncio task and ``asyncio.to_thread`` inherit the setting, a new thread starts
+    with automatic choice unless it runs in ``contextvars.copy_context()``, a worker process of a data loader inherits
     it if it is forked and not if it is spawned. As with any context variable, a generator that yields inside a ``with``
     block leaves the setting to its caller until it goes on; decorate the generator function instead.
 
@@ -219,7 +221,7 @@ def chosen_backend() -> str | None:
 
 
 def checkpoint_options() -> dict[str, Any]:
-    """Make activation checkpointing recompute with the backend of the forward pass, wherever the backward pass is called.
+    """Make activation checkpointing recompute with the forward pass's backend, wherever the backward pass is called.
 
     Returns:
         Further arguments of ``torch.utils.checkpoint.checkpoint``, not reentrant.

@@ -67,7 +67,7 @@ class _Plan:
         rows = rows_per_block(
             self.batch * self.channels, self.n * (8 if dtype == torch.float64 else 4), u.device, budget=_BLOCK_BYTES
         )
-        self.channel_step = min(max(rows // max(self.batch, 1), min(_LEAST_CHANNELS, rows)), self.channels)
+        self.channel_step = max(min(max(rows // max(self.batch, 1), min(_LEAST_CHANNELS, rows)), self.channels), 1)
         self.batch_step = max(1, min(self.batch, rows // max(self.channel_step, 1)))
 
     @classmethod
