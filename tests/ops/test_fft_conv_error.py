@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from tests.ops.test_fft_conv import convolve, draw
 
 from milkweed import nn, ops
-from tests.ops.test_fft_conv import convolve, draw
 
 BOUND = 4 * torch.finfo(torch.float32).eps
 

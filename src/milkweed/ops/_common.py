@@ -40,7 +40,6 @@ def register_differentiable(
     def backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
         if grad is None:
             return (None,) * len(ctx.is_tensor)
-        grads: list[Tensor | None]
         count = sum(ctx.is_tensor)
         tensors = ctx.saved_tensors  # once: activation checkpointing recomputes at every access
         saved, kept = tensors[:count], tensors[count:]

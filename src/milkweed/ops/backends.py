@@ -78,6 +78,20 @@ def register(operation: str, *backends: Backend) -> None:
     _operations[operation] = (*backends, *wide)
 
 
+def lacks_float64(*args: object) -> str | None:
+    """Say why tensors cannot be widened to float64.
+
+    Args:
+        *args: The operation's arguments.
+
+    Returns:
+        The reason with the fix, or None.
+    """
+    if any(isinstance(arg, Tensor) and arg.device.type == "mps" for arg in args):
+        return "this device has no float64; move the tensors to the CPU"
+    return None
+
+
 def _in_float64(eager: Backend) -> Backend:
     """The eager backend on tensors widened to float64; the result has the first tensor's dtype, as the eager one's."""
 
@@ -87,9 +101,7 @@ def _in_float64(eager: Backend) -> Backend:
         return eager.run(*wide, **kwargs).to(tensors[0].dtype)
 
     def refusal(*args: Any) -> str | None:
-        if any(isinstance(arg, Tensor) and arg.device.type == "mps" for arg in args):
-            return "this device has no float64; move the tensors to the CPU"
-        return eager.refusal(*args) if eager.refusal else None
+        return lacks_float64(*args) or (eager.refusal(*args) if eager.refusal else None)
 
     return Backend("float64", run, refusal)
 

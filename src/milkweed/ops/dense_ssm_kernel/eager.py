@@ -238,10 +238,8 @@ def _taken(steps: Tensor, bit: int) -> Tensor:
 
 
 def _plain_powers(a: Tensor, count: int) -> list[Tensor]:
-    """a^(2^k) for k < count, with the identity: without it a power that has decayed is a difference of two ones.
-
-    What squaring costs slow modes in digits float64 has to spare.
-    """
+    """a^(2^k) for k < count in float64, which has the digits to spare that squaring costs slow modes."""
+    # Not less the identity: a power that has decayed would be a difference of two ones.
     wide = widest_dtype(a)
     least = torch.finfo(wide).tiny ** 0.5  # products of two entries stay normal
     powers = [a.to(wide)]

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from milkweed.ops._common import compute_dtype, register_differentiable, rows_per_block
 from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.fft_conv import _nonfinite
+from milkweed.ops.fft_conv._channels import Channels, LagSums
 from milkweed.ops.fft_conv.reference import frozen_lags
 
 # One padded signal block; its spectrum and the inverse transform come on top. Measured best of 1 .. 8 MiB.
@@ -137,44 +138,7 @@ def _compact(block: Tensor) -> Tensor:
     return block if block.stride(-1) == 1 else block.clone()
 
 
-class _Channels:
-    """A block of channels with its kernel: as a spectrum, and as `_nonfinite` takes it for signals that need it.
-
-    Nothing is taken to be finite where to ask would be to wait for the device.
-    """
-
-    def __init__(
-        self, padded: _Padded, channels: slice, careful: Callable[[], _nonfinite.Kernel], spectrum: Tensor | None
-    ) -> None:
-        self.padded, self.plan, self.slice = padded, padded.plan, channels
-        self._careful, self._spectrum = careful, spectrum
-
-    def transform(self, batch: slice) -> Tensor | None:
-        """The spectra of the signals that were loaded last, (b, c, F), or None if they are not to be relied on."""
-        if not self.plan.asks:
-            return None
-        self._spectrum, found = self.padded.spectra(batch, self.slice, self._spectrum)
-        return found[..., : self._spectrum.shape[-1]]
-
-    def convolve(self, found: Tensor | None, v: Tensor) -> Tensor:
-        """Convolve signals, from their spectra, which are written over, or from themselves."""
-        if found is not None and self._spectrum is not None:
-            y = self.plan.signal(found.mul_(self._spectrum))
-            if _nonfinite.looks_finite(y):
-                return y
-        return _nonfinite.convolve(v, self._careful(), self.plan.n)
-
-    def correlate(self, found: Tensor | None, g: Callable[[], Tensor]) -> Tensor:
-        """The same with the lags the other way round."""
-        if found is not None and self._spectrum is not None:
-            # Written out: torch.compile (2.13) loses the lazy conjugates of a custom op.
-            y = self.plan.signal(found.mul_(self._spectrum.conj_physical()))
-            if _nonfinite.looks_finite(y):
-                return y
-        return _nonfinite.correlate(g(), self._careful(), self.plan.n)
-
-
-def _kernels(plan: _Plan, padded: _Padded, kernel: Tensor, reverse_kernel: Tensor | None) -> Iterator[_Channels]:
+def _kernels(plan: _Plan, padded: _Padded, kernel: Tensor, reverse_kernel: Tensor | None) -> Iterator[Channels]:
     """The blocks of channels, each with its kernel loaded."""
 
     def careful(channels: slice) -> _nonfinite.Kernel:
@@ -183,13 +147,13 @@ def _kernels(plan: _Plan, padded: _Padded, kernel: Tensor, reverse_kernel: Tenso
 
     for channels in plan.channel_blocks():
         padded.load_kernel(kernel, reverse_kernel, channels)
-        yield _Channels(padded, channels, functools.partial(careful, channels), None)
+        yield Channels(padded, channels, functools.partial(careful, channels), None)
 
 
 def _convolved(
     plan: _Plan,
     padded: _Padded,
-    kernels: Iterator[_Channels],
+    kernels: Iterator[Channels],
     u: Tensor,
     skip: Tensor | None,
     pre_gate: Tensor | None,
@@ -259,7 +223,7 @@ def _backward(
     padded = _Padded(plan, u)
     for block in _kernels(plan, padded, kernel, reverse_kernel):
         channels = block.slice
-        lags = _LagSums(padded, channels) if need_kernel or need_reverse else None
+        lags = LagSums(padded, channels) if need_kernel or need_reverse else None
         skip_sum = padded.zeros(channels)
         weight = None if skip is None else skip[channels, None].to(plan.dtype)
         for batch in plan.batch_blocks():
@@ -298,38 +262,6 @@ def _backward(
             if need_reverse:
                 grad_reverse[channels] = backward
     return grads
-
-
-class _LagSums:
-    """The gradient of a block's kernel: correlations of upstream gradients with signals, summed over the batch."""
-
-    def __init__(self, padded: _Padded, channels: slice) -> None:
-        self._plan = padded.plan
-        zeros = padded.zeros(channels)
-        self._sum = torch.complex(zeros, zeros)[:, None].repeat(1, self._plan.n // 2 + 1)
-        self._lost: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, dz_spectrum: Tensor | None, v_spectrum: Tensor | None, dz: Callable[[], Tensor], v: Tensor) -> None:
-        """Add a part of the batch, from spectra or from the signals themselves."""
-        if dz_spectrum is not None and v_spectrum is not None:
-            # Written out, as above.
-            found = (dz_spectrum * v_spectrum.conj_physical()).sum(0)
-            if _nonfinite.looks_finite(found):
-                self._sum += found
-                return
-        found, *lost = _nonfinite.correlate_signals(dz(), v, self._plan.n)
-        self._sum += found
-        self._lost.append((lost[0], lost[1]))
-
-    def total(self, reverse_lags: int) -> tuple[Tensor, Tensor]:
-        """The gradients of the lags 0 .. L - 1, and of so many negative ones."""
-        plan = self._plan
-        lags = torch.fft.irfft(self._sum, plan.n)
-        forward, backward = lags[:, : plan.length], lags[:, plan.n - reverse_lags :].flip(-1)
-        for lost, lost_backward in self._lost:
-            forward.masked_fill_(lost, torch.nan)
-            backward.masked_fill_(lost_backward[:, :reverse_lags], torch.nan)
-        return forward, backward
 
 
 def _loaded(signal: Tensor, gate: Tensor | None, batch: slice, channels: slice, dtype: torch.dtype) -> Tensor:
@@ -480,7 +412,7 @@ def _transform_flops(length: int) -> int:
     return int(2.5 * n * n.bit_length())
 
 
-def _frozen_kernels(plan: _Plan, padded: _Padded, spectrum: Tensor, reach: tuple[int, int]) -> Iterator[_Channels]:
+def _frozen_kernels(plan: _Plan, padded: _Padded, spectrum: Tensor, reach: tuple[int, int]) -> Iterator[Channels]:
     """The blocks of channels, each with its part of a spectrum (H, F, 2)."""
 
     def careful(kept: Tensor) -> _nonfinite.Kernel:
@@ -488,7 +420,7 @@ def _frozen_kernels(plan: _Plan, padded: _Padded, spectrum: Tensor, reach: tuple
 
     for channels in plan.channel_blocks():
         kept = torch.view_as_complex(spectrum[channels].to(plan.dtype).contiguous())
-        yield _Channels(padded, channels, functools.partial(careful, kept), kept)
+        yield Channels(padded, channels, functools.partial(careful, kept), kept)
 
 
 @torch.library.custom_op("milkweed::frozen_conv", mutates_args=())

@@ -42,4 +42,5 @@ def diagonal_ssm_state(u: Tensor, dt_a: Tensor) -> Tensor:
 
 def _modes(dt_a: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     """exp(dt_a * steps) as real and imaginary part, each (rows, N, steps)."""
-    return pairs.exp_of_steps(dt_a[..., None, :], steps).unbind(-1)
+    found = pairs.exp_of_steps(dt_a[..., None, :], steps)
+    return found[..., 0], found[..., 1]
