@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from milkweed._files import atomic_write
+from milkweed._tensor_files import write_tensors
 from milkweed._suggest import unknown
 from milkweed.structures.base import StructuredMatrix
 from milkweed.structures.block_diagonal import BlockDiagonal
@@ -58,9 +58,9 @@ def save(matrix: StructuredMatrix, path: str | os.PathLike[str]) -> None:
     for name, tensor in matrix.named_tensors():
         plain = tensor.detach().resolve_conj()
         tensors[name] = (torch.view_as_real(plain) if plain.is_complex() else plain).clone().contiguous()
-    metadata = {_KEY: json.dumps(_describe(matrix))}
+    metadata = {_KEY: json.dumps(_describe(matrix), sort_keys=True)}
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        write_tensors(tensors, temporary, metadata)
 
 
 def load(path: str | os.PathLike[str]) -> StructuredMatrix:
