@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from milkweed.convert.sites import LinearSite, is_conv1d, replace
 from milkweed.nn.factory import build_linear, linear_spec
 from milkweed.nn.structured_linear import AdaptedLinear, ConcatLinear, StructuredLinear
+from milkweed.nn.wrappers import through_wrappers
 
 # What an entry of a record looks like in a file; see `metadata.read_json`.
 ENTRY = {"names": (str,), "in_features": int, "out_features": (int,), "layers": (dict,)}
@@ -46,6 +47,7 @@ def conversion_record(model: nn.Module, skeleton: nn.Module | None) -> list[dict
     return record
 
 
+@through_wrappers(changes=False)
 def structured_layers(model: nn.Module) -> dict[nn.Module, list[str]]:
     """Find the structured linear layers of a model, the parts of packed ones not by themselves, updates not at all.
 
