@@ -27,6 +27,9 @@ def write_tensors(
         tensors: Contiguous tensors by name, none sharing memory with another.
         path: The file to write.
         metadata: Texts by name.
+
+    Raises:
+        RuntimeError: safetensors writes headers in another form than this function knows.
     """
     save_file(dict(tensors), path, None if metadata is None else dict(metadata))
     with open(path, "r+b") as file:

@@ -60,8 +60,8 @@ def plan_conversion(
 
     Args:
         model: Any module, also within ``torch.compile`` or a parallel wrapper: names are those without it, and it is
-            run as it is written. ``torch.nn.Linear`` and transformers' ``Conv1D`` are considered. A packed query, key and
-            value becomes three matrices.
+            run as it is written. ``torch.nn.Linear`` and transformers' ``Conv1D`` are considered. A packed query, key
+            and value becomes three matrices.
         rules: Ordered: exact module names, ``"re:"`` patterns for whole names, or functions of name and module, each to
             a configuration or to None for a layer that stays; the first match wins. One configuration alone stands for
             `default_rules` with it: every layer save the heads.

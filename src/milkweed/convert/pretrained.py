@@ -234,8 +234,8 @@ def _check_not_peft(model: nn.Module) -> None:
     library = sys.modules.get("peft")
     if library is not None and isinstance(model, library.PeftModel):
         raise TypeError(
-            f"model is peft's {type(model).__name__}, which no config of ours describes; give model.merge_and_unload(), "
-            "or save the adapters with model.save_pretrained(path)"
+            f"model is peft's {type(model).__name__}, which no config of ours describes; give "
+            "model.merge_and_unload(), or save the adapters with model.save_pretrained(path)"
         )
 
 

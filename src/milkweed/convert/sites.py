@@ -162,7 +162,7 @@ def digest(module: nn.Module) -> tuple[object, ...]:
 
 
 def _checksum(parameter: Tensor) -> int:
-    """A sum of the bits with a weight for each place, modulo 2⁶⁴: the same on all devices, another if rows change places."""
+    """A sum of the bits with a weight for each place, modulo 2⁶⁴: the same on all devices."""
     bits = parameter.detach().contiguous().reshape(-1).view(_WORDS[parameter.element_size()])
     weights = torch.arange(1, min(_STRETCH, len(bits)) + 1, device=bits.device) * _ODD + 1
     total = 0

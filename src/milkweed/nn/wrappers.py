@@ -212,7 +212,7 @@ def _check_changeable(model: nn.Module, function: str) -> None:
             )
         if _plain_class(module) is not None or any(map(is_distributed, module.parameters(recurse=False))):
             raise TypeError(
-                f"{function} changes the parameters, which are spread over processes; call {function} before fully_shard"
+                f"{function} changes the parameters, which are spread over processes; call it before fully_shard"
             )
 
 

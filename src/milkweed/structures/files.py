@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from milkweed._files import atomic_write
-from milkweed._tensor_files import write_tensors
 from milkweed._suggest import unknown
+from milkweed._tensor_files import write_tensors
 from milkweed.structures.base import StructuredMatrix
 from milkweed.structures.block_diagonal import BlockDiagonal
 from milkweed.structures.chain import Chain
