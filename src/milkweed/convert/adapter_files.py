@@ -61,6 +61,7 @@ def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         raise ValueError("the adapters are on the meta device and have no numbers; load some, or to_empty and reset")
     entries = [layer_entry(names, a.update) | {"scale": a.scale} for a, names in layers.items()]
     metadata = {"format": "pt", "milkweed": __version__, "adapters": json.dumps(entries, sort_keys=True)}
+    metadata["trained"] = json.dumps(sorted(trained.values()))
     metadata["base"] = json.dumps(_fingerprint(model), sort_keys=True)
     file = file_in(path, FILE_NAME)
     whole = {name: gathered(tensor.detach()) for name, tensor in tensors.items()}
@@ -93,7 +94,7 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
             adapters already or no numbers.
     """
     file = file_in(path, FILE_NAME)
-    tensors, entries, base = _read(file)
+    tensors, entries, base, trained = _read(file)
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() and tensor.isfinite().all()):
             raise ValueError(f"{file} holds {name!r}, {tensor.dtype}, with NaN, infinite or whole numbers; train again")
@@ -108,7 +109,12 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
         pairs = [(sites[e["names"][0]].names, _adapted(sites[e["names"][0]], e, tensors)) for e in entries]
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the adapters in {file} do not fit their description: {error}") from error
-    for name, tensor in tensors.items():  # those of the adapters have been taken out
+    # Those of the adapters have been taken out; files of earlier versions do not list the others.
+    for name in sorted(tensors.keys() ^ trained) if trained is not None else ():
+        problem = "lists" if name in trained else "does not list"
+        there = "does not hold it" if name in trained else "holds it"
+        raise ValueError(f"{file} {problem} {name!r} as trained with the adapters, but {there}; save it again")
+    for name, tensor in tensors.items():
         if name not in parameters or parameters[name].shape != tensor.shape:
             size = tuple(parameters[name].shape) if name in parameters else "no such parameter"
             raise ValueError(f"{file} holds {name!r} of shape {tuple(tensor.shape)}; the model has {size}")
@@ -119,7 +125,7 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     return [name for names, _ in pairs for name in names]
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
+def _read(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any], set[str] | None]:
     tensors, metadata = read_tensors(file, "save_adapters")
     if not {"adapters", "base"} <= metadata.keys():
         raise ValueError(f"{file} has no adapters in its metadata; it was not written by save_adapters")
@@ -129,7 +135,8 @@ def _read(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str
         raise ValueError(
             f"the base in {file} names a dtype {min(unknown)!r}, which this version of torch does not have"
         )
-    return tensors, entries, base
+    trained = set(read_json(file, metadata, "trained", [str])) if "trained" in metadata else None
+    return tensors, entries, base, trained
 
 
 def _adapted(site: LinearSite, entry: dict[str, Any], tensors: dict[str, Tensor]) -> AdaptedLinear:

@@ -10,11 +10,11 @@ import numpy as np
 
 from milkweed.data.tables import (
     SPLIT_NAMES,
-    SUFFIXES,
     ColumnError,
     Row,
     check_rows,
     files_by_split,
+    is_table,
     iterate_rows,
     read_tables,
 )
@@ -81,7 +81,7 @@ def _is_beir(folder: Path) -> bool:
 
 def _set_folders(folder: Path) -> list[Path]:
     """The folders of a folder that has no files of its own, if each holds a set."""
-    if not folder.is_dir() or any(each.is_file() and each.suffix in SUFFIXES for each in folder.iterdir()):
+    if not folder.is_dir() or any(each.is_file() and is_table(each) for each in folder.iterdir()):
         return []
     return [each for each in sorted(folder.iterdir()) if each.is_dir() and (_is_beir(each) or files_by_split(each))]
 
