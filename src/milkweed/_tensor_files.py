@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from safetensors.torch import save_file
 from torch import Tensor
 
+from milkweed import _json
+
 _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
 
@@ -46,3 +48,20 @@ def write_tensors(
             )
         file.seek(_LENGTH.size)
         file.write(sorted_header.ljust(size))
+
+
+def check_header(path: str | os.PathLike[str]) -> None:
+    """Refuse a safetensors file in whose header a name stands twice; safetensors would keep the last.
+
+    Args:
+        path: A file that safetensors has opened, so that its header is whole.
+
+    Raises:
+        ValueError: A tensor or a text of the metadata is there twice.
+    """
+    with open(path, "rb") as file:
+        (size,) = _LENGTH.unpack(file.read(_LENGTH.size))
+        try:
+            _json.read(file.read(size))
+        except _json.DoubledKeyError as error:
+            raise ValueError(f"in the header of {os.fspath(path)} {error}; write it again") from error

@@ -109,15 +109,7 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
         pairs = [(sites[e["names"][0]].names, _adapted(sites[e["names"][0]], e, tensors)) for e in entries]
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the adapters in {file} do not fit their description: {error}") from error
-    # Those of the adapters have been taken out; files of earlier versions do not list the others.
-    for name in sorted(tensors.keys() ^ trained) if trained is not None else ():
-        problem = "lists" if name in trained else "does not list"
-        there = "does not hold it" if name in trained else "holds it"
-        raise ValueError(f"{file} {problem} {name!r} as trained with the adapters, but {there}; save it again")
-    for name, tensor in tensors.items():
-        if name not in parameters or parameters[name].shape != tensor.shape:
-            size = tuple(parameters[name].shape) if name in parameters else "no such parameter"
-            raise ValueError(f"{file} holds {name!r} of shape {tuple(tensor.shape)}; the model has {size}")
+    _check_trained(file, tensors, trained, parameters)  # those of the adapters have been taken out
     attach(model, pairs, [parameters[name] for name in tensors])
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -137,6 +129,21 @@ def _read(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str
         )
     trained = set(read_json(file, metadata, "trained", [str])) if "trained" in metadata else None
     return tensors, entries, base, trained
+
+
+def _check_trained(
+    file: Path, tensors: dict[str, Tensor], trained: set[str] | None, parameters: dict[str, nn.Parameter]
+) -> None:
+    """Refuse a file that lacks what was trained beside the adapters, or holds more than that."""
+    for name, tensor in tensors.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            size = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+            raise ValueError(f"{file} holds {name!r} of shape {tuple(tensor.shape)}; the model has {size}")
+    if trained is None:  # a file of an earlier version, which does not list them
+        return
+    for name in sorted(tensors.keys() ^ trained):
+        lists, holds = ("lists", "does not hold") if name in trained else ("does not list", "holds")
+        raise ValueError(f"{file} {lists} {name!r} as trained with the adapters, but {holds} it; save them again")
 
 
 def _adapted(site: LinearSite, entry: dict[str, Any], tensors: dict[str, Tensor]) -> AdaptedLinear:

@@ -125,9 +125,14 @@ def misfit(model: nn.Module, layers: Layers, state: Mapping[str, Tensor]) -> str
         if not isinstance(value, Tensor) or value.shape != found.shape:
             size = tuple(value.shape) if isinstance(value, Tensor) else "no"
             return f"{name!r} has shape {tuple(found.shape)}, in the model {size}"
-        if value.requires_grad and not (found.is_floating_point() or found.is_complex()):
-            return f"{name!r} is {found.dtype}, a parameter in the model"
+        if _kind(value) != _kind(found):
+            return f"{name!r} is {found.dtype}, in the model {value.dtype}"
     return None
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:
+    """What numbers a tensor holds: in each kind one width can stand for another, between kinds none."""
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
 
 
 def rebuild(model: nn.Module, layers: Layers) -> None:

@@ -154,6 +154,11 @@ def _judge(found: RetrievalSet, where: str, row: Row, queries: dict[str, str]) -
         raise ValueError(
             f"{where}: score={row['score']} is no number; write 1 for a passage that answers, 0 for others"
         )
+    before = found.gains.get(query, {}).get(passage, 0.0 if passage in found.negatives.get(query, ()) else None)
+    if before is not None and before != max(gain, 0.0):
+        raise ValueError(
+            f"{where}: query-id={query} and corpus-id={passage} are judged twice, differently; drop one row"
+        )
     if gain > 0:
         found.queries[query] = queries[query]
         found.gains.setdefault(query, {})[passage] = gain

@@ -11,9 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from milkweed import _json
 from milkweed._files import atomic_write
 from milkweed._suggest import unknown
-from milkweed._tensor_files import write_tensors
+from milkweed._tensor_files import check_header, write_tensors
 from milkweed.structures.base import StructuredMatrix
 from milkweed.structures.block_diagonal import BlockDiagonal
 from milkweed.structures.chain import Chain
@@ -80,11 +81,12 @@ def load(path: str | os.PathLike[str]) -> StructuredMatrix:
         raise FileNotFoundError(f"no file {os.fspath(path)!r}")
     try:
         with safe_open(path, framework="pt") as file:
+            check_header(path)
             description = (file.metadata() or {}).get(_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         if description is None:
             raise ValueError("no structure is described in it; it was not written by milkweed.structures.save")
-        matrix = _rebuild(json.loads(description), tensors)
+        matrix = _rebuild(_json.read(description), tensors)
         if not isinstance(matrix, StructuredMatrix):
             raise ValueError("what it describes is no structure")
         return matrix
