@@ -3,6 +3,8 @@
 import copy
 import multiprocessing
 import os
+import sys
+import types
 from collections import OrderedDict
 from functools import partial
 
@@ -320,3 +322,47 @@ def test_what_is_spread_over_processes_is_gathered(tmp_path):
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert (tmp_path / "sharded/model.safetensors").read_bytes() == plain
     assert (tmp_path / "sharded/adapters.safetensors").read_bytes() == adapters
+
+
+def test_a_model_of_peft_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    class PeftModel(nn.Module):
+        """As of peft, which need not be installed."""
+
+        def __init__(self, model):
+            super().__init__()
+            self.base_model = model
+
+    monkeypatch.setitem(sys.modules, "peft", types.SimpleNamespace(PeftModel=PeftModel))
+    for model in (PeftModel(sequence_model()), compiled(PeftModel(sequence_model()))):
+        with pytest.raises(TypeError, match=r"give model\.merge_and_unload\(\), or save the adapters"):
+            mw.save_pretrained(model, tmp_path)
+    with_adapter = sequence_model()
+    with_adapter.head = nn.ModuleDict({"base_layer": with_adapter.head, "lora_A": nn.Linear(4, 1)})
+    with pytest.raises(ValueError, match="merge peft's adapters into it first"):
+        mw.save_pretrained(with_adapter, tmp_path)
+
+
+def test_exports_see_the_model_inside(tmp_path):
+    pytest.importorskip("transformers")
+    from milkweed.convert.checkpoints.m2 import extend_positions
+    from milkweed.models.hf.m2_bert import M2BertModel
+
+    torch.manual_seed(0)
+    model = mw.models.M2Bert(50, 8, 16, 1, d_hidden=16, nblocks=2, head="none")
+    for wrapped in (compiled(model), nn.DataParallel(model), AveragedModel(model)):
+        exported = M2BertModel.from_plain(wrapped).state_dict()
+        assert all(
+            torch.equal(value, exported[name]) for name, value in M2BertModel.from_plain(model).state_dict().items()
+        )
+        assert extend_positions(wrapped, 16).encoder.length == 16
+
+
+def test_any_change_of_a_layer_is_noticed():
+    """Rows that change places keep sum and norm."""
+    model, x = net(), torch.randn(4, 16)
+    plan = mw.plan_conversion(model, mw.MonarchConfig(2), tokens=None)
+    model.block.fc1.weight.data = model.block.fc1.weight.data.flip(0)
+    with pytest.raises(ValueError, match=r"layer 'block\.fc1' is not what the plan was made for"):
+        mw.convert_(model, plan)
+    assert type(model.block.fc1) is nn.Linear
+    assert model(x).isfinite().all()

@@ -225,6 +225,8 @@ def _way_out(state: Mapping[str, Tensor]) -> str:
     for name in state:
         if ".parametrizations." in f".{name}":
             return "fold the parametrisation in with torch.nn.utils.parametrize.remove_parametrizations first"
+        if ".base_layer." in f".{name}":
+            return "merge peft's adapters into it first, with merge_and_unload()"
         if name.endswith(("_orig", "_mask", "_g", "_v")):
             return "fold weights that are computed from others in first, e.g. with torch.nn.utils.prune.remove"
     return "change the config with the modules"
