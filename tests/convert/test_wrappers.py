@@ -348,12 +348,10 @@ def test_exports_see_the_model_inside(tmp_path):
     from milkweed.models.hf.m2_bert import M2BertModel
 
     torch.manual_seed(0)
-    model = mw.models.M2Bert(50, 8, 16, 1, d_hidden=16, nblocks=2, head="none")
+    model = mw.models.M2Bert(d_input=50, length=8, d_model=16, depth=1, d_hidden=16, nblocks=2, head="none")
     for wrapped in (compiled(model), nn.DataParallel(model), AveragedModel(model)):
-        exported = M2BertModel.from_plain(wrapped).state_dict()
-        assert all(
-            torch.equal(value, exported[name]) for name, value in M2BertModel.from_plain(model).state_dict().items()
-        )
+        found, expected = (M2BertModel.from_plain(each).state_dict() for each in (wrapped, model))
+        assert all(torch.equal(value, found[name]) for name, value in expected.items())
         assert extend_positions(wrapped, 16).encoder.length == 16
 
 
