@@ -13,6 +13,7 @@ from rich.console import Console
 
 from milkweed.convert import save_pretrained
 from milkweed.data.base import SequenceData
+from milkweed.nn.wrappers import is_sharded, unwrapped
 from milkweed.plots import save_confusion_matrix, save_learning_curves
 from milkweed.train.callbacks import MetricsTable, SeedSteps, read_rows
 from milkweed.train.checkpoint_io import AtomicCheckpointIO
@@ -122,8 +123,9 @@ class Session:
         # Collects the counts of all processes, so every process has to call it.
         counts = getattr(self.task, "confusion", None)
         confusion = None if counts is None else counts.compute().cpu().numpy()
-        if trainer.is_global_zero:
+        if trainer.is_global_zero or is_sharded(self.task.model):  # what is spread over processes they gather together
             save_pretrained(self.task.model, self.folder.path)
+        if trainer.is_global_zero:
             self._draw(confusion, best_epoch)
             write_json(self.folder.results, results)
         return results
@@ -140,7 +142,7 @@ class Session:
             },
             "best": {"epoch": best_epoch} | {name: value for name, value in best.items() if name.startswith("val_")},
             "metric": self.task.metric,
-            "model": type(self.task.model).__name__,
+            "model": type(unwrapped(self.task.model)).__name__,
             "parameters": sum(p.numel() for p in self.task.model.parameters() if p.requires_grad),
             "seed": self.seed,
             "processes": trainer.world_size,
