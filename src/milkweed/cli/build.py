@@ -10,10 +10,11 @@ from lightning.pytorch import LightningModule, Trainer
 
 from milkweed import data, models, tasks
 from milkweed._suggest import unknown
-from milkweed.cli.check import check_names, check_trainer
+from milkweed.cli.check import check_kind, check_names, check_trainer
 from milkweed.cli.errors import UsageError
 from milkweed.cli.options import Overrides, apply_overrides
 from milkweed.train.densify import DensifyOptions
+from milkweed.train.run_config import StoredConfig, check_complete
 from milkweed.train.seeding import seed_generators
 
 # Short class names stand for these; anything else is an import path.
@@ -99,20 +100,26 @@ def resolve(values: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
 
     Raises:
         UsageError: If a key is no option, or a value out of its range.
+        ValueError: If a config.yaml is incomplete.
     """
     classes = [(name.removesuffix(".class_path"), value) for name, value in overrides if names_class(name)]
     others = [(name, value) for name, value in overrides if not names_class(name)]
     parser = make_parser()
+    stored = values if isinstance(values, StoredConfig) else None
     for section, value in classes:
         values = {**values, section: {"class_path": value, "init_args": {}}}
-    for section in BASES:
+    for section, base in BASES.items():
         for key in values[section]:
             if key not in SECTION_KEYS:
                 raise UsageError(unknown(f"{section}'s key", key, SECTION_KEYS))
-        check_class_name(section, values[section].get("class_path"))
+        name = values[section].get("class_path")
+        check_class_name(section, name)
+        check_kind(section, name, base)
     check_names(values, CLASSES, list(vars(parser.get_defaults().trainer)))
     check_trainer(values["trainer"])
     config = as_plain(parser, parser.parse_object(values))
+    if stored is not None:
+        check_complete(stored, config, [name for name, _ in (*classes, *others)])
     changed = apply_overrides(config, others)
     check_trainer(changed["trainer"])
     return as_plain(parser, parser.parse_object(changed))
