@@ -13,7 +13,7 @@ from milkweed.train.strict_yaml import LARGEST_FILE, read_yaml
 
 SECTIONS = ("data", "model", "task", "trainer")
 MARK = "# checksum of the lines above: "
-_WAY_OUT = "restore it, or start a new run; environment.json beside it holds the command that made it"
+WAY_OUT = "restore it, or start a new run; environment.json beside it holds the command that made it"
 
 
 class StoredConfig(dict[str, Any]):
@@ -55,24 +55,24 @@ def read_config(path: Path) -> StoredConfig:
         ValueError: The file is cut off, damaged, or was changed by hand.
     """
     if path.stat().st_size > LARGEST_FILE:
-        raise ValueError(f"{path} is damaged (it is larger than any configuration); {_WAY_OUT}")
+        raise ValueError(f"{path} is damaged (it is larger than any configuration); {WAY_OUT}")
     try:
         body, checksum = _split(path.read_text(encoding="utf-8"), path)
         if checksum not in {None, _checksum(body)}:
             raise ValueError(
                 f"{path} does not fit the checksum in its last line: it was changed by hand, or is damaged. Options "
                 "are better changed on the command line, e.g. --trainer.max_epochs 20. To go on with the file as it "
-                f"is, delete that line; else {_WAY_OUT}"
+                f"is, delete that line; else {WAY_OUT}"
             )
         content = read_yaml(body)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); {_WAY_OUT}") from error
+        raise ValueError(f"{path} is damaged ({error}); {WAY_OUT}") from error
     missing = [name for name in SECTIONS if not isinstance(content, dict) or not isinstance(content.get(name), dict)]
     if missing:
-        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; {_WAY_OUT}")
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; {WAY_OUT}")
     strange = [key for key in content if key not in ("seed", *SECTIONS)]
     if strange:
-        raise ValueError(f"{path} is damaged: {strange[0]!r} is none of seed, {', '.join(SECTIONS)}; {_WAY_OUT}")
+        raise ValueError(f"{path} is damaged: {strange[0]!r} is none of seed, {', '.join(SECTIONS)}; {WAY_OUT}")
     return StoredConfig(content, path, whole=checksum is not None)
 
 
@@ -100,7 +100,7 @@ def check_complete(stored: StoredConfig, resolved: dict[str, Any], given: Iterab
         raise ValueError(
             f"{stored.path} is cut off, or lines were taken out: it lacks {', '.join(missing[:8])}"
             f"{' and more' if len(missing) > 8 else ''}, and defaults may not be what the run had. Give what it had "
-            f"({options}{' …' if len(missing) > 3 else ''}), or {_WAY_OUT}"
+            f"({options}{' …' if len(missing) > 3 else ''}), or {WAY_OUT}"
         )
 
 
@@ -140,10 +140,11 @@ def _split(text: str, path: Path) -> tuple[str, str | None]:
     if MARK in text and not last.startswith(MARK):
         raise ValueError(
             f"{path} goes on after its checksum: lines were added by hand, or it is damaged. Delete the line that "
-            f"begins with '{MARK.strip()}' to go on with the file as it is; else {_WAY_OUT}"
+            f"begins with '{MARK.strip()}' to go on with the file as it is; else {WAY_OUT}"
         )
-    if text.endswith("\n"):
+    # A key without a value is never written: it has lost the lines below it.
+    if text.endswith("\n") and not last.rstrip().endswith(":"):
         return text, None
     if last.startswith("#"):  # cut off in the checksum, when all the rest was there
         return body, None
-    raise ValueError(f"{path} is cut off in the line {last!r}; if that line is whole, end it; else {_WAY_OUT}")
+    raise ValueError(f"{path} is cut off in the line {last!r}; if that line is whole, end it; else {WAY_OUT}")
