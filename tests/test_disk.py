@@ -68,7 +68,7 @@ def test_every_writer_says_that_the_disk_is_full(tmp_path, small_disk, name):
 
 def test_a_checkpoint_says_what_it_needs(tmp_path, small_disk):
     shared = torch.zeros(100_000)
-    with pytest.raises(DiskFullError, match=r"\(0\.4 MB needed, [\d,.]+ MB free in "):
+    with pytest.raises(DiskFullError, match=r"\(File too large; 0\.4 MB needed, [\d,.]+ MB free in "):
         AtomicCheckpointIO().save_checkpoint({"a": shared, "b": [shared[:10]], "c": {"d": 1}}, tmp_path / "a.ckpt")
 
 

@@ -43,9 +43,9 @@ class DiskFullError(OSError):
         sizes = [] if self.needed is None else [f"{megabytes(self.needed)} needed"]
         with suppress(OSError):  # the folder may be gone by now
             sizes.append(f"{megabytes(shutil.disk_usage(path.parent).free)} free")
-        room = f" ({', '.join(sizes)} in {path.parent})" if sizes else ""
+        room = f"; {', '.join(sizes)} in {path.parent}" if sizes else ""
         kept = f". {self.kept}" if self.kept else ""
-        return f"{path} cannot be written: {cause}{room}; {fix}{kept}"
+        return f"{path} cannot be written: {cause} ({self.strerror}{room}); {fix}{kept}"
 
 
 def megabytes(count: int) -> str:
