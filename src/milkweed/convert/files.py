@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from milkweed._disk import DiskFullError
 from milkweed._tensor_files import check_header
 
 SUFFIX = ".safetensors"
@@ -74,10 +75,13 @@ def writing(file: Path) -> Iterator[None]:
         file: The file.
 
     Raises:
+        DiskFullError: The disk is full.
         OSError: The block could not write; it names the file and the reason.
     """
     try:
         yield
+    except DiskFullError:
+        raise
     except (OSError, SafetensorError) as error:
         number = re.search(r"(?:os error |Errno )(\d+)", str(error))
         code = int(number[1]) if number else errno.EIO
