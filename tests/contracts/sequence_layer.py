@@ -129,3 +129,36 @@ def check_meta(build):
     assert layer(u.to("meta")).shape == u.shape
     layer.to_empty(device="cpu").reset_parameters()
     assert layer(u).isfinite().all()
+
+
+def check_past_is_kept(layer, u, channel_mixing=True):
+    """What is no number at a step leaves the steps before it and the other sequences as they are."""
+    with torch.no_grad():
+        clean = layer(u)
+        size = clean.abs().max()
+        for value in (float("nan"), float("inf")):
+            for t in {0, 1, u.shape[1] // 2, u.shape[1] - 1}:
+                broken = u.clone()
+                broken[1, t, u.shape[2] // 2] = value
+                y = layer(broken)
+                kept = torch.ones_like(y, dtype=torch.bool)
+                kept[1, t:] = False
+                assert not y[1, t].isfinite().all()
+                torch.testing.assert_close(y[kept] / size, clean[kept] / size, rtol=0, atol=1e-5)
+                if not channel_mixing:
+                    others = torch.arange(u.shape[2]) != u.shape[2] // 2
+                    torch.testing.assert_close(y[..., others] / size, clean[..., others] / size, rtol=0, atol=1e-5)
+
+
+def check_empty_batch(layer, inputs):
+    """No sequences give no outputs, and gradients of zero; in half precision and compiled as well."""
+    for variant in (layer, copy.deepcopy(layer).bfloat16(), torch.compile(copy.deepcopy(layer), backend="aot_eager")):
+        half = inputs.bfloat16() if inputs.is_floating_point() else inputs
+        given = half if variant is not layer and next(variant.parameters()).dtype == torch.bfloat16 else inputs
+        given = given[:0].clone().requires_grad_(given.is_floating_point())
+        y = variant(given)
+        assert y.shape[0] == 0
+        assert y.shape[1:] == layer(inputs).shape[1:]
+        y.float().square().sum().backward()
+        assert not given.is_floating_point() or given.grad.shape == given.shape
+        assert not any(p.grad is not None and p.grad.any() for p in variant.parameters())

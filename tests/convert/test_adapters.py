@@ -497,6 +497,34 @@ class TestFiles:
         for dtype in (torch.bfloat16, torch.float16, torch.float64):
             mw.load_adapters_(network().to(dtype), tmp_path)
 
+    @staticmethod
+    def rewritten(file, change):
+        with safe_open(file, "pt") as stored:
+            tensors, metadata = load_file(file), stored.metadata()
+        change(tensors, metadata)
+        save_file(tensors, file, metadata)
+
+    @pytest.mark.parametrize("key", ["3.weight", "3.bias"])
+    def test_a_missing_head_is_named(self, key, tmp_path):
+        self.rewritten(self.saved(tmp_path), lambda tensors, _: tensors.pop(key))
+        model = network()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        with pytest.raises(ValueError, match=f"lists '{key}' as trained with the adapters, but does not hold it"):
+            mw.load_adapters_(model, tmp_path)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    def test_what_is_not_listed_is_refused(self, tmp_path):
+        self.rewritten(self.saved(tmp_path), lambda tensors, _: tensors.update({"0.bias": torch.zeros(48)}))
+        with pytest.raises(ValueError, match=r"does not list '0\.bias' as trained with the adapters, but holds it"):
+            mw.load_adapters_(network(), tmp_path)
+
+    def test_a_file_without_the_list_is_read_as_before(self, tmp_path):
+        file = self.saved(tmp_path)
+        self.rewritten(file, lambda _, metadata: metadata.pop("trained"))
+        model = network()
+        mw.load_adapters_(model, tmp_path)
+        assert torch.equal(model[3].base.weight, load_file(file)["3.weight"])
+
     def test_on_a_model_without_numbers(self, tmp_path):
         self.saved(tmp_path)
         with torch.device("meta"):

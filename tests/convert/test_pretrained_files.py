@@ -69,7 +69,7 @@ TAMPERED = [
     ({"conversion": [5]}, r"the conversion\[0\] in .* must be a mapping with names, in_features, .*; got 5"),
     ({"conversion": None}, "the conversion in .* must be a list; got None"),
     ({"conversion": "{"}, "the conversion in .* is not JSON"),
-    ({"conversion": "[" * 200_000 + "]" * 200_000}, "the conversion in .* is not JSON: maximum recursion"),
+    ({"conversion": "[" * 200_000 + "]" * 200_000}, "the conversion in .* is not JSON: nested too deeply"),
     ({"conversion": "[" + "9" * 5000 + "]"}, "the conversion in .* is not JSON"),
     ({"aliases": [1]}, "the aliases in .* must be a mapping"),
     ({"aliases": {"0.bias": 3}}, r"the aliases\['0.bias'\] in .* must be a string; got 3"),
@@ -290,3 +290,69 @@ class TestTransformers:
         mw.densify_(dense)
         mw.save_pretrained(dense, tmp_path)
         assert transformers.GPT2LMHeadModel.from_pretrained(tmp_path).generation_config.max_new_tokens == 7
+
+
+KINDS = {"complex": torch.complex64, "whole": torch.int64, "bool": torch.bool}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_of_another_kind_than_the_models_are_refused(kind, tmp_path):
+    model = network()
+    file = mw.save_pretrained(model, tmp_path)
+    with safe_open(file, "pt") as stored:
+        metadata = stored.metadata()
+    tensors = load_file(file)
+    for name in ("0.weight", "2.bias"):
+        save_file(tensors | {name: torch.ones_like(tensors[name], dtype=KINDS[kind])}, file, metadata)
+        into = network(seed=1)
+        before = copy.deepcopy(into)
+        with pytest.raises(ValueError, match=rf"'{name}' is {KINDS[kind]}, in the model torch.float32"):
+            mw.load_pretrained(file, into=into)
+        assert same(into, before)
+
+
+def test_buffers_of_another_kind_are_refused(tmp_path):
+    file = mw.save_pretrained(Holder(torch.ones(3, dtype=torch.bool)), tmp_path)
+    for other in (torch.ones(3), torch.ones(3, dtype=torch.int64), torch.ones(3, dtype=torch.complex64)):
+        with pytest.raises(ValueError, match=r"'tensor' is torch.bool, in the model torch\."):
+            mw.load_pretrained(file, into=Holder(other))
+
+
+def test_another_width_of_the_same_kind_is_taken(tmp_path):
+    mw.save_pretrained(network().bfloat16(), tmp_path)
+    assert mw.load_pretrained(tmp_path, into=network())[0].weight.dtype == torch.bfloat16
+
+
+def test_a_complex_model_is_loaded_into_its_like(tmp_path):
+    def complex_layer(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 3, dtype=torch.complex64))
+
+    mw.save_pretrained(complex_layer(0), tmp_path)
+    assert same(mw.load_pretrained(tmp_path, into=complex_layer(1)), complex_layer(0))
+
+
+def test_a_doubled_key_in_the_metadata_is_refused(tmp_path):
+    file = mw.save_pretrained(converted(), tmp_path)
+    with safe_open(file, "pt") as stored:
+        text = stored.metadata()["conversion"]
+    changed(file, conversion=text.replace('"in_features": 16', '"in_features": 99, "in_features": 16'))
+    with pytest.raises(ValueError, match=r"in the conversion in .* the key 'in_features' is there twice"):
+        mw.load_pretrained(file, into=network())
+
+
+@pytest.mark.parametrize("kind", ["model", "structure"])
+def test_a_doubled_name_in_the_header_is_refused(kind, tmp_path):
+    """safetensors keeps the last of them."""
+    file = tmp_path / "x.safetensors"
+    if kind == "model":
+        mw.save_pretrained(network(), file)
+    else:
+        mw.structures.save(mw.monarch_dft(8), file)
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size].replace(b'"__metadata__":{', b'"__metadata__":{"format":"x","format":"x",').rstrip()
+    header = header.ljust(-(-len(header) // 8) * 8)
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
+    with pytest.raises(ValueError, match=r"in the header of .* the key 'format' is there twice"):
+        mw.load_pretrained(file, into=network()) if kind == "model" else mw.structures.load(file)

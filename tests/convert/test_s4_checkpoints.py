@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from milkweed.convert.checkpoints.s4 import load_s4
+from milkweed.convert.checkpoints.s4 import load_s4, load_s4d_minimal
 from milkweed.nn import S4, S4D
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -122,3 +122,24 @@ def test_two_names_of_one_tensor_are_refused():
     state["kernel.C"] = state["layer.kernel.C"]
     with pytest.raises(ValueError, match="there twice"):
         load_s4(state)
+
+
+STRANGE = {
+    "complex": (lambda value: value.to(torch.complex64), "must be real floating point; got torch.complex64"),
+    "whole": (lambda value: value.long(), "must be real floating point; got torch.int64"),
+    "NaN": (lambda value: value * float("nan"), "holds NaN or infinity"),
+    "no tensor": (lambda value: value.tolist(), "must be a tensor; got list"),
+}
+
+
+@pytest.mark.parametrize("how", STRANGE)
+@pytest.mark.parametrize("key", ["D", "output_linear.0.bias"])
+def test_numbers_of_another_kind_are_refused_by_name(key, how):
+    change, message = STRANGE[how]
+    state = golden("s4_dplr_legs")[1]
+    name = next(name for name in state if name.endswith(key))
+    with pytest.raises(ValueError, match=f"'{name}' {message}"):
+        load_s4(state | {name: change(state[name])})
+    minimal = {key: value for key, value in golden("s4d_minimal")[1].items() if not key.startswith("__")}
+    with pytest.raises(ValueError, match=f"'{key}' {message}"):
+        load_s4d_minimal(minimal | {key: change(minimal[key])})

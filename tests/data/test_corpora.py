@@ -133,3 +133,30 @@ def test_what_datasets_reads(tmp_path, monkeypatch, streaming):
     corpora = open_corpora(str(tmp_path / "set"), "text", None, streaming)
     assert documents(corpora["train"]) == documents(corpora["train"]) == ["a b", "c d"]
     assert open_corpora(str(tmp_path / "set"), "text", None, streaming)["train"].key == corpora["train"].key
+
+
+def test_keys_hold_how_the_bytes_are_read(tmp_path):
+    text, keys = 'text\n"a ""b"" c"\n', set()
+    for name in ("a.csv", "a.tsv", "a.txt", "A.CSV"):
+        (tmp_path / name).write_text(text)
+        keys.add(open_corpora(str(tmp_path / name), "text")["train"].key)
+    assert len(keys) == 3
+    (tmp_path / "b.csv").write_text("x,y\n1,2\n")
+    both = {open_corpora(str(tmp_path / "b.csv"), column)["train"].key for column in "xy"}
+    assert len(both) == 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_keys_hold_the_part_of_a_data_set(tmp_path, monkeypatch, streaming):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    for part in ("one", "two"):
+        datasets.Dataset.from_dict({"text": [part]}).to_parquet(tmp_path / "set" / f"{part}.parquet")
+    (tmp_path / "set" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: one\n  data_files: one.parquet\n"
+        "- config_name: two\n  data_files: two.parquet\n---\n"
+    )
+    found = [open_corpora(str(tmp_path / "set"), "text", part, streaming)["train"] for part in ("one", "two")]
+    assert [documents(each) for each in found] == [["one"], ["two"]]
+    assert found[0].key != found[1].key

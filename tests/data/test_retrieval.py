@@ -426,6 +426,8 @@ def test_batches_need_little_padding(tmp_path, tokenizer):
         (("q0", "p0", "good"), r"test.tsv, row 2: score=good is no number; write 1 for a passage that answers"),
         (("q0", "p0", "nan"), r"test.tsv, row 2: score=nan is no number"),
         (("q0", "p0", "inf"), r"test.tsv, row 2: score=inf is no number"),
+        (("q1", "p1", 2), r"test.tsv, row 2: query-id=q1 and corpus-id=p1 are judged twice, differently; drop one row"),
+        (("q1", "p1", 0), r"test.tsv, row 2: query-id=q1 and corpus-id=p1 are judged twice"),
     ],
 )
 def test_damaged_judgements_are_refused(tmp_path, tokenizer, row, message):

@@ -138,3 +138,78 @@ def test_what_datasets_has_written(tmp_path):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(FileNotFoundError, match="is neither a folder with data nor a data set that can be fetched"):
         read_tables(str(tmp_path / "nothing"), FIELDS)
+
+
+def written(folder, name, text):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+@pytest.mark.parametrize("spelled", ["Sentence", " sentence", "SENTENCE ", "\u00a0sentence", "\ufeff\ufeffsentence"])
+@pytest.mark.parametrize("further", ["", "idx,"])
+def test_a_column_spelled_in_another_way_is_named(tmp_path, spelled, further):
+    """Without further columns it would be a row of a table without a header."""
+    file = written(tmp_path, "a.csv", f"{further}{spelled},label\nYes,1\n")
+    with pytest.raises(ColumnError, match=r"(?i)lacks sentence.*; write '.*sentence ?' as 'sentence'"):
+        read_rows(file, FIELDS)
+    alone = written(tmp_path, "b.csv", f"{spelled}\nYes\n")
+    with pytest.raises(ColumnError, match="as 'sentence'"):
+        read_rows(alone, ("sentence",))
+
+
+def test_a_table_without_header_may_hold_any_text(tmp_path):
+    file = written(tmp_path, "a.csv", "A sentence,1\nsentences,0\n")
+    assert [row["label"] for row in read_rows(file, FIELDS)] == ["1", "0"]
+
+
+def test_keys_spelled_in_another_way_are_named(tmp_path):
+    file = written(tmp_path, "a.jsonl", '{"Sentence": "a", "label": 1}\n')
+    with pytest.raises(ColumnError, match="row 1 lacks sentence; it has Sentence, label; write 'Sentence' as 'sentenc"):
+        read_tables(str(file), FIELDS)
+
+
+@pytest.mark.parametrize("header", ["sentence,label,sentence", "label,sentence,label", "x,sentence,label,x"])
+def test_a_doubled_column_is_refused(tmp_path, header):
+    file = written(tmp_path, "a.csv", f"{header}\n{','.join('1' * len(header.split(',')))}\n")
+    with pytest.raises(ColumnError, match=r"a\.csv has the column '(sentence|label|x)' twice; drop or rename one"):
+        read_rows(file, FIELDS)
+
+
+def test_columns_without_a_name_may_be_several(tmp_path):
+    file = written(tmp_path, "a.csv", "sentence,label,,\nYes,1,,\n")
+    assert read_rows(file, FIELDS)[0]["sentence"] == "Yes"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", '{"sentence": "a", "label": 1, "sentence": "b"}\n'),
+        ("a.json", '[{"sentence": "a", "label": 1, "sentence": "b"}]'),
+        ("a.jsonl", '{"sentence": "a", "label": {"sentence": 1, "sentence": 2}}\n'),
+    ],
+)
+def test_a_doubled_key_is_refused(tmp_path, name, text):
+    with pytest.raises(ValueError, match=r"a\.jsonl?.*the key 'sentence' is there twice"):
+        read_rows(written(tmp_path, name, text), FIELDS)
+
+
+def test_json_nested_too_deeply_is_no_json(tmp_path):
+    with pytest.raises(ValueError, match="line 1 is no json: nested too deeply"):
+        read_rows(written(tmp_path, "a.jsonl", "[" * 100_000 + "\n"), FIELDS)
+
+
+@pytest.mark.parametrize("other", ["dev.csv", "val.csv", "validation.jsonl"])
+def test_a_split_in_two_forms_is_refused(tmp_path, other):
+    for name in ("validation.csv", other):
+        written(tmp_path, name, "sentence,label\na,1\n")
+    with pytest.raises(ValueError, match=f"has the split validation twice, in {min(other, 'validation.csv')} and "):
+        read_tables(str(tmp_path), FIELDS)
+
+
+def test_suffixes_may_be_in_capitals(tmp_path):
+    written(tmp_path, "train.CSV", 'sentence,label\n"a ""b""",1\n')
+    written(tmp_path, "test.TSV", 'sentence\tlabel\n"a"\t1\n')
+    found = read_tables(str(tmp_path), FIELDS)
+    assert found["train"][0]["sentence"] == 'a "b"'
+    assert found["test"][0]["sentence"] == '"a"'
+    assert read_tables(str(tmp_path / "train.CSV"), FIELDS)["train"] == found["train"]

@@ -5,11 +5,14 @@ import sys
 
 import numpy as np
 import pytest
+import transformers
+from tokenizers import normalizers
 
 from milkweed.data import MaskedText
 from milkweed.data import token_files as module
+from milkweed.data.cache import cache_folder, cached, new_folder
 from milkweed.data.corpora import Corpus, Shares
-from milkweed.data.token_files import cache_folder, new_folder, token_files, tokenizer_key, trained_tokenizer
+from milkweed.data.token_files import token_files, tokenizer_key, trained_tokenizer
 from milkweed.data.tokenizers import train_tokenizer
 
 
@@ -95,6 +98,60 @@ def test_of_two_who_make_a_folder_the_first_wins(tmp_path):
             (other / "file").write_text("other")
     assert (folder / "file").read_text() == "other"
     assert os.listdir(tmp_path) == ["made"]
+    assert sorted(os.listdir(folder)) == ["file", "milkweed-cache.json"]
+
+
+DAMAGE = {
+    "shorter": lambda file: file.write_bytes(file.read_bytes()[:-2]),
+    "empty": lambda file: file.write_bytes(b""),
+    "gone": lambda file: file.unlink(),
+    "zeros at its end": lambda file: file.write_bytes(file.read_bytes()[:-2] + b"\0\0"),
+    "longer": lambda file: file.write_bytes(file.read_bytes() + b"\0\0"),
+}
+
+
+@pytest.mark.parametrize("file", ["train.bin", "milkweed-cache.json"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files_are_made_anew(damage, file, tmp_path):
+    def read():
+        return token_files([shares("a bb ccc")], as_lengths, 100, "x")["train"].tolist()
+
+    read()
+    (folder,) = (tmp_path / "cache" / "tokens").iterdir()
+    DAMAGE[damage](folder / file)
+    assert read() == [1, 2, 3]
+    assert list((tmp_path / "cache" / "tokens").iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_tokenizer_is_trained_anew(damage, tmp_path):
+    text = shares("the cat sat " * 30)
+    first = trained_tokenizer(text, 60).get_vocab()
+    DAMAGE[damage](next((tmp_path / "cache" / "tokenizers").glob("*/tokenizer.json")))
+    assert trained_tokenizer(text, 60).get_vocab() == first
+
+
+def test_a_half_made_folder_of_an_earlier_version_is_replaced(tmp_path):
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "old").write_text("")
+    cached(folder, lambda temporary: (temporary / "file").write_text("x"))
+    assert sorted(os.listdir(folder)) == ["file", "milkweed-cache.json"]
+    cached(folder, None)
+
+
+def test_many_writers_at_once_all_read_the_whole(tmp_path):
+    program = (
+        "import numpy as np\nfrom milkweed.data.corpora import Corpus, Shares\n"
+        "from milkweed.data.token_files import token_files\n"
+        "words = ['x' * (n % 50) + ' ' for n in range(20000)]\n"
+        "text = Shares(Corpus(lambda: iter([iter(words)]), 'key'), ('train',))\n"
+        "found = token_files([text], lambda pieces: [np.array([len(piece)]) for piece in pieces], 100, 'x')['train']\n"
+        "assert found.tolist() == [*(1 + n % 50 for n in range(20000)), 0]\n"
+    )
+    children = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(4)]
+    assert [child.wait(120) for child in children] == [0] * 4
+    assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 1
 
 
 def test_a_cache_that_cannot_be_written_says_how_to_move_it(tmp_path, monkeypatch):
@@ -121,6 +178,64 @@ def test_a_tokenizers_key_is_of_what_it_does():
     assert tokenizer_key(one) == tokenizer_key(same) != tokenizer_key(other)
     one(["the cat"], truncation=True, max_length=3, padding="max_length")
     assert tokenizer_key(one) == tokenizer_key(same)
+
+
+def changed(tokenizer, how, monkeypatch):
+    if how == "added token":
+        tokenizer.add_tokens(["zzz"])
+    elif how == "special token":
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<x>"]})
+    elif how == "capitals count":
+        tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    elif how == "special tokens are cut":
+        tokenizer.split_special_tokens = True
+    else:
+        monkeypatch.setattr(module, "version", lambda name: "0.0.1")
+
+
+@pytest.mark.parametrize(
+    "how", ["added token", "special token", "capitals count", "special tokens are cut", "another version"]
+)
+def test_a_tokenizers_key_holds_all_that_decides(how, monkeypatch):
+    tokenizer = train_tokenizer("the cat sat on the mat\n" * 3, 60)
+    before = tokenizer_key(tokenizer)
+    changed(tokenizer, how, monkeypatch)
+    assert tokenizer_key(tokenizer) != before
+
+
+class Slow(transformers.PythonBackend):
+    """A tokenizer without a fast backend."""
+
+    vocab_files_names = {"rules": "rules.txt"}  # noqa: RUF012 - as transformers has it
+
+    def __init__(self, rules, lower=True, **options):
+        self.rules, self.words = str(rules), {"a": 0, "b": 1, "[UNK]": 2}
+        super().__init__(lower=lower, unk_token="[UNK]", **options)
+
+    @property
+    def vocab_size(self):
+        return len(self.words)
+
+    def get_vocab(self):
+        return dict(self.words)
+
+    def _convert_token_to_id(self, token):
+        return self.words.get(token, 2)
+
+    def _convert_id_to_token(self, index):
+        return list(self.words)[index]
+
+
+def test_a_slow_tokenizers_key_holds_its_options_and_files(tmp_path):
+    for name, text in (("a", "one"), ("b", "one"), ("c", "two")):
+        (tmp_path / name).write_text(text)
+    key = tokenizer_key(Slow(tmp_path / "a"))
+    assert key == tokenizer_key(Slow(tmp_path / "b"))
+    assert key != tokenizer_key(Slow(tmp_path / "c"))
+    assert key != tokenizer_key(Slow(tmp_path / "a", lower=False))
+    added = Slow(tmp_path / "a")
+    added.add_tokens(["zz"])
+    assert key != tokenizer_key(added)
 
 
 def test_a_tokenizer_is_trained_once_on_the_first_split(monkeypatch):

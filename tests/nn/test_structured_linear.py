@@ -326,3 +326,23 @@ def test_mlp_is_its_layers(linear):
     x = torch.randn(3, 20)
     up, down = (part if isinstance(part, nn.Linear) else part.to_linear() for part in (mlp.up, mlp.down))
     torch.testing.assert_close(mlp(x), down(torch.nn.functional.gelu(up(x))))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (MonarchLinear, {"nblocks": 2}),
+        (BlockDiagonalLinear, {"nblocks": 2}),
+        (LowRankLinear, {"rank": 2}),
+        (ButterflyLinear, {}),
+        (PixelflyLinear, {}),
+    ],
+)
+def test_dense_layers_within_wrappers_and_of_mixed_numbers(kind, options):
+    linear, x = nn.Linear(8, 8), torch.randn(3, 8)
+    plain = kind.from_linear(linear, **options)
+    for wrapped in (torch.compile(linear, backend="eager"), nn.DataParallel(linear)):
+        assert torch.equal(kind.from_linear(wrapped, **options)(x), plain(x))
+    linear.bias = nn.Parameter(torch.ones(8, dtype=torch.complex64))
+    with pytest.raises(TypeError, match=r"linear\.bias must be numbers as linear\.weight, torch\.float32; got"):
+        kind.from_linear(linear, **options)

@@ -1,16 +1,23 @@
 """Which backend runs, and how that is asked and told."""
 
+import asyncio
+import contextvars
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from milkweed import ops
+from milkweed.models import M2Bert
 from milkweed.ops import backends
 
 
 def test_order_argument_and_context():
     u, kernel = torch.randn(1, 2, 8), torch.randn(2, 8)
-    assert ops.available_backends("fft_conv") == ("triton", "eager", "reference")
+    assert ops.available_backends("fft_conv") == ("triton", "eager", "reference", "float64")
     assert ops.explain("fft_conv", u, kernel).backend == "eager"
     with ops.use_backend("reference"):
         assert ops.explain("fft_conv", u, kernel).backend == "reference"
@@ -130,3 +137,231 @@ def test_tensors_on_several_devices_are_refused():
         ValueError, match=r"all tensors of block_diagonal_mm must be on one device; got \['cpu', 'meta'\]"
     ):
         ops.block_diagonal_mm(x, weight)
+
+
+def chosen():
+    return ops.explain("fft_conv", torch.randn(1, 2, 8), torch.randn(2, 8)).backend
+
+
+def test_threads_do_not_see_each_others_blocks():
+    first, second = threading.Barrier(2), threading.Barrier(2)
+    seen = {}
+
+    def run(name, leave_first):
+        with ops.use_backend(name):
+            first.wait()
+            seen[name] = chosen()
+            if not leave_first:
+                second.wait()
+                seen[name, "after"] = chosen()
+        if leave_first:
+            second.wait()
+
+    threads = [threading.Thread(target=run, args=pair) for pair in (("reference", True), ("float64", False))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {"reference": "reference", "float64": "float64", ("float64", "after"): "float64"}
+    assert chosen() == "eager"
+
+
+def test_new_threads_start_with_automatic_choice_unless_a_context_is_given():
+    with ops.use_backend("reference"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(chosen).result() == "eager"
+        assert pool.submit(contextvars.copy_context().run, chosen).result() == "reference"
+
+
+def test_tasks_do_not_see_each_others_blocks():
+    async def run(name):
+        with ops.use_backend(name):
+            await asyncio.sleep(0.001)
+            found = [chosen(), await asyncio.to_thread(chosen)]
+            await asyncio.sleep(0.001)
+            return [*found, chosen()]
+
+    @ops.use_backend("reference")
+    async def decorated():
+        await asyncio.sleep(0.001)
+        return chosen()
+
+    async def main():
+        return await asyncio.gather(run("reference"), run("float64"), decorated()), chosen()
+
+    assert asyncio.run(main()) == ([["reference"] * 3, ["float64"] * 3, "reference"], "eager")
+
+
+def test_a_decorated_generator_leaves_nothing_to_its_caller():
+    ended = []
+
+    @ops.use_backend("reference")
+    def generate():
+        try:
+            sent = yield chosen()
+            with pytest.raises(RuntimeError, match="thrown"):
+                yield sent, chosen()
+            yield chosen()
+        finally:
+            ended.append(chosen())
+        return "value"
+
+    generator = generate()
+    assert (next(generator), chosen()) == ("reference", "eager")
+    with ops.use_backend("float64"):
+        assert (generator.send(1), chosen()) == ((1, "reference"), "float64")
+    assert (generator.throw(RuntimeError("thrown")), chosen()) == ("reference", "eager")
+    with pytest.raises(StopIteration) as stop:
+        next(generator)
+    assert stop.value.value == "value"
+    generator = generate()
+    next(generator)
+    generator.close()
+    assert ended == ["reference", "reference"]
+    with pytest.raises(TypeError, match="cannot decorate the asynchronous generator"):
+
+        @ops.use_backend("reference")
+        async def asynchronous():
+            yield 1
+
+
+def test_generators_that_hold_blocks_may_end_in_any_order():
+    def hold(name):
+        with ops.use_backend(name):
+            yield
+
+    with ops.use_backend("float64"):
+        first, second = hold("reference"), hold("eager")
+        next(first), next(second)
+        first.close()
+        assert chosen() == "eager"
+        second.close()
+        assert chosen() == "float64"
+        outlives = hold("reference")
+        next(outlives)
+    outlives.close()
+    assert chosen() == "eager"
+    elsewhere = hold("reference")
+    contextvars.copy_context().run(next, elsewhere)
+    elsewhere.close()  # in another context than it began in
+    assert chosen() == "eager"
+
+
+def test_one_block_may_be_entered_again():
+    block = ops.use_backend("reference")
+    with block:
+        with block:
+            assert chosen() == "reference"
+        assert chosen() == "reference"
+    assert chosen() == "eager"
+    assert block(chosen)() == "reference"
+
+
+def test_compiled_functions_follow_the_context_of_their_thread():
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+    compiled = torch.compile(lambda u, k: ops.fft_conv(u, k) + 0, fullgraph=True, backend=counter)
+    u, kernel = torch.randn(2, 3, 16), torch.randn(3, 16)
+    compiled(u, kernel)
+    few = counter.op_count
+
+    def run():
+        with ops.use_backend("reference"):
+            compiled(u, kernel)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert counter.frame_count == 2
+    assert counter.op_count > 2 * few
+    compiled(u, kernel), run()
+    assert counter.frame_count == 2
+
+
+def test_blocks_inside_compiled_functions():
+    def run(u, kernel):
+        with ops.use_backend("reference"):
+            y = ops.fft_conv(u, kernel)
+            with ops.use_backend("float64"):
+                y = y + ops.fft_conv(u, kernel)
+        return y + ops.fft_conv(u, kernel)
+
+    u, kernel = torch.randn(2, 3, 16), torch.randn(3, 16)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(u, kernel), run(u, kernel))
+    with ops.use_backend("reference"):
+        torch.testing.assert_close(compiled(u, kernel), run(u, kernel))
+    assert chosen() == "eager"
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports_what_the_context_chooses(strict):
+    class Convolution(torch.nn.Module):
+        def forward(self, u, kernel):
+            return ops.fft_conv(u, kernel)
+
+    def operations():
+        graph = torch.export.export(Convolution(), (torch.randn(2, 3, 8), torch.randn(3, 8)), strict=strict).graph
+        return {str(node.target) for node in graph.nodes}
+
+    assert "milkweed.fft_conv.default" in operations()
+    with ops.use_backend("reference"):
+        assert "milkweed.fft_conv.default" not in operations()
+
+
+def test_checkpointing_recomputes_with_the_backend_of_the_forward_pass():
+    ran = []
+
+    def block(u):
+        ran.append(chosen())
+        return ops.fft_conv(u, u[0]).sin()
+
+    u = torch.randn(2, 3, 8, requires_grad=True)
+    with ops.use_backend("reference"):
+        y = checkpoint(block, u, use_reentrant=False, **backends.checkpoint_options())
+    y.sum().backward()
+    y = checkpoint(block, u, use_reentrant=False, **backends.checkpoint_options())
+    with ops.use_backend("reference"):
+        y.sum().backward()
+    assert ran == ["reference", "reference", "eager", "eager"]
+
+
+def test_checkpointed_model_trained_outside_the_block():
+    model = M2Bert(50, length=16, d_model=16, depth=2, nblocks=4, dropout=0.0)
+    model.gradient_checkpointing = True
+    with ops.use_backend("reference"):
+        loss = model(torch.randint(50, (2, 16))).square().mean()
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_float64_backend_of_every_operation():
+    u, kernel = torch.randn(2, 3, 64), torch.randn(3, 64)
+    c, dt_a = torch.randn(3, 4, 2), -torch.rand(3, 4, 2)
+    a, vector = torch.randn(3, 4, 4) / 4, torch.randn(3, 4)
+    x, right, left = torch.randn(2, 12), torch.randn(3, 4, 4), torch.randn(4, 2, 3)
+    for name, operation in {
+        "fft_conv": lambda b: ops.fft_conv(u, kernel, backend=b),
+        "frozen_conv": lambda b: ops.fft_conv(u, ops.FrozenKernel(kernel, length=64), backend=b),
+        "diagonal_ssm_kernel": lambda b: ops.diagonal_ssm_kernel(c, dt_a, 64, backend=b),
+        "diagonal_ssm_state": lambda b: ops.diagonal_ssm_state(u, dt_a, backend=b),
+        "dense_ssm_kernel": lambda b: ops.dense_ssm_kernel(a, vector, vector, 64, backend=b),
+        "dense_ssm_state": lambda b: ops.dense_ssm_state(u, a, vector, backend=b),
+        "dense_ssm_advance": lambda b: ops.dense_ssm_advance(vector[None], a, 9, backend=b),
+        "linear_recurrence": lambda b: ops.linear_recurrence(u.abs().clamp_max(1), u, backend=b),
+        "monarch_mm": lambda b: ops.monarch_mm(x, right, left, backend=b),
+        "block_diagonal_mm": lambda b: ops.block_diagonal_mm(x, right, backend=b),
+    }.items():
+        assert ops.available_backends(name)[-1] == "float64"
+        eager, precise = operation("eager"), operation("float64")
+        assert precise.dtype == eager.dtype
+        torch.testing.assert_close(precise, eager, rtol=1e-4, atol=1e-4)
+        with ops.use_backend("float64"):
+            assert torch.equal(operation(None), precise)
+
+
+def test_float64_backend_under_autocast():
+    x, weight = torch.randn(2, 12), torch.randn(3, 5, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16), ops.use_backend("float64"):
+        assert ops.block_diagonal_mm(x, weight).dtype == torch.bfloat16
+        assert ops.fft_conv(torch.randn(1, 2, 8), torch.randn(2, 8)).dtype == torch.float32

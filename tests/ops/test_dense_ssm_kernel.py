@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from milkweed import ops
+from milkweed import ops, ssm
 from milkweed.ops.dense_ssm_kernel import eager
 
 BACKENDS = ["eager", "reference"]
@@ -420,3 +420,35 @@ def test_flops_are_those_of_the_products():
         (1, 3, 1000), *shapes, True, True, True
     )
     assert train(ops.dense_ssm_state, u, a, b) > 2 * eager._state_flops(u.shape, a.shape, b.shape)
+
+
+@pytest.mark.parametrize("init", ["legs", "legt", "lagt"])
+@pytest.mark.parametrize("steps", [1, 100, 1000])
+def test_decayed_states_keep_their_digits(init, steps):
+    for dt in (1e-3, 1e-1):
+        a, _ = ssm.discretize(*ssm.hippo(init, 8), dt, method="bilinear")
+        a = torch.as_tensor(a).float().expand(3, 8, 8)
+        x = torch.randn(2, 3, 8)
+        exact = x.double()
+        for _ in range(steps):
+            exact = torch.einsum("hmn,bhn->bhm", a.double(), exact)
+        found = ops.dense_ssm_advance(x, a, steps)
+        kept = exact.abs() > torch.finfo(torch.float32).tiny
+        torch.testing.assert_close(found[kept].double(), exact[kept], rtol=3e-7, atol=0)
+
+
+def test_decayed_states_of_slow_and_fast_modes():
+    a = torch.diag_embed(torch.tensor([[1 - 2**-20, 0.99, 0.5, -0.9, 0.0]]))
+    x, steps = torch.randn(1, 1, 5, requires_grad=True), 3000
+    a.requires_grad_()
+    wide = [t.detach().double().requires_grad_() for t in (x, a)]
+    exact = wide[0] * wide[1].diagonal(dim1=-2, dim2=-1) ** steps
+    found = ops.dense_ssm_advance(x, a, steps)
+    torch.testing.assert_close(found.double(), exact, rtol=2e-7, atol=1e-37)
+    cotangent = torch.randn(1, 1, 5)
+    (by_x, by_a), (true_x, true_a) = (
+        torch.autograd.grad(y, inputs, cotangent.to(y.dtype)) for y, inputs in ((found, (x, a)), (exact, wide))
+    )
+    torch.testing.assert_close(by_x.double(), true_x, rtol=2e-7, atol=1e-37)
+    diagonal = [g.diagonal(dim1=-2, dim2=-1).double() for g in (by_a, true_a)]
+    torch.testing.assert_close(*diagonal, rtol=2e-6, atol=1e-36)

@@ -230,3 +230,74 @@ def test_flops_are_counted():
     with FlopCounterMode(display=False) as counter:
         ops.linear_recurrence(a, x).sum().backward()
     assert counter.get_total_flops() == 3 * (2 * 3 * 100)
+
+
+def error(found, exact):
+    return float((found.double() - exact).abs().max() / exact.abs().max())
+
+
+def plain(a, x, initial):
+    """The float32 loop."""
+    a, h, states = a.expand(x.shape), initial, []
+    for t in range(x.shape[-1]):
+        h = a[..., t] * h + x[..., t]
+        states.append(h)
+    return torch.stack(states, -1)
+
+
+FACTORS = {
+    "near 1": lambda length: torch.full((3, length), 0.99999),
+    "nearer 1": lambda length: torch.full((3, length), 1 - 2**-22),
+    "1": lambda length: torch.ones(3, length),
+    "-1": lambda length: -torch.ones(3, length),
+    "near -1": lambda length: torch.full((3, length), -0.99999),
+    "above 1": lambda length: torch.full((3, length), 1.0002),
+    "varying": lambda length: 1 - 1e-4 * torch.rand(3, length),
+    "above and below 1": lambda length: 1 + 2e-3 * (torch.rand(3, length) - 0.5),
+    "with zeros": lambda length: torch.full((3, length), 0.99999) * (torch.rand(3, length) > 1e-4),
+    "short memory": lambda length: 0.9 + 0.1 * torch.rand(3, length),
+}
+
+
+@pytest.mark.parametrize("kind", FACTORS)
+def test_as_good_as_the_float32_loop(kind):
+    length = 20_000
+    a, x, initial = FACTORS[kind](length), torch.randn(3, length), 100 * torch.randn(3)
+    exact = loop(a, x, initial)
+    assert error(ops.linear_recurrence(a, x, initial), exact) <= 1.5 * error(plain(a, x, initial), exact)
+    # Backwards in time it is the same recurrence.
+    cotangent = torch.randn(3, length)
+    tensors = [t.clone().requires_grad_() for t in (a, x, initial)]
+    wide = [t.detach().double().requires_grad_() for t in tensors]
+    found = torch.autograd.grad(ops.linear_recurrence(*tensors), tensors, cotangent)
+    naive = torch.autograd.grad(plain(*tensors), tensors, cotangent)
+    truth = torch.autograd.grad(loop(*wide), wide, cotangent.double())
+    for name, f, n, e in zip(("a", "x", "initial"), found, naive, truth, strict=True):
+        # One number of three, which may be right by chance, has no share in it.
+        assert error(f, e) <= max(1.5 * error(n, e), 1e-6), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_long_memory_in_half_precision(dtype):
+    a, x = torch.full((1,), 0.99999), torch.randn(2, 50_000).to(dtype)
+    exact = loop(a, x)
+    assert error(ops.linear_recurrence(a, x.float()), exact) < 1e-5
+    assert error(ops.linear_recurrence(a, x), exact) < torch.finfo(dtype).eps
+
+
+def test_a_state_that_is_no_number_stays_in_its_row_and_its_future():
+    for value in (torch.nan, torch.inf, -torch.inf):
+        for t in (0, 37, 64, 999):
+            for place in ("a", "x", "initial"):
+                a, x, initial = draw(4, length=1000, dtype=torch.float32)
+                initial[3] = 0
+                for row in (1, 3):
+                    if place == "initial":
+                        initial[row] = value
+                    else:
+                        {"a": a, "x": x}[place][row, t] = value
+                found, exact = ops.linear_recurrence(a, x, initial), loop(a, x, initial)
+                assert torch.equal(found.isfinite(), exact.isfinite()), (value, t, place)
+                torch.testing.assert_close(
+                    found[exact.isfinite()].double(), exact[exact.isfinite()], rtol=1e-5, atol=1e-5
+                )

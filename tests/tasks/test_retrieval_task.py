@@ -74,6 +74,23 @@ def test_the_document_of_the_querys_own_id_is_passed_over():
     assert in_parts(SearchNdcg(), *vectors, rows, 2).compute() == 1
 
 
+@pytest.mark.parametrize(
+    ("answers", "empty", "expected"),
+    [({0: {0: 1.0}}, 1, 1.0), ({1: {1: 1.0}, 0: {5: 1.0}}, 1, 1.0), ({}, 2, 0.0), ({0: {9: 1.0}}, 2, 0.0)],
+)
+def test_a_set_without_answers_is_left_out_and_said(answers, empty, expected):
+    vectors = torch.eye(2), torch.eye(2)
+    metric = in_parts(SearchNdcg(), *vectors, searched(2, 2, answers, sets=[0, 1]), 2)
+    with pytest.warns(UserWarning, match=f"in {empty} of 2 data sets no query has an answer among the passages"):
+        assert metric.compute().item() == expected
+
+
+def test_nothing_asked_is_nothing_found():
+    metric = in_parts(SearchNdcg(), torch.eye(0, 2), torch.eye(2), searched(0, 2, {}), 2)
+    with pytest.warns(UserWarning, match="in 0 of 0 data sets"):
+        assert metric.compute().item() == 0.0
+
+
 def test_passages_that_a_limit_leaves_out_do_not_count_against_the_search():
     vectors = torch.eye(3, dtype=torch.double), torch.eye(3, dtype=torch.double)
     rows = searched(3, 3, {0: {0: 1.0, 17: 1.0}, 1: {17: 1.0}, 2: {2: 1.0}})

@@ -1,6 +1,7 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 
 from milkweed.train.callbacks import read_rows, write_rows
@@ -12,6 +13,28 @@ def test_rows_survive_the_file_exactly(tmp_path):
     write_rows(tmp_path / "metrics.csv", rows)
     assert read_rows(tmp_path / "metrics.csv") == rows
     assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == "epoch,loss,late,seconds"
+
+
+def test_a_table_cut_off_anywhere_gives_whole_rows_or_is_named(tmp_path):
+    rows, path = [{"epoch": n, "loss": 0.125 + n, "seconds": 12.75} for n in range(3)], tmp_path / "metrics.csv"
+    write_rows(path, rows)
+    text = path.read_bytes()
+    for length in range(len(text)):
+        path.write_bytes(text[:length])
+        try:
+            found = read_rows(path)
+        except ValueError as error:
+            found = str(error)
+        assert found in (rows[:0], rows[:1], rows[:2], rows) or "metrics.csv is damaged" in found
+
+
+@pytest.mark.parametrize(
+    "text", ["", "epoch,epoch,seconds\n1,2,3\n", "epoch,seconds\n1,x\n", "epoch,seconds\n1\n", "epoch\n1\n", "\0\n"]
+)
+def test_what_is_no_table_of_metrics_is_named(tmp_path, text):
+    (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"metrics\.csv is damaged \(.*\); --resume auto writes it anew"):
+        read_rows(tmp_path / "metrics.csv")
 
 
 def test_derived_seeds_differ():

@@ -1,3 +1,6 @@
+import os
+import zipfile
+
 import pytest
 import torch
 
@@ -39,6 +42,43 @@ def test_flipped_tensor_byte_is_noticed(path):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="corrupt"):
         read_checkpoint(path)
+
+
+def test_a_checkpoint_cut_off_or_changed_anywhere_is_named(tmp_path):
+    path = tmp_path / "step-000000003.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.arange(3.0)}, "global_step": 3, "epoch": 1}, path)
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match=r"step-000000003\.ckpt"):
+            read_checkpoint(path)
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            assert torch.equal(read_checkpoint(path)["state_dict"]["w"], torch.arange(3.0))
+        except CheckpointError as error:
+            text = str(error)
+            assert "step-000000003.ckpt" in text
+
+
+def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
+    path = tmp_path / "step-000000003.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10_000_000))
+    with pytest.raises(CheckpointError, match="claims to hold more than its size"):
+        read_checkpoint(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "step-000000003.ckpt")
+    with pytest.raises(CheckpointError, match="is no plain file"):
+        read_checkpoint(tmp_path / "step-000000003.ckpt")
+
+
+def test_steps_are_numbers(tmp_path):
+    torch.save({"state_dict": {}, "global_step": "3", "epoch": 0}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match="its step and epoch are no numbers"):
+        read_checkpoint(tmp_path / "a.ckpt")
 
 
 def test_code_is_not_run(tmp_path):

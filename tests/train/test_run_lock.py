@@ -83,6 +83,32 @@ def test_a_file_removed_between_opening_and_locking_is_not_taken(tmp_path, monke
         assert len(calls) == 2
 
 
+@pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "folder", "pipe"])
+def test_only_a_file_of_its_own_is_locked(tmp_path, kind):
+    folder, victim = tmp_path / "run", tmp_path / "thesis.tex"
+    folder.mkdir()
+    victim.write_text("years of work")
+    lock = folder / LOCK
+    {
+        "link": lambda: lock.symlink_to(victim),
+        "dangling link": lambda: lock.symlink_to(tmp_path / "made"),
+        "hard link": lambda: lock.hardlink_to(victim),
+        "folder": lock.mkdir,
+        "pipe": lambda: os.mkfifo(lock),
+    }[kind]()
+    with pytest.raises(OSError, match=r"run .* cannot be locked: .*\.lock is a link or no plain file.*delete it"):
+        locked(folder).__enter__()
+    assert victim.read_text() == "years of work"
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "scratch")
+    with locked(tmp_path / "run"):
+        assert (tmp_path / "scratch" / LOCK).is_file()
+
+
 @pytest.mark.parametrize("how", ["auto", "path"])
 def test_training_in_a_folder_in_use_is_refused_and_changes_nothing(tmp_path, how, capsys):
     start = ["train", "digits", "--out", str(tmp_path), "--name", "a", *SMALL]

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return dispatch(arguments)
     except KeyboardInterrupt as stop:
-        stderr().print(f"\n{stop or 'Stopped.'}", highlight=False, soft_wrap=True)
+        stderr().print(f"\n{stop or 'Stopped.'}", highlight=False, markup=False, soft_wrap=True)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe, e.g. `head`, has seen enough; the interpreter must not complain when it flushes.

@@ -1,6 +1,10 @@
 """From a recipe's values to checked values, and from those to objects."""
 
+import copy
 import inspect
+from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +14,11 @@ from lightning.pytorch import LightningModule, Trainer
 
 from milkweed import data, models, tasks
 from milkweed._suggest import unknown
-from milkweed.cli.check import check_names, check_trainer
-from milkweed.cli.errors import UsageError
+from milkweed.cli.check import check_kind, check_names, check_trainer
+from milkweed.cli.errors import UsageError, readable_type_error
 from milkweed.cli.options import Overrides, apply_overrides
 from milkweed.train.densify import DensifyOptions
+from milkweed.train.run_config import WAY_OUT, StoredConfig, check_complete
 from milkweed.train.seeding import seed_generators
 
 # Short class names stand for these; anything else is an import path.
@@ -99,23 +104,68 @@ def resolve(values: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
 
     Raises:
         UsageError: If a key is no option, or a value out of its range.
+        ValueError: If a config.yaml is incomplete.
     """
     classes = [(name.removesuffix(".class_path"), value) for name, value in overrides if names_class(name)]
     others = [(name, value) for name, value in overrides if not names_class(name)]
     parser = make_parser()
-    for section, value in classes:
-        values = {**values, section: {"class_path": value, "init_args": {}}}
-    for section in BASES:
-        for key in values[section]:
-            if key not in SECTION_KEYS:
-                raise UsageError(unknown(f"{section}'s key", key, SECTION_KEYS))
-        check_class_name(section, values[section].get("class_path"))
-    check_names(values, CLASSES, list(vars(parser.get_defaults().trainer)))
-    check_trainer(values["trainer"])
-    config = as_plain(parser, parser.parse_object(values))
+    with blamed_on(values):
+        config = complete(parser, values | {name: {"class_path": value, "init_args": {}} for name, value in classes})
+        if isinstance(values, StoredConfig):
+            check_complete(values, config, [name for name, _ in (*classes, *others)])
     changed = apply_overrides(config, others)
     check_trainer(changed["trainer"])
     return as_plain(parser, parser.parse_object(changed))
+
+
+def complete(parser: ArgumentParser, values: dict[str, Any]) -> dict[str, Any]:
+    """Check a recipe and fill in all defaults.
+
+    Args:
+        parser: Knows the types.
+        values: The recipe's content.
+
+    Returns:
+        Nested dictionaries.
+
+    Raises:
+        UsageError: If a key is no option, or a value out of its range.
+    """
+    for section, base in BASES.items():
+        for key in values[section]:
+            if key not in SECTION_KEYS:
+                raise UsageError(unknown(f"{section}'s key", key, SECTION_KEYS))
+        name = values[section].get("class_path")
+        check_class_name(section, name)
+        check_kind(section, name, base)
+    check_names(values, CLASSES, list(vars(parser.get_defaults().trainer)))
+    check_trainer(values["trainer"])
+    # A copy, as the parser fills in the defaults of classes in lists where they stand.
+    return as_plain(parser, parser.parse_object(copy.deepcopy(values)))
+
+
+@contextmanager
+def blamed_on(values: dict[str, Any]) -> Iterator[None]:
+    """Say that an error may come from a file that is not known to be whole.
+
+    Args:
+        values: What the block reads.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: The block met an error in a config.yaml that has no checksum.
+        TypeError: It met one in anything else; as the others.
+        ArgumentError: As raised by the parser.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, ArgumentError) as error:
+        if not isinstance(values, StoredConfig) or values.whole or str(values.path) in str(error):
+            raise
+        text = readable_type_error(str(error)) or str(error)
+        raise ValueError(f"{values.path} does not fit ({text}), and may be damaged; {WAY_OUT}") from error
 
 
 def check_class_name(section: str, name: Any) -> None:

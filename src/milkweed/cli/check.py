@@ -71,6 +71,41 @@ def check_trainer(options: dict[str, Any]) -> None:
     DensifyOptions(**densify)
 
 
+def check_kind(section: str, name: str, base: type) -> None:
+    """Refuse a class of another kind than a section is for, before anything is built.
+
+    Args:
+        section: `data`, `model` or `task`.
+        name: A short name, or an import path; importing it runs its module, as recipes are code.
+        base: What the class must be.
+
+    Raises:
+        UsageError: It is a class of another kind.
+    """
+    kind = import_class(name) if "." in name else None
+    if isinstance(kind, type) and not issubclass(kind, base):
+        raise UsageError(
+            f"{section}.class_path={name} is no {base.__name__}; make the class a subclass of "
+            f"{base.__module__}.{base.__name__}"
+        )
+
+
+def import_class(path: str) -> Any:
+    """Import what a class path names.
+
+    Args:
+        path: An import path.
+
+    Returns:
+        The class; None if it cannot be found, of which jsonargparse says why.
+    """
+    module, _, short = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), short)
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
 def options_of(name: str, known: dict[str, Any]) -> list[str] | None:
     """List the options of a class.
 
@@ -81,13 +116,9 @@ def options_of(name: str, known: dict[str, Any]) -> list[str] | None:
     Returns:
         Names of its arguments; None if it takes any, or cannot be found.
     """
-    kind = known.get(name)
+    kind = known.get(name) or import_class(name)
     if kind is None:
-        module, _, short = name.rpartition(".")
-        try:
-            kind = getattr(importlib.import_module(module), short)
-        except (ImportError, AttributeError):
-            return None  # jsonargparse says why
+        return None
     parameters = inspect.signature(kind).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None

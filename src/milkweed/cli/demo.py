@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> int:
     for number, name in enumerate(RECIPES, 1):
         recipe = find_recipe(name)
         console.print(f"[bold]{number}/{len(RECIPES)}[/] {recipe.description}", highlight=False)
-        new_run = argparse.Namespace(recipe=name, name=None, out=options.out, resume=None)
+        new_run = argparse.Namespace(recipe=name, name=None, out=options.out, resume=None, trust=False)
         outcomes.append(train(recipe, new_run, [("seed", options.seed)], console))
     print_results(console, outcomes)
     return 0

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -38,7 +39,7 @@ def print_options(console: Console, recipe: Recipe) -> None:
     for name, value in options.items():
         shown = Text("" if value is None else str(value), style="cyan")
         table.add_row(Text(f"  --{name}"), shown, Text((meanings | densify).get(name, "")))
-    console.print(f"\noptions of recipe [bold]{recipe.name}[/], with their values:", highlight=False)
+    console.print(f"\noptions of recipe [bold]{escape(recipe.name)}[/], with their values:", highlight=False)
     console.print(table, highlight=False)
 
 

@@ -4,10 +4,13 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from milkweed.cli.arguments import CommandParser
 from milkweed.cli.options import split_overrides
+from milkweed.cli.recipe import find_recipe
+from milkweed.cli.train import TRUST
 
 EXAMPLE = """\
   milkweed evaluate runs/digits
@@ -24,6 +27,8 @@ def make_parser() -> CommandParser:
         "evaluate", "Test the model of a finished run again. Options of its recipe, e.g. --data.root, apply.", EXAMPLE
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of the run, e.g. runs/digits")
+    parser.add_argument("--recipe", metavar="RECIPE", help="the recipe of the run, if that names classes of your own")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--split", choices=("test", "val"), default="test", help="default: test")
     return parser
 
@@ -49,13 +54,19 @@ def run(arguments: list[str]) -> int:
     from milkweed.convert import load_pretrained
     from milkweed.train.noise import quiet
     from milkweed.train.run_folder import RunFolder
+    from milkweed.train.trusted import import_named_classes, import_paths
 
     quiet()
     folder = RunFolder(options.run)
-    config = folder.read_config()
+    recipe = find_recipe(options.recipe).values if options.recipe else {}
+    import_named_classes(recipe)
+    config = folder.read_config(trust=options.trust, given=import_paths([recipe, *(value for _, value in overrides)]))
     if not folder.model.is_file():
         raise FileNotFoundError(f"{folder.path} has no model.safetensors: finish its training with --resume auto")
-    parts = build(resolve(config, overrides))
+    resolved = resolve(config, overrides)
+    # What only a training needs is not built: callbacks and loggers may write files.
+    resolved["trainer"] = {"accelerator": resolved["trainer"]["accelerator"]}
+    parts = build(resolved)
     parts.task.model = load_pretrained(folder.path)
     trainer = Trainer(
         accelerator=parts.trainer_options["accelerator"],
@@ -67,11 +78,11 @@ def run(arguments: list[str]) -> int:
     )
     loader = parts.data.test_dataloader() if options.split == "test" else parts.data.val_dataloader()
     (metrics,) = trainer.test(parts.task, dataloaders=loader, verbose=False)
-    title = f"{folder.name}: {options.split} split"
+    title = escape(f"{folder.name}: {options.split} split")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
-        table.add_row(name.removeprefix("test_"), f"{value:.4f}")
+        table.add_row(escape(name.removeprefix("test_")), f"{value:.4f}")
     Console().print(table)
     return 0

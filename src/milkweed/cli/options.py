@@ -76,7 +76,7 @@ def natural_options(config: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(value, dict) or not value:
             options[key] = value
             continue
-        inner = value.get("init_args", {}) if "class_path" in value else value
+        inner = value.get("init_args") or {} if "class_path" in value else value
         options |= {f"{key}.{name}": item for name, item in natural_options(inner).items()}
     return options
 

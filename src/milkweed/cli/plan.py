@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from milkweed.cli.errors import UsageError
 from milkweed.cli.options import Overrides, natural_options
@@ -20,9 +20,10 @@ from milkweed.cli.recipe import Recipe
 from milkweed.train.checkpoint_io import read_checkpoint
 from milkweed.train.checkpoints import step_of
 from milkweed.train.environment import describe_environment
-from milkweed.train.run_folder import RunFolder, check_writable, is_empty
+from milkweed.train.run_folder import RunFolder, check_name, check_writable, is_empty
 from milkweed.train.run_lock import locked
 from milkweed.train.session import run_of_parent
+from milkweed.train.trusted import import_named_classes, import_paths
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def make_plan(
 
     Args:
         recipe: The recipe.
-        options: `name`, `out` and `resume`.
+        options: `name`, `out`, `resume` and `trust`.
         overrides: What the command line changes.
         console: Told what is continued.
         held: Gets the lock of a run that is continued.
@@ -80,29 +81,29 @@ def make_plan(
     Raises:
         UsageError: If processes were started in a way that cannot work.
     """
+    # What the user names now, in the recipe or as an option, a run may name as well.
+    import_named_classes(recipe.values)
+    given = import_paths([recipe.values, *(value for _, value in overrides)])
     parent = run_of_parent()
     if parent:
         # The first process has resolved everything and written it down.
         folder, checkpoint = parent
-        return Plan(
-            recipe.name, folder.read_config(), [], folder.path.parent, folder.name, folder, checkpoint, recipe.typed
-        )
+        config = folder.read_config(trust=options.trust, given=given)
+        return Plan(recipe.name, config, [], folder.path.parent, folder.name, folder, checkpoint, recipe.typed)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UsageError(
             "torchrun cannot start milkweed, which starts its own processes; run the plain command with "
             "--trainer.strategy ddp --trainer.devices N"
         )
-    if options.name is not None and (not options.name.strip(". ") or Path(options.name).name != options.name):
-        raise UsageError(f"--name {options.name!r} must be the name of one folder, without slashes; --out says where")
+    check_name(recipe.name if options.name is None else options.name)
     check_writable(options.out / (options.name or recipe.name))
     if options.resume is not None:
         folder, checkpoint = find_resumable(recipe, options, console, held)
         if folder:
             at = f"step {step_of(checkpoint)}" if checkpoint else "the beginning"
-            console.print(f"Continuing [bold]{folder.path}[/] from {at}.", highlight=False)
-            return Plan(
-                recipe.name, folder.read_config(), overrides, options.out, folder.name, folder, checkpoint, recipe.typed
-            )
+            config = folder.read_config(trust=options.trust, given=given)
+            console.print(f"Continuing [bold]{escape(str(folder.path))}[/] from {at}.", highlight=False)
+            return Plan(recipe.name, config, overrides, options.out, folder.name, folder, checkpoint, recipe.typed)
         console.print("Nothing to resume yet; starting from the beginning.")
     return Plan(recipe.name, recipe.values, overrides, options.out, options.name, typed=recipe.typed)
 
@@ -124,6 +125,10 @@ def find_resumable(
     Raises:
         UsageError: If the checkpoint belongs to no run, or to one of another recipe or name.
     """
+
+    def warn(text: str) -> None:
+        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
     if options.resume == "auto":
         named = RunFolder(options.out / options.name) if options.name else None
         folder = named or RunFolder.newest(options.out, recipe.name)
@@ -135,7 +140,8 @@ def find_resumable(
             if is_empty(folder.path):
                 folder.path.rmdir()  # all that a process killed at its very start leaves
             return None, None
-        checkpoint = folder.newest_checkpoint(lambda text: console.print(text, style="yellow", soft_wrap=True))
+        folder.check_own()
+        checkpoint = folder.newest_checkpoint(warn)
     else:
         checkpoint = Path(options.resume)
         read_checkpoint(checkpoint)
@@ -145,7 +151,8 @@ def find_resumable(
         if options.name and options.name != folder.name:
             raise UsageError(f"--resume {checkpoint} belongs to run {folder.name}, not to --name {options.name}")
         held.enter_context(locked(folder.path))
-    made_from = folder.read_environment().get("recipe", recipe.name)
+        folder.check_own()
+    made_from = folder.read_environment(warn).get("recipe", recipe.name)
     if made_from != recipe.name:
         raise UsageError(f"{folder.path} was made from recipe {made_from}, not {recipe.name}; resume it with that one")
     return folder, checkpoint
@@ -187,15 +194,18 @@ def record(plan: Plan, folder: RunFolder, config: dict[str, Any], console: Conso
         config: The resolved configuration.
         console: Told what a resumed run changes.
     """
-    environment = describe_environment(["milkweed", *sys.argv[1:]])
+    recipe = Path(plan.typed) if Path(plan.typed).suffix and Path(plan.typed).is_file() else None
+    environment = describe_environment(["milkweed", *sys.argv[1:]], recipe)
     if plan.folder:
         before, now = natural_options(plan.values), natural_options(config)
         for name in now:
             if before.get(name) != now[name]:
-                console.print(f"Changed: {name}, {before.get(name)} before, {now[name]} now.", highlight=False)
-        earlier = folder.read_environment()
-        content = earlier | {"resumed": [*earlier.get("resumed", []), environment]}
+                text = f"Changed: {name}, {before.get(name)} before, {now[name]} now."
+                console.print(text, highlight=False, markup=False)
+        earlier = {"recipe": plan.recipe} | folder.read_environment()
+        resumed = earlier.get("resumed")
+        content = earlier | {"resumed": [*(resumed if isinstance(resumed, list) else []), environment]}
     else:
         content = {"recipe": plan.recipe, "seed": config["seed"], **environment}
-    folder.write_config(yaml.safe_dump(config, sort_keys=False))
+    folder.write_config(config)
     folder.write_environment(content)

@@ -9,6 +9,7 @@ import yaml
 
 from milkweed._suggest import unknown
 from milkweed.cli.errors import UsageError
+from milkweed.train.strict_yaml import read_yaml
 
 SECTIONS = ("data", "model", "task", "trainer")
 
@@ -75,8 +76,8 @@ def read_recipe(path: Path) -> Recipe:
         UsageError: If it is no YAML, or its keys are not those of a recipe.
     """
     try:
-        text = path.read_text()
-        values = yaml.safe_load(text)
+        text = path.read_text(encoding="utf-8")
+        values = read_yaml(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path} is no valid YAML: {error}") from error
     if not isinstance(values, dict):

@@ -1,9 +1,11 @@
 """Tables of results."""
 
+import math
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from milkweed.train.run_folder import RunFolder
@@ -24,14 +26,27 @@ def print_results(console: Console, runs: list[tuple[RunFolder, dict[str, Any]]]
     table.add_column("results in", style="bold", overflow="fold")
     for folder, results in runs:
         table.add_row(
-            folder.read_environment().get("recipe", ""),
-            f"{results['test'][metric]:{'.2%' if metric == 'accuracy' else '.4f'}}",
+            escape(str(folder.read_environment().get("recipe", ""))),
+            shown(results["test"][metric], ".2%" if metric == "accuracy" else ".4f"),
             f"{results['parameters']:,}",
             duration(results["seconds"]),
             f"{results['seconds_per_epoch']:.2f}",
-            str(folder.path),
+            escape(str(folder.path)),
         )
     console.print(table)
+
+
+def shown(value: float | None, form: str) -> str:
+    """Write a metric for people.
+
+    Args:
+        value: The metric; None or NaN if it has no value.
+        form: A format specification.
+
+    Returns:
+        The number, or a dash.
+    """
+    return "-" if value is None or not math.isfinite(value) else format(value, form)
 
 
 def duration(seconds: float) -> str:

@@ -24,6 +24,9 @@ EXAMPLE = """\
   milkweed train digits --help        lists the options of this recipe"""
 
 
+TRUST = "import and run the code that the run's config.yaml names, wherever it comes from"
+
+
 def make_parser() -> CommandParser:
     """The command's own arguments.
 
@@ -43,6 +46,7 @@ def make_parser() -> CommandParser:
         metavar="auto|PATH",
         help="auto: continue the run, or start it if there is nothing yet; PATH: continue from this checkpoint",
     )
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     return parser
 
 
@@ -87,7 +91,7 @@ def train(recipe: Recipe, options: argparse.Namespace, overrides: Overrides, con
 
     Args:
         recipe: The recipe.
-        options: `name`, `out` and `resume`.
+        options: `name`, `out`, `resume` and `trust`.
         overrides: What the command line changes in the recipe.
         console: Where the training is watched.
 
@@ -114,7 +118,9 @@ def carry_out(plan: "Plan", console: Console) -> Any:
 
     Raises:
         TrainingInterrupted: If it was stopped from outside; the message says what is kept and how to go on.
+        DiskFullError: If a file could not be written; so does that message.
     """
+    from milkweed._disk import DiskFullError
     from milkweed.cli.build import build, resolve
     from milkweed.cli.plan import prepared_folder, record
     from milkweed.train.checkpoints import check_fits
@@ -141,4 +147,9 @@ def carry_out(plan: "Plan", console: Console) -> Any:
             raise TrainingInterrupted(
                 f"Stopped. {saved[0]} is saved; go on with\n  {plan.resume_command(folder)}"
             ) from stop
+        except DiskFullError as full:
+            saved = folder.checkpoint_files()
+            if saved:
+                full.kept = f"{saved[0]} is saved; then go on with\n  {plan.resume_command(folder)}"
+            raise
     return (folder, results) if trainer.is_global_zero else None

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from milkweed._files import atomic_write
+from milkweed._tensor_files import write_tensors
 from milkweed._version import __version__
 from milkweed.convert.adapters import adaptable_sites, adapted_layers, attach, base_parameters
 from milkweed.convert.files import file_in, read_tensors, writing
@@ -22,6 +22,7 @@ from milkweed.convert.record import ENTRY, build_entry, layer_entry
 from milkweed.convert.sites import LinearSite
 from milkweed.nn.structured_linear import AdaptedLinear
 from milkweed.nn.structured_linear.adapted import Update
+from milkweed.nn.wrappers import gathered, is_distributed, one_writer, through_wrappers
 
 FILE_NAME = "adapters.safetensors"
 _SAMPLE = 8
@@ -30,6 +31,7 @@ _BASE = {"class": str, "count": int, "names": str, "samples": {str: {"dtype": st
 _DTYPES = {str(d): d for d in vars(torch).values() if isinstance(d, torch.dtype) and d.is_floating_point}
 
 
+@through_wrappers(changes=False)
 def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write a model's adapters, and whatever else of it is trainable, to ``path/adapters.safetensors``, atomically.
 
@@ -58,15 +60,20 @@ def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     if any(tensor.is_meta for tensor in tensors.values()):
         raise ValueError("the adapters are on the meta device and have no numbers; load some, or to_empty and reset")
     entries = [layer_entry(names, a.update) | {"scale": a.scale} for a, names in layers.items()]
-    metadata = {"format": "pt", "milkweed": __version__, "adapters": json.dumps(entries)}
-    metadata["base"] = json.dumps(_fingerprint(model))
+    metadata = {"format": "pt", "milkweed": __version__, "adapters": json.dumps(entries, sort_keys=True)}
+    metadata["trained"] = json.dumps(sorted(trained.values()))
+    metadata["base"] = json.dumps(_fingerprint(model), sort_keys=True)
     file = file_in(path, FILE_NAME)
-    with writing(file), atomic_write(file) as temporary:
-        contiguous = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-        save_file(contiguous, temporary, metadata)
+    whole = {name: gathered(tensor.detach()) for name, tensor in tensors.items()}
+    with one_writer(model) as writes:
+        if writes:
+            contiguous = {name: t.clone(memory_format=torch.contiguous_format) for name, t in whole.items()}
+            with writing(file), atomic_write(file) as temporary:
+                write_tensors(contiguous, temporary, metadata)
     return file
 
 
+@through_wrappers(changes=True)
 def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     """Add the adapters of a file to the model that they were made for, in place, and freeze everything else.
 
@@ -87,7 +94,7 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
             adapters already or no numbers.
     """
     file = file_in(path, FILE_NAME)
-    tensors, entries, base = _read(file)
+    tensors, entries, base, trained = _read(file)
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() and tensor.isfinite().all()):
             raise ValueError(f"{file} holds {name!r}, {tensor.dtype}, with NaN, infinite or whole numbers; train again")
@@ -102,10 +109,7 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
         pairs = [(sites[e["names"][0]].names, _adapted(sites[e["names"][0]], e, tensors)) for e in entries]
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the adapters in {file} do not fit their description: {error}") from error
-    for name, tensor in tensors.items():  # those of the adapters have been taken out
-        if name not in parameters or parameters[name].shape != tensor.shape:
-            size = tuple(parameters[name].shape) if name in parameters else "no such parameter"
-            raise ValueError(f"{file} holds {name!r} of shape {tuple(tensor.shape)}; the model has {size}")
+    _check_trained(file, tensors, trained, parameters)  # those of the adapters have been taken out
     attach(model, pairs, [parameters[name] for name in tensors])
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -113,7 +117,7 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     return [name for names, _ in pairs for name in names]
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
+def _read(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any], set[str] | None]:
     tensors, metadata = read_tensors(file, "save_adapters")
     if not {"adapters", "base"} <= metadata.keys():
         raise ValueError(f"{file} has no adapters in its metadata; it was not written by save_adapters")
@@ -123,7 +127,23 @@ def _read(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str
         raise ValueError(
             f"the base in {file} names a dtype {min(unknown)!r}, which this version of torch does not have"
         )
-    return tensors, entries, base
+    trained = set(read_json(file, metadata, "trained", [str])) if "trained" in metadata else None
+    return tensors, entries, base, trained
+
+
+def _check_trained(
+    file: Path, tensors: dict[str, Tensor], trained: set[str] | None, parameters: dict[str, nn.Parameter]
+) -> None:
+    """Refuse a file that lacks what was trained beside the adapters, or holds more than that."""
+    for name, tensor in tensors.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            size = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+            raise ValueError(f"{file} holds {name!r} of shape {tuple(tensor.shape)}; the model has {size}")
+    if trained is None:  # a file of an earlier version, which does not list them
+        return
+    for name in sorted(tensors.keys() ^ trained):
+        lists, holds = ("lists", "does not hold") if name in trained else ("does not list", "holds")
+        raise ValueError(f"{file} {lists} {name!r} as trained with the adapters, but {holds} it; save them again")
 
 
 def _adapted(site: LinearSite, entry: dict[str, Any], tensors: dict[str, Tensor]) -> AdaptedLinear:
@@ -193,11 +213,12 @@ def _sample(parameter: nn.Parameter) -> Tensor:
     """A few numbers, evenly spread."""
     count = min(_SAMPLE, parameter.numel())
     positions = torch.arange(count) * (parameter.numel() - 1) // max(count - 1, 1)
-    return parameter.detach().reshape(-1)[positions.to(parameter.device)].double().cpu()
+    return gathered(parameter.detach()).reshape(-1)[positions.to(parameter.device)].double().cpu()
 
 
 def _has_numbers(parameter: nn.Parameter) -> bool:
-    return type(parameter) is nn.Parameter and parameter.is_floating_point() and not parameter.is_meta
+    ordinary = type(parameter) is nn.Parameter or is_distributed(parameter)
+    return ordinary and parameter.is_floating_point() and not parameter.is_meta
 
 
 def _digest(parameters: dict[str, nn.Parameter]) -> str:

@@ -28,6 +28,7 @@ from milkweed.convert.sites import (
     what_would_be_lost,
 )
 from milkweed.nn.structured_linear import AdaptedLinear, ConcatLinear, MonarchLinear, StructuredLinear
+from milkweed.nn.wrappers import through_wrappers, without_wrappers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,7 @@ class AdapterConfig:
 AdapterRules = Mapping[Rule, AdapterConfig | None] | Sequence[tuple[Rule, AdapterConfig | None]]
 
 
+@through_wrappers(changes=True)
 def add_adapters_(
     model: nn.Module, rules: AdapterRules | AdapterConfig | None = None, *, train: str | Sequence[str] = ()
 ) -> list[str]:
@@ -132,6 +134,7 @@ def add_adapters_(
     return [name for names, _ in pairs for name in names]
 
 
+@through_wrappers(changes=True)
 def remove_adapters_(model: nn.Module) -> list[str]:
     """Take all adapters off, in place; everything stays frozen as it is.
 
@@ -200,6 +203,11 @@ class MergedAdapters:
         """
         if not self.kept:
             raise ValueError("there is nothing to go back to; merge with merge_adapters_(model, keep=True)")
+        with without_wrappers(self.model, "unmerge_"):
+            self._unmerge()
+        self.kept = []
+
+    def _unmerge(self) -> None:
         for names, _, merged, states in self.kept:
             current = [self.model.get_submodule(name) for name in names]
             if any(module is not merged for module in current):
@@ -210,9 +218,9 @@ class MergedAdapters:
         for names, adapted, merged, _ in self.kept:
             adapted.to(_weight(merged).device)  # where the model has been moved
             replace(self.model, names, adapted.train(merged.training))
-        self.kept = []
 
 
+@through_wrappers(changes=True)
 def merge_adapters_(model: nn.Module, *, keep: bool = False) -> MergedAdapters:
     """Add all updates to the weights, in place: plain dense layers of W + scale · M with the same outputs.
 

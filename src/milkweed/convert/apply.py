@@ -23,8 +23,10 @@ from milkweed.convert.sites import (
 )
 from milkweed.convert.skeleton import skeleton_of
 from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
+from milkweed.nn.wrappers import through_wrappers
 
 
+@through_wrappers(changes=True)
 def convert_(model: nn.Module, plan: ConversionPlan | Rules | LayerConfig | None = None) -> ConversionReport:
     """Replace linear layers by the structured ones of a plan, in place: all of them or, after an error, none.
 
@@ -61,6 +63,7 @@ def convert_(model: nn.Module, plan: ConversionPlan | Rules | LayerConfig | None
 
 
 @torch.no_grad()
+@through_wrappers(changes=True)
 def densify_(model: nn.Module) -> list[str]:
     """Multiply the factors of all structured linear layers out, in place: the same outputs from dense layers.
 

@@ -19,7 +19,8 @@ def choose_within(options: Mapping[str, Sequence[tuple[int, float, T]]], budget:
     optimum; between them it is less than one step away from it.
 
     Args:
-        options: For each layer its options: cost, error and what stands for it.
+        options: For each layer its options: cost, error and what stands for it; those whose error is NaN or infinite
+            are left out.
         budget: The most that all costs together may be.
 
     Returns:
@@ -28,6 +29,8 @@ def choose_within(options: Mapping[str, Sequence[tuple[int, float, T]]], budget:
     Raises:
         ValueError: A layer has no option, or even the cheapest ones exceed the budget.
     """
+    # An error that is no finite number compares with nothing: such an option is none.
+    options = {name: [each for each in found if math.isfinite(each[1])] for name, found in options.items()}
     check_budget({name: [cost for cost, _, _ in found] for name, found in options.items()}, budget)
     hulls = {name: _lower_hull(found) for name, found in options.items()}
     cost = sum(hull[0][0] for hull in hulls.values())

@@ -13,6 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from milkweed._disk import DiskFullError
+from milkweed._tensor_files import check_header
+
 SUFFIX = ".safetensors"
 
 
@@ -50,13 +53,14 @@ def read_tensors(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is truncated or no safetensors file, or there is no such device.
+        ValueError: It is truncated or no safetensors file, has a name twice, or there is no such device.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; give the folder or file that {writer} wrote")
     _check_device(device)
     try:
         with safe_open(file, framework="pt") as stored:
+            check_header(file)
             names = stored.keys()
             return {name: _own(stored.get_tensor(name), device) for name in names}, stored.metadata() or {}
     except SafetensorError as error:
@@ -71,10 +75,13 @@ def writing(file: Path) -> Iterator[None]:
         file: The file.
 
     Raises:
+        DiskFullError: The disk is full.
         OSError: The block could not write; it names the file and the reason.
     """
     try:
         yield
+    except DiskFullError:
+        raise
     except (OSError, SafetensorError) as error:
         number = re.search(r"(?:os error |Errno )(\d+)", str(error))
         code = int(number[1]) if number else errno.EIO

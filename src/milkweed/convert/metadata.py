@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from milkweed import _json
 
 # Larger sizes are no features that a computer could hold.
 _LARGEST = 2**31
@@ -33,8 +34,10 @@ def read_json(file: Path, metadata: Mapping[str, str], key: str, pattern: Any) -
     if key not in metadata:
         return [] if isinstance(pattern, list) else {}
     try:
-        value = json.loads(metadata[key])
-    except (ValueError, RecursionError) as error:
+        value = _json.read(metadata[key])
+    except _json.DoubledKeyError as error:
+        raise ValueError(f"in the {key} in {file} {error}") from error
+    except ValueError as error:
         raise ValueError(f"the {key} in {file} is not JSON: {error}") from error
     _check(value, pattern, key, file)
     return value

@@ -20,6 +20,7 @@ from milkweed.convert.sequential import project_sequentially
 from milkweed.convert.sites import LinearSite, digest, find_sites, has_ordinary_weight
 from milkweed.convert.speed import measured_speedups
 from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
+from milkweed.nn.wrappers import is_sharded, through_wrappers
 
 Progress = Callable[[str, int, int], None]
 
@@ -42,6 +43,7 @@ class ConversionPlan:
         return repr(self.report)
 
 
+@through_wrappers(changes=False)
 def plan_conversion(
     model: nn.Module,
     rules: Rules | LayerConfig | None = None,
@@ -57,8 +59,9 @@ def plan_conversion(
     """Project the linear layers of a model to structured ones and say what each costs; the model is not changed.
 
     Args:
-        model: Any module; ``torch.nn.Linear`` and transformers' ``Conv1D`` are considered. A packed query, key and
-            value becomes three matrices.
+        model: Any module, also within ``torch.compile`` or a parallel wrapper: names are those without it, and it is
+            run as it is written. ``torch.nn.Linear`` and transformers' ``Conv1D`` are considered. A packed query, key
+            and value becomes three matrices.
         rules: Ordered: exact module names, ``"re:"`` patterns for whole names, or functions of name and module, each to
             a configuration or to None for a layer that stays; the first match wins. One configuration alone stands for
             `default_rules` with it: every layer save the heads.
@@ -87,6 +90,8 @@ def plan_conversion(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    if is_sharded(model):
+        raise TypeError("the parameters of model are spread over processes; convert it before fully_shard")
     rules = default_rules(rules) if rules is None or isinstance(rules, LayerConfig) else rules
     sites = {site.name: site for site in find_sites(model)}
     matched = match_rules(rules, list(sites.values()))

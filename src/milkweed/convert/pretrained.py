@@ -6,22 +6,23 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from milkweed._files import atomic_write
+from milkweed._tensor_files import write_tensors
 from milkweed._version import __version__
 from milkweed.convert.files import file_in, read_tensors, writing, written_by_milkweed
 from milkweed.convert.metadata import read_json
 from milkweed.convert.record import ENTRY, conversion_record, misfit, rebuild, recorded_layers
 from milkweed.convert.skeleton import skeleton_of
 from milkweed.models.base import Model, build_model
+from milkweed.nn.wrappers import gathered, one_writer, through_wrappers
 
 FILE_NAME = "model.safetensors"
 # transformers would read a model.safetensors beside its config.json, miss the dense weights and draw them at random.
@@ -30,6 +31,7 @@ GENERATION = "generation_config.json"
 PICKLED_NAME = "pytorch_model.bin"
 
 
+@through_wrappers(changes=False)
 def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write a model's parameters, architecture and conversions to ``path/model.safetensors``, atomically.
 
@@ -37,6 +39,10 @@ def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     transformers itself writes them. Has it been converted, so that only `load_pretrained` can read it, the file is
     ``path/milkweed.safetensors``. What was there before stays until everything is written. Buffers that are not
     persistent and ``requires_grad`` are not saved.
+
+    Wrappers around the model or its layers are seen through: ``torch.compile``, DataParallel, DistributedDataParallel,
+    AveragedModel, Fabric's. Of a model that ``fully_shard`` has spread over processes, all of them have to call this;
+    they gather the tensors one by one, and the first writes.
 
     Args:
         model: A milkweed model, a transformers model, or any other module, a subclass of a transformers model included,
@@ -47,12 +53,14 @@ def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         The file written.
 
     Raises:
-        TypeError: The model is no module, or holds something else than ordinary tensors with numbers.
+        TypeError: The model is no module, holds something else than ordinary tensors with numbers, or is one of peft or
+            flattened (FSDP1).
         ValueError: It has adapters, or its config describes another model, e.g. as its head was replaced.
         OSError: The disk is full or cannot be written.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    _check_not_peft(model)
     skeleton = skeleton_of(model)
     record, state = conversion_record(model, skeleton), _plain_state(model)
     if skeleton is not None:
@@ -60,26 +68,33 @@ def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         if difference is not None:
             raise ValueError(
                 f"this {type(model).__name__} could not be loaded again, since its config describes another model: "
-                f"{difference}; change the config with the modules, or wrap the model in a torch.nn.Module of your own"
+                f"{difference}; {_way_out(state)}, or wrap the model in a torch.nn.Module of your own"
             )
     foreign = _is_transformers(model) and bool(record)
     file = file_in(path, CONVERTED_FILE_NAME if foreign else FILE_NAME)
-    metadata = {"format": "pt", "milkweed": __version__, "conversion": json.dumps(record)}
+    metadata = {"format": "pt", "milkweed": __version__, "conversion": json.dumps(record, sort_keys=True)}
     if isinstance(model, Model):
-        metadata["config"] = json.dumps(model.config)
+        metadata["config"] = json.dumps(model.config, sort_keys=True)
     elif _is_transformers(model) and getattr(sys.modules["transformers"], type(model).__name__, None) is type(model):
         metadata["transformers"] = type(model).__name__
     tensors, aliases = _without_aliases(state)
-    metadata["aliases"] = json.dumps(aliases)
-    with writing(file), ExitStack() as stack:
-        # Whatever comes last takes its place first: a config changes only after the weights that it describes.
-        for name, text in _configs(model).items():
-            stack.enter_context(atomic_write(file.with_name(name))).write_text(text, encoding="utf-8")
-        save_file(tensors, stack.enter_context(atomic_write(file)), metadata)
-    _remove_other(file)
+    metadata["aliases"] = json.dumps(aliases, sort_keys=True)
+    with one_writer(model) as writes:
+        if writes:
+            _write(file, tensors, metadata, _configs(model))
     return file
 
 
+def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str], configs: dict[str, str]) -> None:
+    with writing(file), ExitStack() as stack:
+        # Whatever comes last takes its place first: a config changes only after the weights that it describes.
+        for name, text in configs.items():
+            stack.enter_context(atomic_write(file.with_name(name))).write_text(text, encoding="utf-8")
+        write_tensors(tensors, stack.enter_context(atomic_write(file)), metadata)
+    _remove_other(file)
+
+
+@through_wrappers(changes=True, argument="into")
 def load_pretrained(
     path: str | os.PathLike[str], into: nn.Module | None = None, device: torch.device | str = "cpu"
 ) -> nn.Module:
@@ -88,7 +103,8 @@ def load_pretrained(
     Args:
         path: The folder that holds ``model.safetensors`` or ``milkweed.safetensors``, or the file.
         into: For models that neither milkweed nor transformers knows: a model of the architecture before conversion,
-            whose layers are replaced and filled in place. After an error it is as before.
+            whose layers are replaced and filled in place, also within ``torch.compile`` and DataParallel. After an
+            error it is as before.
         device: Where the parameters go.
 
     Returns:
@@ -96,7 +112,7 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: There is no such file.
-        TypeError: ``into`` is no module.
+        TypeError: ``into`` is no module, or is in a wrapper that has taken account of its parameters.
         ValueError: The file is truncated, not written by ``save_pretrained``, or its parameters do not fit its config;
             or there is no such device.
     """
@@ -204,6 +220,27 @@ def _remove_other(file: Path) -> None:
             other.unlink()
 
 
+def _way_out(state: Mapping[str, Tensor]) -> str:
+    """How a model comes to be what its config says."""
+    for name in state:
+        if ".parametrizations." in f".{name}":
+            return "fold the parametrisation in with torch.nn.utils.parametrize.remove_parametrizations first"
+        if ".base_layer." in f".{name}":
+            return "merge peft's adapters into it first, with merge_and_unload()"
+        if name.endswith(("_orig", "_mask", "_g", "_v")):
+            return "fold weights that are computed from others in first, e.g. with torch.nn.utils.prune.remove"
+    return "change the config with the modules"
+
+
+def _check_not_peft(model: nn.Module) -> None:
+    library = sys.modules.get("peft")
+    if library is not None and isinstance(model, library.PeftModel):
+        raise TypeError(
+            f"model is peft's {type(model).__name__}, which no config of ours describes; give "
+            "model.merge_and_unload(), or save the adapters with model.save_pretrained(path)"
+        )
+
+
 def _configs(model: nn.Module) -> dict[str, str]:
     """The files by which transformers knows a model, by name."""
     if not _is_transformers(model):
@@ -217,7 +254,8 @@ def _configs(model: nn.Module) -> dict[str, str]:
 def _plain_state(model: nn.Module) -> dict[str, Tensor]:
     """A model's tensors as they can be written, or an error for the first that cannot."""
     found = {}
-    for name, value in model.state_dict().items():
+    whole: dict[int, Tensor] = {}  # what is tied is gathered once
+    for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             reason = f"is a {type(value).__name__}, no tensor"
         elif value.is_meta:
@@ -226,7 +264,9 @@ def _plain_state(model: nn.Module) -> dict[str, Tensor]:
             reason = f"is sparse or quantised ({value.layout}, {value.dtype})"
         else:
             # A conjugate is a view with a mark, which a file would lose.
-            found[name] = value.detach().resolve_conj().resolve_neg()
+            if id(value) not in whole:
+                whole[id(value)] = gathered(value.detach()).resolve_conj().resolve_neg()
+            found[name] = whole[id(value)]
             continue
         raise TypeError(f"save_pretrained writes ordinary tensors; {name!r} {reason}")
     return found

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from milkweed.convert.sites import LinearSite, is_conv1d, replace
 from milkweed.nn.factory import build_linear, linear_spec
 from milkweed.nn.structured_linear import AdaptedLinear, ConcatLinear, StructuredLinear
+from milkweed.nn.wrappers import through_wrappers
 
 # What an entry of a record looks like in a file; see `metadata.read_json`.
 ENTRY = {"names": (str,), "in_features": int, "out_features": (int,), "layers": (dict,)}
@@ -46,6 +47,7 @@ def conversion_record(model: nn.Module, skeleton: nn.Module | None) -> list[dict
     return record
 
 
+@through_wrappers(changes=False)
 def structured_layers(model: nn.Module) -> dict[nn.Module, list[str]]:
     """Find the structured linear layers of a model, the parts of packed ones not by themselves, updates not at all.
 
@@ -123,9 +125,14 @@ def misfit(model: nn.Module, layers: Layers, state: Mapping[str, Tensor]) -> str
         if not isinstance(value, Tensor) or value.shape != found.shape:
             size = tuple(value.shape) if isinstance(value, Tensor) else "no"
             return f"{name!r} has shape {tuple(found.shape)}, in the model {size}"
-        if value.requires_grad and not (found.is_floating_point() or found.is_complex()):
-            return f"{name!r} is {found.dtype}, a parameter in the model"
+        if _kind(value) != _kind(found):
+            return f"{name!r} is {found.dtype}, in the model {value.dtype}"
     return None
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:
+    """What numbers a tensor holds: in each kind one width can stand for another, between kinds none."""
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
 
 
 def rebuild(model: nn.Module, layers: Layers) -> None:

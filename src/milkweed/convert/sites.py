@@ -23,6 +23,11 @@ _READ_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 # Classes that do so only where a config asks for slow, exact sums over shards.
 _MENTION_ONLY = {"BloomAttention", "BloomMLP"}
 
+# Of checksums: integers by size, an odd factor, and how many are summed at a time.
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_ODD = 6364136223846793005
+_STRETCH = 2**20
+
 
 @dataclasses.dataclass(frozen=True)
 class LinearSite:
@@ -144,17 +149,26 @@ def digest(module: nn.Module) -> tuple[object, ...]:
         module: The layer.
 
     Returns:
-        For weight and bias: shape, dtype, whether trained, sum and norm; without these two on the meta device.
+        For weight and bias: shape, dtype, whether trained, and a checksum, which the meta device has not.
     """
     noted: list[object] = []
     for parameter in (module.weight, module.bias):
         if not isinstance(parameter, Tensor):
             noted.append(None)
             continue
-        sums = (parameter.sum(dtype=torch.float64), torch.linalg.vector_norm(parameter, dtype=torch.float64))
-        numbers = () if parameter.is_meta else tuple(float(each) for each in sums)
-        noted.append((tuple(parameter.shape), parameter.dtype, parameter.requires_grad, numbers))
+        checksum = None if parameter.is_meta else _checksum(parameter)
+        noted.append((tuple(parameter.shape), parameter.dtype, parameter.requires_grad, checksum))
     return tuple(noted)
+
+
+def _checksum(parameter: Tensor) -> int:
+    """A sum of the bits with a weight for each place, modulo 2⁶⁴: the same on all devices."""
+    bits = parameter.detach().contiguous().reshape(-1).view(_WORDS[parameter.element_size()])
+    weights = torch.arange(1, min(_STRETCH, len(bits)) + 1, device=bits.device) * _ODD + 1
+    total = 0
+    for stretch in bits.split(_STRETCH):
+        total = (total * _ODD + int((stretch.long() * weights[: len(stretch)]).sum())) % 2**64
+    return total
 
 
 def name_without_adapter(model: nn.Module, name: str) -> str:

@@ -1,10 +1,11 @@
 """Texts of any size, read in pieces of a few lines: a text file, or what the tables of `tables.py` hold in a column."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from milkweed.data.tables import SUFFIXES, ColumnError, Table, content_key, open_tables
+from milkweed.data.tables import ColumnError, Table, content_key, is_table, open_tables
 
 # Pieces are about this long, and longer only within a word that is.
 _PIECE = 1000
@@ -43,7 +44,7 @@ class Shares:
     @property
     def key(self) -> str:
         """Names the content of the splits."""
-        return f"{self.corpus.key} {self.names} {self.last}"
+        return json.dumps([self.corpus.key, self.names, self.last, _PIECE, _LONGEST])
 
     def pieces(self) -> Iterator[tuple[str, str, bool]]:
         """Read the text; to know where to cut it, it is read once more.
@@ -111,10 +112,10 @@ def open_corpora(source: str, column: str, config: str | None = None, streaming:
         ValueError: If there is no split `train`.
     """
     path = Path(source)
-    if path.is_file() and path.suffix not in SUFFIXES:
+    if path.is_file() and not is_table(path):
         return {"train": open_text(path)}
     corpora = {
-        split: Corpus(lambda table=table: _documents(table, column), f"{column} {table.key}")
+        split: Corpus(lambda table=table: _documents(table, column), json.dumps([column, table.key]))
         for split, table in open_tables(source, (column,), config, streaming, texts=(column,)).items()
     }
     if "train" not in corpora:
@@ -134,7 +135,7 @@ def open_text(path: Path) -> Corpus:
     Returns:
         Its text, one document; reading it raises ValueError if it is no UTF-8.
     """
-    return Corpus(lambda: iter([break_up(_blocks(path))]), content_key(path), path.stat().st_size)
+    return Corpus(lambda: iter([break_up(_blocks(path))]), f"text {content_key(path)}", path.stat().st_size)
 
 
 def _documents(table: Table, column: str) -> Iterator[Iterator[str]]:

@@ -10,11 +10,11 @@ import numpy as np
 
 from milkweed.data.tables import (
     SPLIT_NAMES,
-    SUFFIXES,
     ColumnError,
     Row,
     check_rows,
     files_by_split,
+    is_table,
     iterate_rows,
     read_tables,
 )
@@ -81,7 +81,7 @@ def _is_beir(folder: Path) -> bool:
 
 def _set_folders(folder: Path) -> list[Path]:
     """The folders of a folder that has no files of its own, if each holds a set."""
-    if not folder.is_dir() or any(each.is_file() and each.suffix in SUFFIXES for each in folder.iterdir()):
+    if not folder.is_dir() or any(each.is_file() and is_table(each) for each in folder.iterdir()):
         return []
     return [each for each in sorted(folder.iterdir()) if each.is_dir() and (_is_beir(each) or files_by_split(each))]
 
@@ -153,6 +153,11 @@ def _judge(found: RetrievalSet, where: str, row: Row, queries: dict[str, str]) -
     if not math.isfinite(gain):
         raise ValueError(
             f"{where}: score={row['score']} is no number; write 1 for a passage that answers, 0 for others"
+        )
+    before = found.gains.get(query, {}).get(passage, 0.0 if passage in found.negatives.get(query, ()) else None)
+    if before is not None and before != max(gain, 0.0):
+        raise ValueError(
+            f"{where}: query-id={query} and corpus-id={passage} are judged twice, differently; drop one row"
         )
     if gain > 0:
         found.queries[query] = queries[query]

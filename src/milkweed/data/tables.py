@@ -3,12 +3,15 @@
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
+
+from milkweed import _json
 
 Row = dict[str, Any]
 
@@ -90,7 +93,7 @@ def open_tables(
     path = Path(source)
     if path.is_file():
         files = {"train": [path]}
-        if path.suffix not in SUFFIXES:
+        if not is_table(path):
             raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}, or be a folder of such files")
     else:
         files = files_by_split(path)
@@ -107,7 +110,24 @@ def _open_files(files: list[Path], fields: tuple[str, ...], check: Callable[...,
     def rows() -> Iterator[Row]:
         return chain.from_iterable(check(str(file), iterate_rows(file, fields)) for file in files)
 
-    return Table(rows, content_key(*files))
+    # How the bytes are read decides beside them: as .csv or .tsv, and under which names where there is no header.
+    return Table(rows, json.dumps([[_kind(file) for file in files], fields, content_key(*files)]))
+
+
+def is_table(path: Path) -> bool:
+    """Tell a file of rows by its name.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Whether the name ends in one of `SUFFIXES`, in capitals or not.
+    """
+    return _kind(path) in SUFFIXES
+
+
+def _kind(file: Path) -> str:
+    return file.suffix.lower()
 
 
 def content_key(*files: Path) -> str:
@@ -141,8 +161,8 @@ def iterate_rows(file: Path, fields: tuple[str, ...]) -> Iterator[Row]:
     """
     try:
         # Lines end where their format says, not at separators that only Unicode knows.
-        with file.open(encoding="utf-8-sig", newline="" if file.suffix in {".csv", ".tsv"} else "\n") as lines:
-            if file.suffix in {".csv", ".tsv"}:
+        with file.open(encoding="utf-8-sig", newline="" if _kind(file) in {".csv", ".tsv"} else "\n") as lines:
+            if _kind(file) in {".csv", ".tsv"}:
                 yield from _table_rows(file, lines, fields)
             else:
                 yield from _json_rows(file, lines, fields)
@@ -153,7 +173,7 @@ def iterate_rows(file: Path, fields: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _json_rows(file: Path, lines: TextIO, fields: tuple[str, ...]) -> Iterator[Row]:
-    for row in _values_of_list(file, lines) if file.suffix == ".json" else _values_of_lines(file, lines):
+    for row in _values_of_list(file, lines) if _kind(file) == ".json" else _values_of_lines(file, lines):
         if not isinstance(row, dict):
             raise ValueError(f"{file} must hold objects with the keys {', '.join(fields)}; it holds {row!r:.80}")
         yield row
@@ -161,7 +181,9 @@ def _json_rows(file: Path, lines: TextIO, fields: tuple[str, ...]) -> Iterator[R
 
 def _values_of_list(file: Path, lines: TextIO) -> list[Any]:
     try:
-        found = json.load(lines)
+        found = _json.read(lines.read())
+    except _json.DoubledKeyError as error:
+        raise ValueError(f"{file}: {error} in one object; drop or rename one") from error
     except json.JSONDecodeError as error:
         fix = "name it .jsonl if every line is an object" if error.msg == "Extra data" else "restore it"
         raise ValueError(f"{file} is no json: {error}; {fix}") from error
@@ -174,7 +196,9 @@ def _values_of_lines(file: Path, lines: TextIO) -> Iterator[Any]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield _json.read(line)
+            except _json.DoubledKeyError as error:
+                raise ValueError(f"{file}, line {number}: {error}; drop or rename one") from error
             except json.JSONDecodeError as error:
                 raise ValueError(
                     f"{file}, line {number} is no json: {error.msg} at column {error.colno}; mend or drop it"
@@ -183,27 +207,49 @@ def _values_of_lines(file: Path, lines: TextIO) -> Iterator[Any]:
 
 def _table_rows(file: Path, lines: TextIO, fields: tuple[str, ...]) -> Iterator[Row]:
     # The tsv files in circulation have quotes that mean themselves.
-    options: Any = {} if file.suffix == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    options: Any = {} if _kind(file) == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     rows = (line for line in csv.reader(lines, **options) if line)
     first = next(rows, None)
     if first is None:
         return
-    if set(fields) <= set(first):
-        header = first
-    elif len(first) == len(fields) and not set(fields) & set(first):
-        header, rows = list(fields), chain([first], rows)
-    else:
-        raise ColumnError(
-            f"{file} lacks {_listed(set(fields) - set(first))}: its first row is {', '.join(first)[:200]}; write "
-            f"a header with the columns {', '.join(fields)}, or exactly these columns without a header",
-            first,
-        )
+    header = _header(file, first, fields)
+    if header is not first:
+        rows = chain([first], rows)
     for number, line in enumerate(rows, 1):
         if len(line) != len(header):
             raise ValueError(
                 f"{file}: row {number} has {len(line)} columns, expected {len(header)} ({', '.join(header)})"
             )
         yield dict(zip(header, line, strict=True))
+
+
+def _header(file: Path, first: list[str], fields: tuple[str, ...]) -> list[str]:
+    """The columns' names: the first row, or the fields if that is no header."""
+    doubled = next((name for name in first if name and first.count(name) > 1), None)
+    if set(fields) <= set(first):
+        if doubled is not None:
+            raise ColumnError(f"{file} has the column {doubled!r} twice; drop or rename one", first)
+        return first
+    near = _near_names(fields, first)
+    if len(first) == len(fields) and not set(fields) & set(first) and not near:
+        return list(fields)
+    written = ", ".join(f"{name!r} as {field!r}" for field, name in near.items())
+    raise ColumnError(
+        f"{file} lacks {_listed(set(fields) - set(first))}: its first row is {', '.join(first)[:200]}; write "
+        + (written or f"a header with the columns {', '.join(fields)}, or exactly these columns without a header"),
+        first,
+    )
+
+
+def _near_names(fields: Iterable[str], there: Iterable[str]) -> dict[str, str]:
+    """Columns that are spelled in another way, by the fields that they must be: in capitals, with blanks or marks."""
+    bare = {_bare(name): name for name in there}
+    missing = set(fields) - set(there)
+    return {field: bare[_bare(field)] for field in sorted(missing) if _bare(field) in bare}
+
+
+def _bare(name: str) -> str:
+    return "".join(character for character in name.casefold() if character.isalnum())
 
 
 def files_by_split(folder: Path) -> dict[str, list[Path]]:
@@ -214,12 +260,22 @@ def files_by_split(folder: Path) -> dict[str, list[Path]]:
 
     Returns:
         Files by the name of their split; none if it is no folder, or has no tables.
+
+    Raises:
+        ValueError: If a split is there in two forms, of which one may be a copy of the other.
     """
     files: dict[str, list[Path]] = {}
     for file in folder.iterdir() if folder.is_dir() else ():
-        if file.suffix in SUFFIXES and file.name not in {"dataset_dict.json", "dataset_info.json", "state.json"}:
+        if is_table(file) and file.name not in {"dataset_dict.json", "dataset_info.json", "state.json"}:
             split = file.name.partition(".")[0].partition("-")[0]
             files.setdefault(SPLIT_NAMES.get(split, split), []).append(file)
+    for split, group in files.items():
+        kinds = {(re.split("[-.]", file.name)[0], _kind(file)): file.name for file in sorted(group, reverse=True)}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"{folder} has the split {split} twice, in {' and '.join(sorted(kinds.values()))}; move one away, or "
+                f"name parts of one split {split}-0.csv, {split}-1.csv"
+            )
     return files
 
 
@@ -238,7 +294,9 @@ def _open_by_datasets(source: str, config: str | None, streaming: bool) -> dict[
         if saved:
             found, key = datasets.load_from_disk(source), None
         else:
-            key = datasets.load_dataset_builder(source, config).hash
+            builder = datasets.load_dataset_builder(source, config)
+            # On the hub the hash is that of a commit, which holds all parts of a data set.
+            key = json.dumps([source, builder.config_id, str(builder.config.version), builder.hash])
             found = datasets.load_dataset(source, config, streaming=streaming)
     except (OSError, ValueError, RuntimeError) as error:
         raise FileNotFoundError(
@@ -270,7 +328,8 @@ def check_rows(where: str, rows: Iterable[Row], fields: tuple[str, ...], texts: 
     for number, row in enumerate(rows, 1):
         missing = [field for field in fields if field not in row]
         if missing:
-            raise ColumnError(f"{where}: row {number} lacks {_listed(missing)}; it has {_listed(row)}", row)
+            near = "".join(f"; write {name!r} as {field!r}" for field, name in _near_names(fields, row).items())
+            raise ColumnError(f"{where}: row {number} lacks {_listed(missing)}; it has {_listed(row)}{near}", row)
         for field in fields:
             if row[field] is None:
                 raise ColumnError(f"{where}: row {number} has {field}=null; fill it, or drop the row", row)

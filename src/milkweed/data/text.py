@@ -9,9 +9,10 @@ import torch
 from torch.utils.data import Dataset
 
 from milkweed.data.base import SPLITS, SequenceData
+from milkweed.data.cache import cache_folder, cached
 from milkweed.data.corpora import Corpus, Shares, open_corpora, open_text, three_parts
-from milkweed.data.tables import SUFFIXES
-from milkweed.data.token_files import cache_folder, check_known, encoder, new_folder, token_files, tokenizer_key
+from milkweed.data.tables import is_table
+from milkweed.data.token_files import check_known, encoder, token_files, tokenizer_key
 from milkweed.data.tokenizers import load_tokenizer, token_count
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Text(SequenceData):
 
     def _numbered(self) -> dict[str, np.ndarray]:
         tokenizer = self.tokenizer
-        if tokenizer is not None and (not self.file.is_file() or self.file.suffix in SUFFIXES):
+        if tokenizer is not None and (not self.file.is_file() or is_table(self.file)):
             parts = three_parts(open_corpora(str(self.file), self.column, self.config, self.streaming))
             end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
             return token_files(parts, encoder(tokenizer), self.d_input, tokenizer_key(tokenizer), end=end)
@@ -214,14 +215,15 @@ class TokenWindows(Dataset):
 
 def _characters(corpus: Corpus) -> str:
     """All characters of a text, sorted; read from the file where that has been found out before."""
-    folder = cache_folder("characters", corpus.key)
-    if not folder.is_dir():
-        with new_folder(folder) as temporary:
-            found: set[str] = set()
-            for document in corpus.documents():
-                for piece in document:
-                    found.update(piece)
-            (temporary / "characters.txt").write_bytes("".join(sorted(found)).encode())
+
+    def make(temporary: Path) -> None:
+        found: set[str] = set()
+        for document in corpus.documents():
+            for piece in document:
+                found.update(piece)
+        (temporary / "characters.txt").write_bytes("".join(sorted(found)).encode())
+
+    folder = cached(cache_folder("characters", corpus.key), make)
     return (folder / "characters.txt").read_bytes().decode()
 
 

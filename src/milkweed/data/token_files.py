@@ -3,11 +3,10 @@
 import hashlib
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from milkweed.data.cache import cache_folder, cached
 from milkweed.data.corpora import Shares
+from milkweed.data.tables import content_key
 from milkweed.data.tokenizers import load_tokenizer, token_count, train_tokenizer
 
 if TYPE_CHECKING:
@@ -26,56 +27,11 @@ if TYPE_CHECKING:
 _PIECES = 1000
 # Tokens that are looked at, at a time, for one that is known.
 _GLANCE = 2**16
-_FORMAT = 1
+
+# Where a tokenizer was read from; what is there counts, not the place.
+_PATHS = ("vocab_file", "tokenizer_file", "merges_file", "spm_file")
 
 Encode = Callable[[list[str]], Iterable[np.ndarray]]
-
-
-def cache_folder(kind: str, *keys: str) -> Path:
-    """Where something is kept that can be made again.
-
-    Args:
-        kind: What it is.
-        *keys: What it was made from.
-
-    Returns:
-        A folder below $MILKWEED_CACHE or, without that, ~/.cache/milkweed; it need not exist.
-    """
-    root = os.environ.get("MILKWEED_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "milkweed"
-    name = hashlib.blake2b(json.dumps([_FORMAT, *keys]).encode(), digest_size=16).hexdigest()
-    return Path(root).expanduser() / kind / name
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder that takes the place of `folder` when the block ends well.
-
-    Args:
-        folder: The folder to make. If another process makes it meanwhile, it stays.
-
-    Yields:
-        An empty folder beside it.
-
-    Raises:
-        OSError: If nothing can be written there.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    except OSError as error:
-        raise OSError(
-            f"{folder.parent} cannot be written ({error.strerror}); name another folder with the environment variable "
-            "MILKWEED_CACHE"
-        ) from error
-    try:
-        yield temporary
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def token_files(
@@ -95,10 +51,12 @@ def token_files(
     """
     kind = np.uint16 if size <= 2**16 else np.uint32
     folder = cache_folder("tokens", *(each.key for each in texts), np.dtype(kind).name, str(end), *keys)
-    if not folder.is_dir():
-        with new_folder(folder) as temporary:
-            for each in texts:
-                _write(temporary, each, encode, kind, end)
+
+    def make(temporary: Path) -> None:
+        for each in texts:
+            _write(temporary, each, encode, kind, end)
+
+    cached(folder, make)
     return {name: _mapped(folder / f"{name}.bin", kind) for each in texts for name in each.names}
 
 
@@ -151,13 +109,32 @@ def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        state = {"class": type(tokenizer).__name__, "vocabulary": sorted(tokenizer.get_vocab().items())}
+        # Options, such as whether capitals count, and files of its own decide beside the vocabulary.
+        options = {
+            name: repr(value) for name, value in tokenizer.init_kwargs.items() if name not in {"name_or_path", *_PATHS}
+        }
+        state = {"options": options, "vocabulary": sorted(tokenizer.get_vocab().items()), "files": _files(tokenizer)}
     else:
         # How long texts were cut and filled up lately is no part of it.
         state = {
             name: value for name, value in json.loads(backend.to_str()).items() if name not in {"truncation", "padding"}
         }
+    state["class"] = type(tokenizer).__name__
+    state["added"] = sorted((number, repr(token)) for number, token in tokenizer.added_tokens_decoder.items())
+    state["split_special_tokens"] = getattr(tokenizer, "split_special_tokens", False)
+    state["versions"] = _versions()
     return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _files(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
+    """What the files hold that a tokenizer without a fast backend reads, by its own names for them."""
+    paths = {name: getattr(tokenizer, name, None) for name in tokenizer.vocab_files_names}
+    return {name: content_key(Path(path)) for name, path in paths.items() if path and Path(path).is_file()}
+
+
+def _versions() -> list[str]:
+    """Of the packages that cut texts into tokens."""
+    return [f"{name} {version(name)}" for name in ("tokenizers", "transformers")]
 
 
 def check_known(where: str, tokens: np.ndarray, tokenizer: "PreTrainedTokenizerBase", name: str | None) -> None:
@@ -191,10 +168,8 @@ def trained_tokenizer(text: Shares, size: int) -> "PreTrainedTokenizerBase":
     Returns:
         As `train_tokenizer` does.
     """
-    folder = cache_folder("tokenizers", text.key, str(size))
-    if not folder.is_dir():
-        with new_folder(folder) as temporary:
-            train_tokenizer(_FirstSplit(text), size).save_pretrained(temporary)
+    folder = cache_folder("tokenizers", text.key, str(size), *_versions())
+    cached(folder, lambda temporary: train_tokenizer(_FirstSplit(text), size).save_pretrained(temporary))
     return load_tokenizer(str(folder))
 
 

@@ -14,6 +14,7 @@ from milkweed.models.base import Model, check_tokens
 from milkweed.nn import GatedMixerBlock
 from milkweed.nn.lengths import tokens_without_padding, without_padding
 from milkweed.nn.options import check_kind, check_rate
+from milkweed.ops import backends
 from milkweed.ops._common import autocast_dtype, check_tensor
 
 PADDINGS = ("masked", "legacy")
@@ -126,7 +127,7 @@ class M2BertEncoder(nn.Module):
             hidden.append(x)
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, lengths=lengths, use_reentrant=False)
+                x = checkpoint(block, x, lengths=lengths, use_reentrant=False, **backends.checkpoint_options())
             else:
                 x = block(x, lengths=lengths)
             if hidden is not None:

@@ -15,6 +15,7 @@ def register_differentiable(
     op: torch.library.CustomOpDef,
     plain: Callable[..., Tensor],
     fast: Callable[..., Sequence[Tensor]],
+    derivable: Callable[..., Sequence[Tensor | None]] | None = None,
 ) -> None:
     """Attach a backward pass to a custom op: the fast one, or a differentiable one when it will be derived again.
 
@@ -26,6 +27,7 @@ def register_differentiable(
             ``create_graph=True``.
         fast: ``fast(grad, inputs, kept, needed) -> gradients``, one per tensor input that is not ``None``; ``needed``
             says which are wanted, and an unwanted one may be any tensor.
+        derivable: The same as ``fast`` in functions that can be derived again, in place of ``plain``.
     """
 
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -47,12 +49,15 @@ def register_differentiable(
             remaining = iter(tensors)
             return [next(remaining) if t else v for v, t in zip(ctx.values, ctx.is_tensor, strict=True)]
 
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and derivable is not None:
+            found = derivable(grad, arguments(saved), kept, needed)
+            grads = [g if need else None for g, need in zip(found, needed, strict=True)]
+        elif torch.is_grad_enabled():
             views = [tensor.view_as(tensor) for tensor in saved]
             result = plain(*arguments(views))
             wanted = [view for view, need in zip(views, needed, strict=True) if need]
-            found = iter(torch.autograd.grad(result, wanted, grad, create_graph=True, allow_unused=True))
-            grads: list[Tensor | None] = [next(found) if need else None for need in needed]
+            each = iter(torch.autograd.grad(result, wanted, grad, create_graph=True, allow_unused=True))
+            grads = [next(each) if need else None for need in needed]
         else:
             computed = fast(grad, arguments(saved), kept, needed)
             grads = [g if need else None for g, need in zip(computed, needed, strict=True)]
@@ -155,6 +160,18 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """
     wide = any(tensor is not None and tensor.dtype in {torch.float64, torch.complex128} for tensor in tensors)
     return torch.float64 if wide else torch.float32
+
+
+def widest_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype for the few numbers of which later ones inherit every error, such as powers and phases.
+
+    Args:
+        tensor: Real.
+
+    Returns:
+        ``torch.float64``, or the tensor's own on a device without it.
+    """
+    return tensor.dtype if tensor.device.type == "mps" else torch.float64
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

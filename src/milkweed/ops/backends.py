@@ -1,19 +1,25 @@
 """Which implementation of an operation runs, and why.
 
-Every operation has a ``reference`` backend (the literal definition) and an ``eager`` backend (fast pure PyTorch, any
-device). The choice is explicit: the ``backend=`` argument, then the innermost [`use_backend`][milkweed.ops.use_backend]
-block, then the first backend in the operation's order that can take the arguments. A backend that was asked for by name
-and cannot run raises; it is never replaced in silence.
+Every operation has a ``reference`` backend (the literal definition), an ``eager`` backend (fast pure PyTorch, any
+device) and a ``float64`` backend (the eager one on tensors widened to float64). The choice is explicit: the
+``backend=`` argument, then the innermost [`use_backend`][milkweed.ops.use_backend] block, then the first backend in the
+operation's order that can take the arguments. A backend that was asked for by name and cannot run raises; it is never
+replaced in silence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import functools
+import inspect
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
+from typing_extensions import override
 
 from milkweed._suggest import unknown
 
@@ -58,8 +64,6 @@ class Choice:
 
 
 _operations: dict[str, tuple[Backend, ...]] = {}
-# Process-wide, like torch.use_deterministic_algorithms: torch.compile can guard on a global, not on a context variable.
-_context: list[str | None] = [None]
 
 
 def register(operation: str, *backends: Backend) -> None:
@@ -67,9 +71,39 @@ def register(operation: str, *backends: Backend) -> None:
 
     Args:
         operation: The public function's name.
-        *backends: Its implementations in order of preference.
+        *backends: Its implementations in order of preference. ``"float64"`` is made of ``"eager"`` if it is not there.
     """
-    _operations[operation] = backends
+    names = [backend.name for backend in backends]
+    wide = () if "float64" in names or "eager" not in names else (_in_float64(backends[names.index("eager")]),)
+    _operations[operation] = (*backends, *wide)
+
+
+def lacks_float64(*args: object) -> str | None:
+    """Say why tensors cannot be widened to float64.
+
+    Args:
+        *args: The operation's arguments.
+
+    Returns:
+        The reason with the fix, or None.
+    """
+    if any(isinstance(arg, Tensor) and arg.device.type == "mps" for arg in args):
+        return "this device has no float64; move the tensors to the CPU"
+    return None
+
+
+def _in_float64(eager: Backend) -> Backend:
+    """The eager backend on tensors widened to float64; the result has the first tensor's dtype, as the eager one's."""
+
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        wide = [arg.double() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args]
+        return eager.run(*wide, **kwargs).to(tensors[0].dtype)
+
+    def refusal(*args: Any) -> str | None:
+        return lacks_float64(*args) or (eager.refusal(*args) if eager.refusal else None)
+
+    return Backend("float64", run, refusal)
 
 
 def available_backends(operation: str) -> tuple[str, ...]:
@@ -87,17 +121,95 @@ def available_backends(operation: str) -> tuple[str, ...]:
     return tuple(backend.name for backend in _find(operation))
 
 
-@contextmanager
-def use_backend(name: str | None) -> Iterator[None]:
-    """Run every operation inside the block with one backend; ``None`` returns to automatic choice.
-
-    The setting is process-wide. A ``backend=`` argument at a call still wins.
+class BackendBlock(AbstractContextManager[None]):
+    """A block, or a function, in which one backend runs; [`use_backend`][milkweed.ops.use_backend] makes it.
 
     Args:
-        name: The backend, e.g. ``"reference"``.
+        name: The backend, or None for automatic choice.
+    """
 
-    Yields:
-        Nothing.
+    def __init__(self, name: str | None) -> None:
+        self._name = name
+
+    @override
+    def __enter__(self) -> None:
+        if torch.compiler.is_dynamo_compiling():
+            _traced.append(self._name)
+        else:
+            _blocks.set((*_blocks.get(), (self, self._name)))
+
+    @override
+    def __exit__(self, *error: object) -> None:
+        if torch.compiler.is_dynamo_compiling():
+            _traced.pop()
+            return
+        # Its own entry, not the last one: suspended generators end in any order, and perhaps in another context.
+        blocks = _blocks.get()
+        for index in reversed(range(len(blocks))):
+            if blocks[index][0] is self:
+                _blocks.set(blocks[:index] + blocks[index + 1 :])
+                return
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Run every call of a function with the backend; of a generator, whatever runs between two of its values.
+
+        Args:
+            function: The function, generator function or coroutine function.
+
+        Returns:
+            Its like.
+
+        Raises:
+            TypeError: It makes an asynchronous generator.
+        """
+        if inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"use_backend cannot decorate the asynchronous generator {function.__qualname__}; "
+                "use a with block between two of its values"
+            )
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with BackendBlock(self._name):
+                return function(*args, **kwargs)
+
+        @functools.wraps(function)
+        def generate(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            return _generated(self._name, function(*args, **kwargs))
+
+        @functools.wraps(function)
+        async def wait(*args: Any, **kwargs: Any) -> Any:
+            with BackendBlock(self._name):
+                return await function(*args, **kwargs)
+
+        if inspect.iscoroutinefunction(function):
+            return wait
+        return generate if inspect.isgeneratorfunction(function) else call
+
+
+# The blocks that are open in this context, the innermost last: threads and asyncio tasks have contexts of their own.
+_blocks: ContextVar[tuple[tuple[BackendBlock, str | None], ...]] = ContextVar("milkweed_backend", default=())
+# The same for blocks inside a function that torch.compile traces, which is the only one to change the list.
+_traced: list[str | None] = []
+
+
+def use_backend(name: str | None) -> BackendBlock:
+    """Run every operation inside a block, or inside a decorated function, with one backend.
+
+    ``with use_backend("reference"): ...``, or ``@use_backend("reference")`` above a function; ``None`` returns to
+    automatic choice. A ``backend=`` argument at a call still wins.
+
+    The setting is a context variable: other threads and other asyncio tasks do not see it. What is started inside the
+    block has what Python gives it: an asyncio task and ``asyncio.to_thread`` inherit the setting, a new thread starts
+    with automatic choice unless it runs in ``contextvars.copy_context()``, a worker process of a data loader inherits
+    it if it is forked and not if it is spawned. As with any context variable, a generator that yields inside a ``with``
+    block leaves the setting to its caller until it goes on; decorate the generator function instead.
+
+    Args:
+        name: The backend, e.g. ``"reference"``, or ``"float64"`` for more digits.
+
+    Returns:
+        The block.
 
     Raises:
         ValueError: No operation has a backend of this name.
@@ -105,11 +217,71 @@ def use_backend(name: str | None) -> Iterator[None]:
     known = {backend.name for group in _operations.values() for backend in group}
     if name is not None and name not in known:
         raise ValueError(unknown("backend", name, known))
-    _context.append(name)
+    return BackendBlock(name)
+
+
+def chosen_backend() -> str | None:
+    """Tell which backend the context asks for.
+
+    Returns:
+        The innermost block's name, or None for automatic choice.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return _traced[-1] if _traced else _guarded_choice()
+    blocks = _blocks.get()
+    return blocks[-1][1] if blocks else None
+
+
+def checkpoint_options() -> dict[str, Any]:
+    """Make activation checkpointing recompute with the forward pass's backend, wherever the backward pass is called.
+
+    Returns:
+        Further arguments of ``torch.utils.checkpoint.checkpoint``, not reentrant.
+    """
+    if torch.compiler.is_compiling():
+        return {}  # what is compiled recomputes as it was traced
+    name = chosen_backend()
+    return {"context_fn": lambda: (nullcontext(), BackendBlock(name))}
+
+
+def _guarded_choice() -> str | None:
+    """The context's choice while torch.compile traces, which calls this and keeps the answer as a constant."""
     try:
-        yield
-    finally:
-        _context.pop()
+        # torch.compile cannot read a context variable, but its guards can call a function: a compiled function is
+        # traced again where the choice is another. There is no public way to ask for such a guard.
+        from torch._dynamo.guards import GuardBuilder, install_guard
+        from torch._dynamo.source import AttrSource, CallFunctionNoArgsSource
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        module = InstructionTranslator.current_tx().import_source(__name__)
+        source = CallFunctionNoArgsSource(AttrSource(module, chosen_backend.__name__))
+        install_guard(source.make_guard(GuardBuilder.EQUALS_MATCH))
+    except (ImportError, AttributeError):
+        pass  # Another version of torch: the choice of the first call stays.
+    return chosen_backend()
+
+
+# What torch.compiler.assume_constant_result sets; that would import the whole compiler.
+_guarded_choice._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _generated(name: str | None, inner: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Run a generator inside blocks that are never open while it waits."""
+    resume: Callable[[], Any] = functools.partial(next, inner)
+    while True:
+        try:
+            with BackendBlock(name):
+                value = resume()
+        except StopIteration as stop:
+            return stop.value
+        try:
+            resume = functools.partial(inner.send, (yield value))
+        except GeneratorExit:
+            with BackendBlock(name):
+                inner.close()
+            raise
+        except BaseException as error:
+            resume = functools.partial(inner.throw, error)
 
 
 def explain(operation: str, *args: Any, backend: str | None = None, **kwargs: Any) -> Choice:
@@ -160,7 +332,7 @@ def _find(operation: str) -> tuple[Backend, ...]:
 
 def _choose(operation: str, backend: str | None, args: Any, kwargs: Any) -> tuple[Backend, Choice]:
     candidates = _find(operation)
-    wanted, reason = (backend, "asked for by backend=") if backend else (_context[-1], "asked for by use_backend")
+    wanted, reason = (backend, "asked for by backend=") if backend else (chosen_backend(), "asked for by use_backend")
     if wanted:
         for candidate in candidates:
             if candidate.name == wanted:

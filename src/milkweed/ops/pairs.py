@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from milkweed.ops._common import widest_dtype
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
@@ -60,3 +64,21 @@ def exp(a: Tensor) -> Tensor:
     """
     size = torch.exp(a[..., 0])
     return torch.stack([size * torch.cos(a[..., 1]), size * torch.sin(a[..., 1])], -1)
+
+
+def exp_of_steps(a: Tensor, steps: Tensor) -> Tensor:
+    """Complex exponential of a multiple, exp(a * steps), to the digits of ``a`` however many steps.
+
+    Args:
+        a: (..., 2).
+        steps: Real, broadcasts with ``a``'s leading dimensions.
+
+    Returns:
+        (..., 2) in ``a``'s dtype.
+    """
+    # The size of a phase takes its digits: 1e4 rad in float32 leave an error of 1e-3.
+    wide = widest_dtype(a)
+    size = torch.exp(a[..., 0].to(wide) * steps)
+    angle = a[..., 1].to(wide) * steps
+    angle = angle - (angle / (2 * math.pi)).round() * (2 * math.pi)
+    return torch.stack([size * torch.cos(angle), size * torch.sin(angle)], -1).to(a.dtype)

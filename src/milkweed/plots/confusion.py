@@ -30,7 +30,7 @@ def save_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: 
     figure = new_figure(side + 0.6, side)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Oranges", vmin=0, vmax=1)
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", parse_math=False)
     axes.set_xlabel("predicted", fontsize=9, color=MUTED)
     axes.set_ylabel("true", fontsize=9, color=MUTED)
     axes.spines[:].set_visible(False)

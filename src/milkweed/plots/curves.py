@@ -29,7 +29,8 @@ def save_learning_curves(
     if not rows:
         raise ValueError("rows is empty: there is no finished epoch to draw")
     figure = new_figure(9, 3.6)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    # A name may hold dollar signs, which are no formulas.
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
     loss, judged = figure.subplots(1, 2)
     for axes, name in ((loss, "loss"), (judged, metric)):
         _draw(axes, rows, name)

@@ -209,7 +209,7 @@ def save_kernels(
     """
     figure = new_figure(14.5, 0.5 + 3.35 * len(found))
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08, wspace=0.03, hspace=0)
-    figure.suptitle(title, x=0.008, ha="left", fontsize=13, fontweight="bold")
+    figure.suptitle(title, x=0.008, ha="left", fontsize=13, fontweight="bold", parse_math=False)
     rows: Sequence[SubFigure] = figure.subfigures(len(found), 1, squeeze=False)[:, 0]
     for index, (row, (name, kernels)) in enumerate(zip(rows, found.items(), strict=True)):
         show(index)

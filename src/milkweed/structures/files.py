@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from milkweed import _json
 from milkweed._files import atomic_write
 from milkweed._suggest import unknown
+from milkweed._tensor_files import check_header, write_tensors
 from milkweed.structures.base import StructuredMatrix
 from milkweed.structures.block_diagonal import BlockDiagonal
 from milkweed.structures.chain import Chain
@@ -58,9 +59,9 @@ def save(matrix: StructuredMatrix, path: str | os.PathLike[str]) -> None:
     for name, tensor in matrix.named_tensors():
         plain = tensor.detach().resolve_conj()
         tensors[name] = (torch.view_as_real(plain) if plain.is_complex() else plain).clone().contiguous()
-    metadata = {_KEY: json.dumps(_describe(matrix))}
+    metadata = {_KEY: json.dumps(_describe(matrix), sort_keys=True)}
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        write_tensors(tensors, temporary, metadata)
 
 
 def load(path: str | os.PathLike[str]) -> StructuredMatrix:
@@ -80,11 +81,12 @@ def load(path: str | os.PathLike[str]) -> StructuredMatrix:
         raise FileNotFoundError(f"no file {os.fspath(path)!r}")
     try:
         with safe_open(path, framework="pt") as file:
+            check_header(path)
             description = (file.metadata() or {}).get(_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         if description is None:
             raise ValueError("no structure is described in it; it was not written by milkweed.structures.save")
-        matrix = _rebuild(json.loads(description), tensors)
+        matrix = _rebuild(_json.read(description), tensors)
         if not isinstance(matrix, StructuredMatrix):
             raise ValueError("what it describes is no structure")
         return matrix

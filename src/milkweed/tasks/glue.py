@@ -6,11 +6,12 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torchmetrics import Metric, PearsonCorrCoef, SpearmanCorrCoef
-from torchmetrics.classification import BinaryF1Score, MatthewsCorrCoef, MulticlassAccuracy
+from torchmetrics import Metric, SpearmanCorrCoef
+from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy
 
 from milkweed._suggest import unknown
 from milkweed.tasks.base import STAGES, Batch
+from milkweed.tasks.correlations import Matthews, Pearson
 from milkweed.tasks.tokens import TokenTask
 
 
@@ -19,6 +20,7 @@ class Glue(TokenTask):
 
     Classes are learned by cross entropy, numbers by mean squared error. Numbers are measured by Pearson's and
     Spearman's correlation, classes by accuracy and Matthews' correlation, and two classes by F1 of the second one too.
+    Correlations with a constant are 0, and so is F1 where there is none of the second class.
 
     Args:
         model: `model(tokens (B, L), lengths (B,), token_types (B, L)) -> (B, num_classes)`.
@@ -68,11 +70,11 @@ class Glue(TokenTask):
             with warnings.catch_warnings():
                 # That it keeps all numbers is right: ranks are those among all of them.
                 warnings.filterwarnings("ignore", message="Metric `SpearmanCorrcoef` will save all targets")
-                return {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()}
+                return {"pearson": Pearson(), "spearman": SpearmanCorrCoef()}
         metrics: dict[str, Metric] = {"accuracy": MulticlassAccuracy(self.num_classes, average="micro")}
         if self.num_classes == 2:
             metrics["f1"] = BinaryF1Score()
-        return metrics | {"matthews": MatthewsCorrCoef("multiclass", num_classes=self.num_classes)}
+        return metrics | {"matthews": Matthews(self.num_classes)}
 
     def run_model(self, batch: Batch) -> torch.Tensor:
         """Run the model.

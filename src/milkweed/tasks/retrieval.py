@@ -1,5 +1,6 @@
 """Retrieval: vectors of queries and passages that point the same way where one answers the other."""
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -169,7 +170,8 @@ class Retrieval(TokenTask):
         if len(names) > 1:
             metric = self.score(stage)
             metric.compute()
-            self.log_dict({f"{stage}_ndcg_{names[number]}": value for number, value in metric.by_set.items()})
+            of_sets = {f"{stage}_ndcg_{names[number]}": value for number, value in metric.by_set.items()}
+            self.log_dict({name: value for name, value in of_sets.items() if not value.isnan()})
 
 
 class SearchNdcg(Metric):
@@ -212,7 +214,7 @@ class SearchNdcg(Metric):
         """Search.
 
         Returns:
-            A scalar: the mean over data sets of the means over queries.
+            A scalar: the mean over data sets of the means over queries; 0 if no query of any has an answer.
         """
         query_sets, passage_sets = dim_zero_cat(self.query_sets), dim_zero_cat(self.passage_sets)
         # Outside of autocast, which would round scores until many are equal.
@@ -221,7 +223,15 @@ class SearchNdcg(Metric):
                 number: self._search(query_sets == number, passage_sets == number)
                 for number in query_sets.unique().tolist()
             }
-        return torch.stack(list(self.by_set.values())).mean()
+        # A set of which nothing asked has an answer, under a limit for example, tells nothing, rather than NaN.
+        told = [value for value in self.by_set.values() if not value.isnan()]
+        if len(told) < len(self.by_set) or not told:
+            warnings.warn(
+                f"nDCG: in {len(self.by_set) - len(told)} of {len(self.by_set)} data sets no query has an answer among "
+                "the passages; they are left out, and without any other nDCG is 0; raise --data.limit",
+                stacklevel=2,
+            )
+        return torch.stack(told).mean() if told else torch.zeros((), device=query_sets.device)
 
     def _search(self, of_queries: torch.Tensor, of_passages: torch.Tensor) -> torch.Tensor:
         """The mean of one data set's queries."""

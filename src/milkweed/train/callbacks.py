@@ -1,6 +1,7 @@
 """Callbacks of every training: repeatable randomness, and the table of metrics."""
 
 import csv
+import io
 import time
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     # The wall time comes last, so that files of equal trainings differ in their last column only.
     columns.sort(key=lambda name: name == "seconds")
-    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
@@ -131,6 +132,18 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
     Returns:
         One dictionary per row, without its empty values.
+
+    Raises:
+        ValueError: The file is cut off within a row, or damaged.
     """
-    with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not text.endswith("\n"):
+            raise ValueError("it is cut off in its last row")
+        header, *rows = csv.reader(io.StringIO(text), strict=True)
+        if len(set(header)) < len(header) or not {"epoch", "seconds"} <= set(header):
+            raise ValueError("its columns are not those of a run")
+        pairs = [list(zip(header, row, strict=True)) for row in rows]
+        return [{name: float(value) for name, value in row if value} for row in pairs]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged ({error}); --resume auto writes it anew") from error

@@ -1,6 +1,8 @@
 """Checkpoint files: written whole or not at all, read as data and never as code."""
 
-import pickle
+import os
+import re
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,10 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from milkweed._disk import DiskFullError
 from milkweed._files import atomic_write
+
+NAME = re.compile(r"step-(\d{9,18})\.ckpt")
 
 
 class CheckpointError(ValueError):
@@ -25,9 +30,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             checkpoint: What Lightning collected.
             path: The file to write or replace.
             storage_options: Not used.
+
+        Raises:
+            DiskFullError: The disk is full; what stood at `path` still does.
         """
-        with atomic_write(path) as temporary:
-            torch.save(checkpoint, temporary)
+        try:
+            with atomic_write(path) as temporary:
+                torch.save(checkpoint, temporary)
+        except DiskFullError as full:
+            full.needed = tensor_bytes(checkpoint)
+            raise
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
@@ -45,14 +57,80 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path, map_location)
 
 
+def tensor_bytes(content: Any) -> int:
+    """Count the memory of all tensors in a checkpoint, which is about the size of its file.
+
+    Args:
+        content: Nested dictionaries and lists.
+
+    Returns:
+        Bytes; memory that tensors share counts once, as in the file.
+    """
+    found: dict[int, int] = {}
+    waiting = [content]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, torch.Tensor):
+            storage = each.untyped_storage()
+            found[storage._cdata] = storage.nbytes()
+        elif isinstance(each, dict | list | tuple):
+            waiting.extend(each.values() if isinstance(each, dict) else each)
+    return sum(found.values())
+
+
+def step_in_name(path: Path) -> int | None:
+    """The optimiser step in a checkpoint's name.
+
+    Args:
+        path: Any path.
+
+    Returns:
+        The step; None for a name that no checkpoint has, such as that of the best.
+    """
+    match = NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def is_plain_file(path: Path) -> bool:
+    """Whether a path is a file itself: no link to one, no folder, and no pipe, which would be waited for.
+
+    Args:
+        path: Any path.
+
+    Returns:
+        False also if there is nothing.
+    """
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """All that bears the name of a resumable checkpoint in a folder.
+
+    Args:
+        folder: The folder; it need not exist.
+
+    Returns:
+        Paths, the newest first; links and folders are among them.
+    """
+    try:
+        found = [path for path in folder.iterdir() if step_in_name(path) is not None]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(found, key=lambda path: (step_in_name(path), path.name), reverse=True)
+
+
 def _no_file(path: Path) -> str:
     """What a path is that is no file, and what to name instead."""
     if not path.is_dir():
-        return "does not exist; name a file in runs/NAME/checkpoints, or use auto"
-    found = sorted([*path.glob("step-*.ckpt"), *path.glob("checkpoints/step-*.ckpt")])
+        what = "is no plain file" if os.path.lexists(path) else "does not exist"
+        return f"{what}; name a file in runs/NAME/checkpoints, or use auto"
+    found = [each for where in (path / "checkpoints", path) for each in list_checkpoints(where)]
     if not found:
         return "is a folder without checkpoints; name a file in runs/NAME/checkpoints, or use auto"
-    return f"is a folder; name a file in it, such as its newest, {found[-1]}, or use auto with the run's --name"
+    return f"is a folder; name a file in it, such as its newest, {found[0]}, or use auto with the run's --name"
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -72,14 +150,13 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} {_no_file(path)}")
     try:
-        # The zip directory stands at the end of the file and every entry has a checksum: both tell truncation and rot,
-        # which torch.load alone lets pass when only tensor bytes are hit.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise CheckpointError(f"checkpoint {path} is corrupt at {damaged}; resume from another one")
+        _check_archive(path)
         content = torch.load(path, map_location=map_location, weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except CheckpointError:
+        raise
+    except PermissionError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}; change its permissions") from error
+    except Exception as error:  # whatever zipfile, pickle and torch make of damaged bytes
         if path.suffix != ".ckpt":
             raise CheckpointError(
                 f"checkpoint {path} is no checkpoint of a training; name a .ckpt file in runs/NAME/checkpoints, or use "
@@ -90,4 +167,19 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     missing = needed - set(content) if isinstance(content, dict) else needed
     if missing:
         raise CheckpointError(f"checkpoint {path} is no training checkpoint: it lacks {', '.join(sorted(missing))}")
+    if not all(type(content[name]) is int for name in ("global_step", "epoch")):
+        raise CheckpointError(f"checkpoint {path} is no training checkpoint: its step and epoch are no numbers")
     return content
+
+
+def _check_archive(path: Path) -> None:
+    """Notice truncation and rot, which torch.load alone lets pass when only tensor bytes are hit."""
+    # The zip directory stands at the end of the file, and every entry has a checksum.
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        # torch packs nothing: an entry that unpacks to more than the file is none of its making.
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise CheckpointError(f"checkpoint {path} is corrupt: it claims to hold more than its size")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise CheckpointError(f"checkpoint {path} is corrupt at {damaged}; resume from another one")

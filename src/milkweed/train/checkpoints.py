@@ -1,5 +1,6 @@
 """Which checkpoints a run keeps: the newest two, and the best on validation."""
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -9,7 +10,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from milkweed._files import atomic_write
-from milkweed.train.checkpoint_io import CheckpointError, read_checkpoint
+from milkweed.train.checkpoint_io import (
+    CheckpointError,
+    is_plain_file,
+    list_checkpoints,
+    read_checkpoint,
+    step_in_name,
+)
 
 BEST = "best.ckpt"
 
@@ -22,8 +29,8 @@ class KeepCheckpoints(Checkpoint):
 
     Args:
         folder: Where the files go: `step-NNNNNNNNN.ckpt` and `best.ckpt`.
-        monitor: Metric that decides which is the best, the latest of equal ones; without validation the newest
-            checkpoint counts as the best.
+        monitor: Metric that decides which is the best, the latest of equal ones. One that is no finite number never
+            counts; as long as there is no other, and without validation, the newest checkpoint is the best.
         every_n_train_steps: Save also after every so many optimiser steps; None: after epochs only.
         keep: How many of the newest to keep; more than one, so that a damaged file costs one interval only.
         larger_is_better: Whether its largest value is the best, or its smallest.
@@ -65,7 +72,7 @@ class KeepCheckpoints(Checkpoint):
         Args:
             state_dict: What `state_dict` returned.
         """
-        self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+        self.best_score, self.best_epoch = finite(state_dict["best_score"]), state_dict["best_epoch"]
         self.best_step, self._batches_done = state_dict["best_step"], state_dict["batches_done"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,8 +115,7 @@ class KeepCheckpoints(Checkpoint):
             trainer: The trainer.
             pl_module: The task.
         """
-        score = trainer.callback_metrics.get(self.monitor)
-        value = None if score is None else float(score)
+        value = finite(trainer.callback_metrics.get(self.monitor))
         improved = self.best_score is None or (value is not None and self._no_worse(value, self.best_score))
         if improved:
             self.best_score, self.best_epoch, self.best_step = value, trainer.current_epoch, trainer.global_step
@@ -125,26 +131,51 @@ class KeepCheckpoints(Checkpoint):
         path = self.folder / f"step-{trainer.global_step:09d}.ckpt"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
-            for old in sorted(self.folder.glob("step-*.ckpt"), reverse=True)[self.keep :]:
+            for old in own_checkpoints(self.folder)[self.keep :]:
                 old.unlink()
         return path
 
     def _roll_back(self, step: int) -> None:
         """Remove what lies beyond the state resumed from, and what a killed process left."""
-        for path in self.folder.glob("step-*.ckpt"):
-            if path.stem > f"step-{step:09d}":
+        for path in own_checkpoints(self.folder):
+            if step_in_name(path) > step:
                 path.unlink()
         for leftover in self.folder.glob(".*.ckpt"):
-            leftover.unlink()
+            if is_plain_file(leftover):
+                leftover.unlink()
         if self.best_step is None:
             return
         best, source = self.folder / BEST, self.folder / f"step-{self.best_step:09d}.ckpt"
-        if source.is_file():
+        if step_of(source) == self.best_step:
             # The process may have died between saving and linking.
             link(source, best)
         elif step_of(best) != self.best_step:
             # The best file is damaged, or was made later than this state: the next epoch replaces it in any case.
             self.best_score = None
+
+
+def finite(value: Any) -> float | None:
+    """A score that can be compared.
+
+    Args:
+        value: A number, a tensor of one, or None.
+
+    Returns:
+        The number; None for NaN and infinity, which would win or lose every comparison.
+    """
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def own_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that a training in this folder may count, resume from and remove.
+
+    Args:
+        folder: The run's checkpoints; it need not exist.
+
+    Returns:
+        Plain files by falling step: no links, whose files are elsewhere.
+    """
+    return [path for path in list_checkpoints(folder) if is_plain_file(path)]
 
 
 def step_of(path: Path) -> int | None:
@@ -154,8 +185,10 @@ def step_of(path: Path) -> int | None:
         path: The checkpoint.
 
     Returns:
-        The step; None if the file is missing or damaged.
+        The step; None if the file is missing, a link, or damaged.
     """
+    if not is_plain_file(path):
+        return None
     try:
         return read_checkpoint(path)["global_step"]
     except CheckpointError:

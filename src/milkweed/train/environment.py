@@ -4,20 +4,22 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from milkweed.train.repository import describe_repository
+
 PACKAGES = ("milkweed", "torch", "lightning", "torchmetrics", "jsonargparse", "numpy", "scikit-learn", "safetensors")
 
 
-def describe_environment(command: list[str]) -> dict[str, Any]:
-    """Collect versions, machine, threads and the command.
+def describe_environment(command: list[str], recipe: Path | None = None) -> dict[str, Any]:
+    """Collect versions, machine, threads, the command, and which code it was.
 
     Args:
         command: The command line of the run.
+        recipe: The recipe's file, if it is one of the user's.
 
     Returns:
         A JSON-able description.
@@ -26,7 +28,11 @@ def describe_environment(command: list[str]) -> dict[str, Any]:
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        "git_commit": _git_commit(),
+        "repositories": {
+            "milkweed": describe_repository(Path(__file__).parent, Path(__file__).name),
+            "working_folder": describe_repository(Path.cwd()),
+            "recipe": describe_repository(recipe.resolve().parent) if recipe else None,
+        },
         "machine": {
             "system": platform.platform(),
             "processor": _processor(),
@@ -53,18 +59,3 @@ def _processor() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def _git_commit() -> str | None:
-    """The commit of the package's own checkout; None for an installed package or without git."""
-    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
-    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if tracked else None
-
-
-def _git(*arguments: str) -> str | None:
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

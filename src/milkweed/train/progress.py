@@ -25,7 +25,9 @@ class EpochLines(Callback):
         if trainer.is_global_zero:
             of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
             metrics = "  ".join(f"{name} {value:.4f}" for name, value in sorted(trainer.callback_metrics.items()))
-            self.console.print(f"epoch {trainer.current_epoch + 1}{of}  {metrics}", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"epoch {trainer.current_epoch + 1}{of}  {metrics}", highlight=False, markup=False, soft_wrap=True
+            )
 
 
 def progress_callback(console: Console) -> Callback:

@@ -1,17 +1,19 @@
 """The folder of a run: what lies where, and how it is found, created and read."""
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from milkweed._files import atomic_write
-from milkweed.train.checkpoint_io import CheckpointError, read_checkpoint
+from milkweed.train import run_config
+from milkweed.train.checkpoint_io import CheckpointError, is_plain_file, list_checkpoints, read_checkpoint
+from milkweed.train.checkpoints import own_checkpoints
 from milkweed.train.run_lock import LOCK
+from milkweed.train.trusted import check_classes
 
 
 class RunFolder:
@@ -51,7 +53,9 @@ class RunFolder:
 
         Raises:
             FileExistsError: If the name is taken and `numbered` is false.
+            ValueError: If the name is none of a folder.
         """
+        check_name(name)
         out.mkdir(parents=True, exist_ok=True)
         number = 1
         while True:
@@ -78,19 +82,28 @@ class RunFolder:
 
         Returns:
             The run with the highest number, or None if there is none.
+
+        Raises:
+            ValueError: If the name is none of a folder.
         """
+        check_name(name)
         numbers = [1] if (out / name).is_dir() else []
-        for folder in out.glob(f"{name}-*"):
-            suffix = folder.name.removeprefix(f"{name}-")
-            if suffix.isdecimal() and folder.is_dir():
+        # Compared, not globbed: names may hold brackets and stars.
+        for folder in out.iterdir() if out.is_dir() else ():
+            head, _, suffix = folder.name.rpartition("-")
+            if head == name and suffix.isascii() and suffix.isdecimal() and folder.is_dir():
                 numbers.append(int(suffix))
         if not numbers:
             return None
         number = max(numbers)
         return cls(out / (name if number == 1 else f"{name}-{number}"))
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self, *, trust: bool = False, given: Collection[str] = ()) -> run_config.StoredConfig:
         """The resolved configuration.
+
+        Args:
+            trust: Whether it may name classes of any origin, whose modules are then imported to build them.
+            given: Import paths that it may name in any case, because the user did.
 
         Returns:
             A nested dictionary.
@@ -98,46 +111,39 @@ class RunFolder:
         Raises:
             FileNotFoundError: If this is no folder of a run.
             ValueError: If the file is damaged.
+            UntrustedClassError: If it names code that the user has not vouched for.
         """
         if not self.config.is_file():
             raise FileNotFoundError(f"{self.path} is no run: it has no config.yaml; name a folder such as runs/digits")
-        try:
-            content = yaml.safe_load(self.config.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.config} is damaged ({error}); restore it or start a new run") from error
-        missing = [
-            name
-            for name in ("data", "model", "task", "trainer")
-            if not isinstance(content, dict) or name not in content
-        ]
-        if missing:
-            raise ValueError(f"{self.config} is damaged: it lacks {', '.join(missing)}; restore it or start a new run")
-        return content
+        config = run_config.read_config(self.config)
+        if not trust:
+            check_classes(config, self.config, given)
+        return config
 
-    def write_config(self, text: str) -> None:
+    def write_config(self, config: dict[str, Any]) -> None:
         """Write the resolved configuration.
 
         Args:
-            text: The YAML.
+            config: Nested dictionaries.
         """
-        with atomic_write(self.config) as temporary:
-            temporary.write_text(text)
+        run_config.write_config(self.config, config)
 
-    def read_environment(self) -> dict[str, Any]:
+    def read_environment(self, warn: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
         """The description of recipe and machine.
+
+        Args:
+            warn: Called with a sentence if the file is damaged; nothing depends on it, and a training writes it anew.
 
         Returns:
             What `write_environment` was given, or an empty dictionary.
-
-        Raises:
-            ValueError: If the file is damaged.
         """
         if not self.environment.is_file():
             return {}
         try:
-            content = json.loads(self.environment.read_text())
-        except ValueError as error:
-            raise ValueError(f"{self.environment} is damaged ({error}); delete it, nothing depends on it") from error
+            content = json.loads(self.environment.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            warn(f"{self.environment} is damaged ({error}); what it said of earlier trainings is lost")
+            return {}
         return content if isinstance(content, dict) else {}
 
     def write_environment(self, content: dict[str, Any]) -> None:
@@ -152,9 +158,25 @@ class RunFolder:
         """All resumable checkpoints, newest first.
 
         Returns:
-            Paths by falling step.
+            Plain files by falling step.
         """
-        return sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True)
+        return own_checkpoints(self.checkpoints)
+
+    def check_own(self) -> None:
+        """Refuse to train in a folder whose checkpoints lie elsewhere: others would be replaced and removed.
+
+        The run's folder itself may be a link, which its owner made; what is in it may not lead out of it.
+
+        Raises:
+            OSError: `checkpoints` is a link, or no folder.
+        """
+        if self.checkpoints.is_symlink():
+            raise OSError(
+                f"{self.checkpoints} is a link to {self.checkpoints.resolve()}: a run keeps its files in its own "
+                f"folder; move them there, or make {self.path} itself the link"
+            )
+        if self.checkpoints.exists() and not self.checkpoints.is_dir():
+            raise OSError(f"{self.checkpoints} is a file, where a run keeps its checkpoints; move it away")
 
     def newest_checkpoint(self, warn: Callable[[str], None]) -> Path | None:
         """The newest checkpoint that can be read.
@@ -168,8 +190,11 @@ class RunFolder:
         Raises:
             CheckpointError: If there are checkpoints but none can be read.
         """
-        files = self.checkpoint_files()
+        files = list_checkpoints(self.checkpoints)
         for path in files:
+            if not is_plain_file(path):
+                warn(f"skipped: checkpoint {path} is a link or no file, which no training makes; delete it")
+                continue
             try:
                 read_checkpoint(path)
             except CheckpointError as error:
@@ -189,10 +214,40 @@ def write_json(path: Path, content: Any) -> None:
 
     Args:
         path: The file to write or replace.
-        content: JSON-able.
+        content: JSON-able; numbers that are not finite become null.
     """
+    text = json.dumps(finite_numbers(content), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def finite_numbers(content: Any) -> Any:
+    """Put null for NaN and infinity, which JSON does not have.
+
+    Args:
+        content: Nested dictionaries and lists.
+
+    Returns:
+        A copy.
+    """
+    if isinstance(content, dict):
+        return {key: finite_numbers(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite_numbers(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def check_name(name: str) -> None:
+    """Refuse a name of a run that would lead elsewhere.
+
+    Args:
+        name: The name of one folder; brackets and stars stand for themselves.
+
+    Raises:
+        ValueError: It is empty, all dots and spaces, or holds a separator of folders or a control character.
+    """
+    if not name.strip(". ") or any(each in "/\\" or ord(each) < 32 for each in name):
+        raise ValueError(f"--name {name!r} must be the name of one folder, without slashes; --out says where")
 
 
 def check_writable(folder: Path) -> None:
@@ -220,7 +275,7 @@ def check_writable(folder: Path) -> None:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a path is a folder with nothing in it, save a lock.
+    """Whether a path is a folder with nothing in it, except a lock.
 
     Args:
         folder: Any path.

@@ -1,7 +1,9 @@
 """One training at a time in the folder of a run."""
 
+import errno
 import os
 import platform
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,8 @@ except ImportError:  # not on Windows, where runs are not locked
     fcntl = None
 
 LOCK = ".lock"
+# A link is not followed, and a pipe is not waited for: the folder may come from someone else.
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 class RunInUseError(OSError):
@@ -24,6 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     The file `.lock` names the process, and is locked in the eyes of the system, which frees it when the process ends,
     however it ends: a file that a killed one leaves is taken over. On file systems that know no locks there is none.
+    Only a file of the folder's own is taken: a link, also a hard one, would let a foreign folder empty other files.
 
     Args:
         folder: An existing folder.
@@ -33,6 +38,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         RunInUseError: Another process has it.
+        OSError: There is something at its place that is no lock.
     """
     path = folder / LOCK
     handle = _take(path)
@@ -46,7 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _take(path: Path) -> int:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = _open(path)
         if not _lock(handle):
             owner = os.read(handle, 500).decode(errors="replace").strip() or "another process"
             os.close(handle)
@@ -60,6 +66,28 @@ def _take(path: Path) -> int:
             os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
             return handle
         os.close(handle)
+
+
+def _open(path: Path) -> int:
+    try:
+        handle = os.open(path, _FLAGS, 0o666)
+    except OSError as error:
+        if path.is_symlink() or path.is_dir() or error.errno == errno.ENXIO:
+            raise _no_lock(path) from error
+        raise
+    found = os.fstat(handle)
+    # Without O_NOFOLLOW, on Windows, the link shows by its name.
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or path.is_symlink():
+        os.close(handle)
+        raise _no_lock(path)
+    return handle
+
+
+def _no_lock(path: Path) -> OSError:
+    return OSError(
+        f"run {path.parent} cannot be locked: {path} is a link or no plain file, which milkweed never makes; look "
+        "where it comes from, and delete it"
+    )
 
 
 def _lock(handle: int) -> bool:
@@ -77,6 +105,6 @@ def _lock(handle: int) -> bool:
 
 def _still_there(handle: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(handle), path.stat())
+        return os.path.samestat(os.fstat(handle), path.lstat())
     except FileNotFoundError:
         return False

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from rich.console import Console
 
 from milkweed.convert import save_pretrained
 from milkweed.data.base import SequenceData
+from milkweed.nn.wrappers import is_sharded, unwrapped
 from milkweed.plots import save_confusion_matrix, save_learning_curves
-from milkweed.train.callbacks import MetricsTable, SeedSteps, read_rows
-from milkweed.train.checkpoint_io import AtomicCheckpointIO
-from milkweed.train.checkpoints import BEST, KeepCheckpoints, load_weights
+from milkweed.train.callbacks import MetricsTable, SeedSteps, read_rows, write_rows
+from milkweed.train.checkpoint_io import AtomicCheckpointIO, is_plain_file, read_checkpoint
+from milkweed.train.checkpoints import BEST, KeepCheckpoints, load_weights, step_of
 from milkweed.train.densify import Densify
 from milkweed.train.progress import progress_callback
 from milkweed.train.run_folder import RunFolder, write_json
@@ -39,6 +40,8 @@ class Session:
         seed: The run's seed.
         folder: Where everything is written.
         console: Where the training is watched.
+        table: The rows of metrics, of the Trainer that was made last.
+        judge: Its checkpoints.
     """
 
     data: SequenceData
@@ -47,6 +50,8 @@ class Session:
     seed: int
     folder: RunFolder
     console: Console
+    table: MetricsTable = field(init=False)
+    judge: KeepCheckpoints = field(init=False)
 
     def make_trainer(self) -> Trainer:
         """Build the Trainer with this library's callbacks.
@@ -56,17 +61,16 @@ class Session:
         """
         options = dict(self.trainer_options)
         every_n_steps = options.pop("checkpoint_every_n_steps", None)
-        callbacks = [
-            SeedSteps(self.seed),
-            MetricsTable(self.folder.metrics),
-            KeepCheckpoints(
-                self.folder.checkpoints,
-                f"val_{self.task.metric}",
-                every_n_steps,
-                larger_is_better=self.task.larger_is_better,
-            ),
-            *(options.pop("callbacks", None) or []),
-        ]
+        self.table = MetricsTable(self.folder.metrics)
+        self.judge = KeepCheckpoints(
+            self.folder.checkpoints,
+            f"val_{self.task.metric}",
+            every_n_steps,
+            larger_is_better=self.task.larger_is_better,
+        )
+        given = options.pop("callbacks", None) or []
+        further = given if isinstance(given, list | tuple) else [given]
+        callbacks = [SeedSteps(self.seed), self.table, self.judge, *further]
         densify = options.pop("densify", None)
         if densify:
             callbacks.append(Densify(**asdict(densify), console=self.console))
@@ -106,30 +110,59 @@ class Session:
             ValueError: If no epoch has been trained.
         """
         trainer.strategy.barrier("best checkpoint")  # the first process may still be writing it
-        if not (self.folder.checkpoints / BEST).is_file():
-            raise ValueError("no epoch was trained, so there is nothing to test; use --trainer.max_epochs 1 or more")
+        best = self._best_checkpoint(trainer)
         densified = getattr(self.task, "densified", None)  # of the last step; the best may be from before
-        best_epoch = load_weights(self.task, self.folder.checkpoints / BEST)
+        best_epoch = load_weights(self.task, best)
         with interruptible():
             trainer.test(self.task, datamodule=self.data, verbose=False)
-        results = self._results(trainer, best_epoch)
+        # Those of the checkpoints: the file on the disk may have been damaged since.
+        rows = self.table.rows
+        results = self._results(trainer, rows, best_epoch)
         if densified is not None:
             dense = self.task.densified is not None
             results["densified"] = densified.as_dict() | {"saved_model_is_dense": dense}
-            if not dense and trainer.is_global_zero:
+            if not dense:
                 text = f"Best epoch {best_epoch + 1} is from before layers became dense, and so is the saved model."
-                self.console.print(text, style="yellow", highlight=False, soft_wrap=True)
+                self._warn(trainer, text)
         # Collects the counts of all processes, so every process has to call it.
         counts = getattr(self.task, "confusion", None)
         confusion = None if counts is None else counts.compute().cpu().numpy()
-        if trainer.is_global_zero:
+        if trainer.is_global_zero or is_sharded(self.task.model):  # what is spread over processes they gather together
             save_pretrained(self.task.model, self.folder.path)
-            self._draw(confusion, best_epoch)
+        if trainer.is_global_zero:
+            self._renew_metrics(trainer, rows)
+            self._draw(rows, confusion, best_epoch)
             write_json(self.folder.results, results)
         return results
 
-    def _results(self, trainer: Trainer, best_epoch: int) -> dict[str, Any]:
-        rows = read_rows(self.folder.metrics)
+    def _best_checkpoint(self, trainer: Trainer) -> Path:
+        """The best checkpoint; the newest one if it is damaged, which the user is told."""
+        best = self.folder.checkpoints / BEST
+        found = [path for path in (best, *self.folder.checkpoint_files()) if step_of(path) is not None]
+        if not found:
+            if is_plain_file(best):
+                read_checkpoint(best)  # says what is wrong with it
+            raise ValueError("no epoch was trained, so there is nothing to test; use --trainer.max_epochs 1 or more")
+        if found[0] != best:
+            self._warn(
+                trainer, f"{best} is damaged or missing: {found[0].name}, the newest, is tested and saved instead."
+            )
+        elif self.judge.best_score is None and self.judge.monitor in trainer.callback_metrics:
+            self._warn(trainer, f"{self.judge.monitor} was never a finite number: the newest epoch counts as the best.")
+        return found[0]
+
+    def _renew_metrics(self, trainer: Trainer, rows: list[dict[str, float]]) -> None:
+        try:
+            read_rows(self.folder.metrics)
+        except (ValueError, OSError) as error:
+            self._warn(trainer, f"{error}; it is written anew from the checkpoints.")
+        write_rows(self.folder.metrics, rows)
+
+    def _warn(self, trainer: Trainer, text: str) -> None:
+        if trainer.is_global_zero:
+            self.console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    def _results(self, trainer: Trainer, rows: list[dict[str, float]], best_epoch: int) -> dict[str, Any]:
         best = next((row for row in rows if row["epoch"] == best_epoch), {})
         seconds = sum(row["seconds"] for row in rows)
         return {
@@ -140,7 +173,7 @@ class Session:
             },
             "best": {"epoch": best_epoch} | {name: value for name, value in best.items() if name.startswith("val_")},
             "metric": self.task.metric,
-            "model": type(self.task.model).__name__,
+            "model": type(unwrapped(self.task.model)).__name__,
             "parameters": sum(p.numel() for p in self.task.model.parameters() if p.requires_grad),
             "seed": self.seed,
             "processes": trainer.world_size,
@@ -150,15 +183,15 @@ class Session:
             "seconds_per_epoch": round(seconds / max(1, len(rows)), 3),
         }
 
-    def _draw(self, confusion: np.ndarray | None, best_epoch: int) -> None:
-        title, rows = self.folder.name, read_rows(self.folder.metrics)
+    def _draw(self, rows: list[dict[str, float]], confusion: np.ndarray | None, best_epoch: int) -> None:
+        title = self.folder.name
         try:
             save_learning_curves(rows, self.folder.learning_curves, title, best_epoch, self.task.metric)
             if confusion is not None:
                 names, path = self.data.class_names, self.folder.confusion_matrix
                 save_confusion_matrix(confusion, names, path, f"{title}: test split")
         except ModuleNotFoundError as error:
-            self.console.print(f"[yellow]No figures: {error}[/]")
+            self.console.print(f"No figures: {error}", style="yellow", highlight=False, markup=False)
 
 
 @contextmanager

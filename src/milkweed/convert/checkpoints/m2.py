@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from milkweed._suggest import unknown
+from milkweed.convert.checkpoints.numbers import stored_numbers
 from milkweed.convert.files import SUFFIX, read_tensors
 from milkweed.models import M2Bert
 from milkweed.nn import ImplicitFilter
 from milkweed.nn.options import check_kind
+from milkweed.nn.wrappers import through_wrappers
 
 _LAYER = "bert.encoder.layer."
 _EMBEDDINGS = {
@@ -172,6 +174,7 @@ def load_m2_bert(state: Mapping[str, Tensor], *, padding: str = "legacy", dropou
     return model.eval()
 
 
+@through_wrappers(changes=False)
 def extend_positions(model: M2Bert, length: int, kernels: str = "keep") -> M2Bert:
     """Make a model for longer sequences from a shorter one.
 
@@ -256,26 +259,12 @@ def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         alias = _ALIAS.fullmatch(name)
         if alias is not None:
             name = alias[1] + _FREQUENCY
-        value = _numbers(key, value, whole=name == _POSITION_IDS)
+        value = stored_numbers(key, value, whole=name == _POSITION_IDS)
         if name in tensors and (alias is None or not torch.equal(tensors[name], value)):
             what = "the frequencies of one filter must be equal" if alias else "is there twice, with and without prefix"
             raise ValueError(f"{key!r}: {what}; give the tensors of one model")
         tensors[name] = value
     return tensors
-
-
-def _numbers(key: str, value: Any, *, whole: bool) -> Tensor:
-    """The tensor, if it holds what a model can be made of."""
-    if not isinstance(value, Tensor | np.ndarray):
-        raise ValueError(f"{key!r} must be a tensor; got {type(value).__name__}")
-    tensor = torch.as_tensor(value).detach()
-    if tensor.is_meta:
-        raise ValueError(f"{key!r} holds no numbers: it is on the meta device; read the file onto the CPU")
-    if not whole and not tensor.is_floating_point():
-        raise ValueError(f"{key!r} must be real floating point; got {tensor.dtype}")
-    if not torch.isfinite(tensor).all():
-        raise ValueError(f"{key!r} holds NaN or infinity; the file is damaged, or of a training that diverged")
-    return tensor
 
 
 def _options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

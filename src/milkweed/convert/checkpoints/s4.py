@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from milkweed.convert.checkpoints.numbers import stored_numbers
 from milkweed.nn import S4, S4D
 from milkweed.nn.filters import S4Filter
 
@@ -39,13 +40,14 @@ def load_s4d_minimal(state: Mapping[str, Tensor]) -> S4D:
         A unidirectional layer on (B, L, H) with the original's outputs, in evaluation mode.
 
     Raises:
-        ValueError: Keys are missing or left over, or a shape does not fit.
+        ValueError: Keys are missing or left over, a shape does not fit, or a tensor is not of finite real numbers.
 
     Source:
         state-spaces/s4 at e757cef. The original works on (B, H, L).
     """
     if set(state) != _MINIMAL_KEYS:
         raise ValueError(f"not a minimal S4D state dict: {_difference(_MINIMAL_KEYS, set(state))}")
+    state = {key: stored_numbers(key, value) for key, value in state.items()}
     if state["kernel.C"].ndim != 3 or state["kernel.C"].shape[-1] != 2:
         raise ValueError(f"kernel.C must be (H, N/2, 2) real pairs; got shape {tuple(state['kernel.C'].shape)}")
     d_model, pairs, _ = state["kernel.C"].shape
@@ -77,7 +79,7 @@ def load_s4(state: Mapping[str, Tensor], **options: Any) -> S4 | S4D:
         A layer on (B, L, H) with the original's outputs, in evaluation mode.
 
     Raises:
-        ValueError: Keys are missing or left over, or a shape does not fit.
+        ValueError: Keys are missing or left over, a shape does not fit, or a tensor is not of finite real numbers.
 
     Source:
         state-spaces/s4 at e757cef, and its conversion from version 3. The original stores A with the opposite sign of
@@ -134,7 +136,7 @@ def _by_version_4(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = _RENAMED.get(path, path)
         if path.startswith("output_linear.") and not path.startswith("output_linear.0."):
             name = path.replace("output_linear.", "output_linear.0.", 1)
-        value = torch.as_tensor(value)
+        value = stored_numbers(key, value, whole=name == "l_kernel")
         if path == "log_dt":
             value = value.unsqueeze(-1)
         if name in tensors:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from milkweed.convert.checkpoints.numbers import stored_numbers
 from milkweed.convert.checkpoints.s4 import load_s4
 from milkweed.models import Sashimi
 from milkweed.nn import S4, S4D
@@ -35,7 +35,7 @@ def load_sashimi(
         The model in evaluation mode.
 
     Raises:
-        ValueError: Keys are missing or left over, or a shape does not fit.
+        ValueError: Keys are missing or left over, a shape does not fit, or a tensor is not of finite real numbers.
 
     Source:
         state-spaces/s4 at e757cef.
@@ -57,7 +57,7 @@ def _grouped(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         match = re.fullmatch(r"([dc]_layers\.\d+|u_layers\.\d+\.\d+|norm)\.(.+)", key)
         if match is None:
             raise ValueError(f"not a Sashimi backbone: unexpected {key!r}")
-        groups.setdefault(match[1], {})[match[2]] = torch.as_tensor(value)
+        groups.setdefault(match[1], {})[match[2]] = stored_numbers(key, value, whole=key.endswith(".l_kernel"))
     return groups
 
 

@@ -98,8 +98,10 @@ class Gpt2(Model):
             raise ValueError(f"this Gpt2 was built for contexts up to length={self.length}; got {tuple(inputs.shape)}")
         # Without a mask transformers looks for packed sequences by value, and meta tensors have none.
         mask = inputs.new_ones(1, 1, inputs.shape[1], inputs.shape[1]).bool() if inputs.is_meta else None
-        logits: Tensor = self.gpt2(input_ids=inputs, attention_mask=mask, use_cache=False).logits
-        return logits
+        # transformers cannot tell the heads of no sequences.
+        given = inputs if inputs.shape[0] else inputs.new_zeros(1, inputs.shape[1])
+        logits: Tensor = self.gpt2(input_ids=given, attention_mask=mask, use_cache=False).logits
+        return logits if inputs.shape[0] else logits[:0]
 
 
 def _build(tokens: int, length: int, d_model: int, depth: int, heads: int, dropout: float) -> nn.Module:

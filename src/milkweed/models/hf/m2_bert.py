@@ -16,6 +16,7 @@ from milkweed._files import atomic_write
 from milkweed._suggest import unknown
 from milkweed.models.m2_bert import ClassificationHead, M2Bert, M2BertEncoder, MaskedLmHead, draw_embedding
 from milkweed.nn.lengths import valid_steps
+from milkweed.nn.wrappers import through_wrappers
 from milkweed.ops._common import check_tensor
 
 try:
@@ -191,6 +192,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
 
     @classmethod
+    @through_wrappers(changes=False)
     def from_plain(cls, model: M2Bert, **options: Any) -> Self:
         """Take over a plain model, e.g. one that [`milkweed.convert.checkpoints.m2.load_m2_bert`][] made.
 
@@ -491,6 +493,7 @@ class M2BertForTextEncoding(M2BertPreTrainedModel):
         return torch.einsum("bl,bld->bd", weights.to(x.dtype), x)
 
 
+@through_wrappers(changes=False)
 def save_sentence_transformer(
     model: M2BertForTextEncoding, folder: str | os.PathLike[str], tokenizer: Any = None
 ) -> None:

@@ -87,7 +87,7 @@ class DiagonalSystem(LinearSystem):
 
     @override
     def decayed(self, state: Tensor, steps: Tensor) -> Tensor:
-        return pairs.multiply(pairs.exp(self.exponent * steps[:, None, None, None].to(self.exponent.dtype)), state)
+        return pairs.multiply(pairs.exp_of_steps(self.exponent, steps[:, None, None]), state)
 
     @override
     def stepping(self) -> tuple[Tensor, Tensor, Tensor]:

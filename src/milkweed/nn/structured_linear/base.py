@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed.nn.wrappers import unwrapped
 from milkweed.ops._common import autocast_dtype
 from milkweed.ops._epilogue import check_epilogue, finish
 from milkweed.structures import StructuredMatrix
@@ -121,6 +122,7 @@ class StructuredLinear(nn.Module, ABC):
     @classmethod
     def _from(cls, linear: nn.Linear, factors: dict[str, Tensor], **options: Any) -> Self:
         """A layer with these factors and everything else as the dense layer has it."""
+        linear = cast(nn.Linear, unwrapped(linear))
         weight = linear.weight
         layer = nn.utils.skip_init(
             cls,
@@ -169,11 +171,18 @@ def dense_weight(linear: nn.Linear) -> Tensor:
         (out_features, in_features), detached.
 
     Raises:
-        TypeError: It is no ``torch.nn.Linear``.
+        TypeError: It is no ``torch.nn.Linear``, or its bias is of another kind of numbers than its weight.
     """
+    linear = cast(nn.Linear, unwrapped(linear))
     if not isinstance(linear, nn.Linear):
         raise TypeError(f"linear must be a torch.nn.Linear; got {type(linear).__name__}")
-    return linear.weight.detach()
+    weight, bias = linear.weight.detach(), linear.bias
+    if bias is not None and (bias.is_complex(), bias.is_floating_point()) != (
+        weight.is_complex(),
+        weight.is_floating_point(),
+    ):
+        raise TypeError(f"linear.bias must be numbers as linear.weight, {weight.dtype}; got {bias.dtype}")
+    return weight
 
 
 @torch.no_grad()

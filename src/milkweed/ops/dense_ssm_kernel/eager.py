@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from milkweed.ops._common import register_differentiable, rows_per_block, without_autocast
+from milkweed.ops._common import register_differentiable, rows_per_block, widest_dtype, without_autocast
 from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.dense_ssm_kernel._operations import gradients_like, kernel_operation, state_operation
 
@@ -139,7 +139,7 @@ def precise_powers(a: Tensor, count: int) -> list[Tensor]:
         ``count`` of them or fewer, in a's dtype.
     """
     # Modes near -1 are slow only once squared, so the first squares are taken in float64, where the device has it.
-    wide = a if a.device.type == "mps" else a.double()
+    wide = a.to(widest_dtype(a))
     powers = [wide - torch.eye(a.shape[-1], dtype=wide.dtype, device=a.device)]
     while len(powers) < min(count, 1 + _PRECISE_SQUARES):
         d = powers[-1]
@@ -237,33 +237,52 @@ def _taken(steps: Tensor, bit: int) -> Tensor:
     return ((steps >> bit) & 1).bool()[:, None]
 
 
+def _plain_powers(a: Tensor, count: int) -> list[Tensor]:
+    """a^(2^k) for k < count in float64, which has the digits to spare that squaring costs slow modes."""
+    # Not less the identity: a power that has decayed would be a difference of two ones.
+    wide = widest_dtype(a)
+    least = torch.finfo(wide).tiny ** 0.5  # products of two entries stay normal
+    powers = [a.to(wide)]
+    while len(powers) < count:
+        powers.append(_without_tiny(torch.bmm(powers[-1], powers[-1]), least))
+    return powers[:count]
+
+
+def _moved(x: Tensor, power: Tensor, steps: Tensor, bit: int) -> Tensor:
+    return torch.where(_taken(steps, bit), torch.bmm(x, power.mT), x)
+
+
 def _advance_of_block(x: Tensor, a: Tensor, steps: Tensor) -> Tensor:
     """The later state in differentiable functions: x times the powers that are the bits of ``steps``."""
     with without_autocast(a):
-        x = x.transpose(0, 1)
-        for bit, d in enumerate(_powers(a, _bits(steps))):
-            x = torch.where(_taken(steps, bit), torch.baddbmm(x, x, d.mT), x)
-        return x.transpose(0, 1)
+        state = x.transpose(0, 1).to(widest_dtype(a))
+        for bit, power in enumerate(_plain_powers(a, _bits(steps))):
+            state = _moved(state, power, steps, bit)
+        return state.transpose(0, 1).to(x.dtype)
 
 
 def _advance_gradients(g: Tensor, x: Tensor, a: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of sum(g * advance(x, a, steps))."""
     with without_autocast(g):
-        powers, states, power_grads = _powers(a, _bits(steps)), [x.transpose(0, 1)], []
-        for bit, d in enumerate(powers[:-1]):
-            states.append(torch.where(_taken(steps, bit), torch.baddbmm(states[-1], states[-1], d.mT), states[-1]))
-        grad = g.transpose(0, 1)
-        for bit, d in reversed(list(enumerate(powers))):
-            moved = torch.where(_taken(steps, bit), grad, 0)
-            power_grads.append(torch.bmm(moved.mT, states[bit]))
-            grad = torch.baddbmm(grad, moved, d)
-        return grad.transpose(0, 1), _powers_adjoint(powers, power_grads[::-1])
+        powers = _plain_powers(a, _bits(steps))
+        states, power_grads = [x.transpose(0, 1).to(widest_dtype(a))], []
+        for bit, power in enumerate(powers[:-1]):
+            states.append(_moved(states[-1], power, steps, bit))
+        grad = g.transpose(0, 1).to(widest_dtype(a))
+        for bit, power in reversed(list(enumerate(powers))):
+            taken = _taken(steps, bit)
+            power_grads.append(torch.bmm(torch.where(taken, grad, 0).mT, states[bit]))
+            grad = torch.where(taken, torch.bmm(grad, power), grad)
+        total = power_grads[0] if powers else torch.zeros_like(a)
+        for power, power_grad in zip(powers[-2::-1], power_grads[1:], strict=True):
+            total = torch.baddbmm(power_grad, total, power.mT).baddbmm_(power.mT, total)
+        return grad.transpose(0, 1).to(x.dtype), total.to(a.dtype)
 
 
 def _advance_blocks(x: Tensor, steps: Tensor) -> Iterator[slice]:
     batch, rows, modes = x.shape
     touched = (_bits(steps) + 1) * modes * (modes + batch)
-    step = rows_per_block(rows, touched * x.element_size(), x.device, budget=_BLOCK_BYTES)
+    step = rows_per_block(rows, touched * 8, x.device, budget=_BLOCK_BYTES)
     for start in range(0, rows, step):
         yield slice(start, start + step)
 

@@ -18,9 +18,20 @@ def _frozen(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A backend that takes a frozen kernel as its tensors."""
 
     def frozen_conv(u: Tensor, kernel: FrozenKernel, *rest: Tensor | None) -> Tensor:
-        return run(u, kernel.spectrum, kernel.points, *rest)
+        return run(u, kernel.spectrum, kernel.points, *rest, *kernel.reach)
 
     return frozen_conv
+
+
+def _frozen_float64(u: Tensor, kernel: FrozenKernel, *rest: Tensor | None) -> Tensor:
+    # From the lags: what they lack of digits then stays where they reach, while a spectrum's error goes everywhere.
+    lags = reference.frozen_lags(kernel.spectrum.double(), kernel.points, u.shape[-1], kernel.reach)
+    wide = [None if tensor is None else tensor.double() for tensor in rest]
+    return eager.fft_conv(u.double(), *lags, *wide).to(u.dtype)
+
+
+def _frozen_float64_refusal(u: Tensor, *rest: Tensor | FrozenKernel | None) -> str | None:
+    return backends.lacks_float64(u) or needs_plain_formula(u, *rest)
 
 
 def _frozen_triton(u: Tensor, kernel: FrozenKernel, *rest: Tensor | None) -> Tensor:
@@ -47,6 +58,7 @@ backends.register(
     triton_backend(_frozen_triton),
     backends.Backend("eager", _frozen(eager.frozen_conv), needs_plain_formula),
     backends.Backend("reference", _frozen(reference.frozen_conv)),
+    backends.Backend("float64", _frozen_float64, _frozen_float64_refusal),
 )
 
 
@@ -66,6 +78,14 @@ def fft_conv(
     ``conv(v)_t = sum_j kernel_j v_{t-j} + sum_j reverse_kernel_j v_{t+1+j}``; the signal is zero outside 0 .. L - 1.
     Transforms are computed in float32 at least, whatever the input's dtype and whether or not autocast is on.
 
+    A transform's error is spread over the whole sequence: every output is right to about ``eps * ‖v‖ * ‖kernel‖``, the
+    norms of all steps and all lags of its channel, and to four times that at worst. So one step of 1e6 among steps of
+    1e-3 drowns what came before it too. ``backend="float64"`` takes the transforms in float64, forward and backward, at
+    two to three times the time; ``with use_backend("float64")`` reaches the convolutions inside layers.
+
+    Infinities and NaN, in the signals or in the kernel, reach the outputs and gradients whose sums they are part of and
+    no others: these are NaN, with the reference backend infinite where the sum is.
+
     Args:
         u: (..., H, L), real. A transposed (B, L, H) tensor is as good as a contiguous one.
         kernel: (H, K) with 1 <= K <= L, for lags 0 .. K - 1; or a [`FrozenKernel`][milkweed.ops.FrozenKernel], whose
@@ -74,7 +94,8 @@ def fft_conv(
         skip: (H,), the D of a state space model.
         pre_gate: Same shape as ``u``.
         post_gate: Same shape as ``u``.
-        backend: ``"triton"``, ``"eager"`` or ``"reference"``; by default the context's, else the fastest that can run.
+        backend: ``"triton"``, ``"eager"``, ``"float64"`` or ``"reference"``; by default the context's, else the fastest
+            that can run.
 
     Returns:
         (..., H, L) in ``u``'s dtype and memory order.

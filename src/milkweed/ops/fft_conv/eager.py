@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from milkweed.ops._common import compute_dtype, register_differentiable, rows_per_block
 from milkweed.ops._memory import on_huge_pages
+from milkweed.ops.fft_conv import _nonfinite
+from milkweed.ops.fft_conv._channels import Channels, LagSums
+from milkweed.ops.fft_conv.reference import frozen_lags
 
 # One padded signal block; its spectrum and the inverse transform come on top. Measured best of 1 .. 8 MiB.
 _BLOCK_BYTES = 4 * 2**20
@@ -60,10 +64,11 @@ class _Plan:
         self.batch, self.channels, self.length = u.shape
         self.n = points
         self.dtype = dtype
+        self.asks = u.device.type == "cpu"
         rows = rows_per_block(
             self.batch * self.channels, self.n * (8 if dtype == torch.float64 else 4), u.device, budget=_BLOCK_BYTES
         )
-        self.channel_step = min(max(rows // max(self.batch, 1), min(_LEAST_CHANNELS, rows)), self.channels)
+        self.channel_step = max(min(max(rows // max(self.batch, 1), min(_LEAST_CHANNELS, rows)), self.channels), 1)
         self.batch_step = max(1, min(self.batch, rows // max(self.channel_step, 1)))
 
     @classmethod
@@ -114,10 +119,9 @@ class _Padded:
         both = torch.fft.rfft(block)
         return both[0], both[1:]
 
-    def zero_sums(self, channels: slice) -> tuple[Tensor, Tensor]:
-        """What sums over the batch start from: one spectrum per channel, one number per channel."""
-        numbers = self._memory.new_zeros(channels.stop - channels.start)
-        return torch.complex(numbers, numbers)[:, None].repeat(1, self.plan.n // 2 + 1), numbers
+    def zeros(self, channels: slice) -> Tensor:
+        """What sums over the batch start from, one number per channel."""
+        return self._memory.new_zeros(channels.stop - channels.start)
 
     def _block(self, batch: slice, channels: slice) -> Tensor:
         return self._memory[: batch.stop - batch.start + 1, : channels.stop - channels.start]
@@ -134,6 +138,42 @@ def _compact(block: Tensor) -> Tensor:
     return block if block.stride(-1) == 1 else block.clone()
 
 
+def _kernels(plan: _Plan, padded: _Padded, kernel: Tensor, reverse_kernel: Tensor | None) -> Iterator[Channels]:
+    """The blocks of channels, each with its kernel loaded."""
+
+    def careful(channels: slice) -> _nonfinite.Kernel:
+        reverse = None if reverse_kernel is None else reverse_kernel[channels].to(plan.dtype)
+        return _nonfinite.transform(kernel[channels].to(plan.dtype), reverse, plan.n, plan.length)
+
+    for channels in plan.channel_blocks():
+        padded.load_kernel(kernel, reverse_kernel, channels)
+        yield Channels(padded, channels, functools.partial(careful, channels), None)
+
+
+def _convolved(
+    plan: _Plan,
+    padded: _Padded,
+    kernels: Iterator[Channels],
+    u: Tensor,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+) -> Tensor:
+    """The forward pass, whatever the kernels come from."""
+    out = on_huge_pages(torch.empty_like(u))
+    for block in kernels:
+        channels = block.slice
+        for batch in plan.batch_blocks():
+            v = padded.load(u, pre_gate, batch, channels)
+            y = block.convolve(block.transform(batch), v)
+            if skip is not None:
+                y.addcmul_(v, skip[channels, None].to(plan.dtype))
+            if post_gate is not None:
+                y.mul_(_compact(post_gate[batch, channels]))
+            out[batch, channels] = y
+    return out
+
+
 @torch.library.custom_op("milkweed::fft_conv", mutates_args=())
 def fft_conv(
     u: Tensor,
@@ -147,21 +187,8 @@ def fft_conv(
     plan = _Plan.with_kernels(
         u, kernel, reverse_kernel, compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate)
     )
-    out = on_huge_pages(torch.empty_like(u))
     padded = _Padded(plan, u)
-    for channels in plan.channel_blocks():
-        padded.load_kernel(kernel, reverse_kernel, channels)
-        kernel_spectrum = None
-        for batch in plan.batch_blocks():
-            v = padded.load(u, pre_gate, batch, channels)
-            kernel_spectrum, spectrum = padded.spectra(batch, channels, kernel_spectrum)
-            y = plan.signal(spectrum.mul_(kernel_spectrum))
-            if skip is not None:
-                y.addcmul_(v, skip[channels, None].to(plan.dtype))
-            if post_gate is not None:
-                y.mul_(_compact(post_gate[batch, channels]))
-            out[batch, channels] = y
-    return out
+    return _convolved(plan, padded, _kernels(plan, padded, kernel, reverse_kernel), u, skip, pre_gate, post_gate)
 
 
 @fft_conv.register_fake
@@ -194,31 +221,32 @@ def _backward(
     grads = empty_gradients(u, kernel, reverse_kernel, skip, pre_gate, post_gate, needed)
     grad_u, grad_kernel, grad_reverse, grad_skip, grad_pre, grad_post = grads
     padded = _Padded(plan, u)
-    for channels in plan.channel_blocks():
-        padded.load_kernel(kernel, reverse_kernel, channels)
-        kernel_spectrum = None
-        kernel_sum, skip_sum = padded.zero_sums(channels)
+    for block in _kernels(plan, padded, kernel, reverse_kernel):
+        channels = block.slice
+        lags = LagSums(padded, channels) if need_kernel or need_reverse else None
+        skip_sum = padded.zeros(channels)
         weight = None if skip is None else skip[channels, None].to(plan.dtype)
         for batch in plan.batch_blocks():
             dz = padded.load(grad, post_gate, batch, channels)
-            kernel_spectrum, dz_spectrum = padded.spectra(batch, channels, kernel_spectrum)
+            dz_spectrum = block.transform(batch)
             if need_skip or (weight is not None and (need_u or need_pre)):
                 dz = dz.clone()  # loading v writes over it
+            gradient = functools.partial(_loaded, grad, post_gate, batch, channels, plan.dtype)
             if need_kernel or need_reverse or need_post or need_skip:
                 v = padded.load(u, pre_gate, batch, channels)
-            if need_kernel or need_reverse or need_post:
-                _, v_spectrum = padded.spectra(batch, channels, kernel_spectrum)
-                # Written out: torch.compile (2.13) loses the lazy conjugates of a custom op.
-                kernel_sum += (dz_spectrum * v_spectrum.conj_physical()).sum(0)
+            if lags is not None or need_post:
+                v_spectrum = block.transform(batch)
+                if lags is not None:
+                    lags.add(dz_spectrum, v_spectrum, gradient, v)
                 if need_post:
-                    z = plan.signal(v_spectrum.mul_(kernel_spectrum))
+                    z = block.convolve(v_spectrum, v)
                     if weight is not None:
                         z.addcmul_(v, weight)
                     grad_post[batch, channels] = z.mul_(_compact(grad[batch, channels]))
             if need_skip:
                 skip_sum += torch.linalg.vecdot(dz, v).sum(0)
             if need_u or need_pre:
-                dv = plan.signal(dz_spectrum.mul_(kernel_spectrum.conj_physical()))
+                dv = block.correlate(dz_spectrum, gradient)
                 if weight is not None:
                     dv.addcmul_(dz, weight)
                 if need_pre:
@@ -227,13 +255,19 @@ def _backward(
                     grad_u[batch, channels] = dv if pre_gate is None else dv.mul_(_compact(pre_gate[batch, channels]))
         if need_skip:
             grad_skip[channels] = skip_sum
-        if need_kernel or need_reverse:
-            lags = torch.fft.irfft(kernel_sum, plan.n)
+        if lags is not None:
+            forward, backward = lags.total(0 if reverse_kernel is None else reverse_kernel.shape[1])
             if need_kernel:
-                grad_kernel[channels] = lags[:, : kernel.shape[1]]
-            if need_reverse and reverse_kernel is not None:
-                grad_reverse[channels] = lags[:, plan.n - reverse_kernel.shape[1] :].flip(-1)
+                grad_kernel[channels] = forward[:, : kernel.shape[1]]
+            if need_reverse:
+                grad_reverse[channels] = backward
     return grads
+
+
+def _loaded(signal: Tensor, gate: Tensor | None, batch: slice, channels: slice, dtype: torch.dtype) -> Tensor:
+    """Gate * signal in memory of its own."""
+    block = signal[batch, channels].to(dtype)
+    return block.clone() if gate is None else block * gate[batch, channels]
 
 
 def empty_gradients(
@@ -308,24 +342,54 @@ def differentiable(
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
 ) -> Tensor:
-    """The one-shot FFT formula, whose derivatives of every order torch knows; the fast path's second derivative."""
-    plan = _Plan.with_kernels(
-        u, kernel, reverse_kernel, compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate)
-    )
-    spectrum = torch.fft.rfft(kernel.to(plan.dtype), plan.n)
-    if reverse_kernel is not None:
-        padded = torch.nn.functional.pad(reverse_kernel.to(plan.dtype), (0, plan.n - reverse_kernel.shape[1]))
-        spectrum = spectrum + torch.fft.rfft(padded.flip(-1))
-    v = u.to(plan.dtype) if pre_gate is None else u.to(plan.dtype) * pre_gate
-    y = plan.signal(torch.fft.rfft(v, plan.n) * spectrum)
+    """Convolve in functions that torch can derive any number of times, with this op's own convolutions."""
+    dtype = compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate)
+    v = u.to(dtype) if pre_gate is None else u.to(dtype) * pre_gate
+    reverse = None if reverse_kernel is None else reverse_kernel.to(dtype)
+    y = fft_conv(v, kernel.to(dtype), reverse, None, None, None)
     if skip is not None:
-        y = y + skip.to(plan.dtype)[:, None] * v
+        y = y + skip.to(dtype)[:, None] * v
     if post_gate is not None:
         y = y * post_gate
     return y.to(u.dtype)
 
 
-register_differentiable(fft_conv, differentiable, _gradients)
+def _derivable_gradients(
+    grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]
+) -> Sequence[Tensor | None]:
+    """The gradients as convolutions that can be derived again."""
+    u, kernel, reverse_kernel, skip, pre_gate, post_gate = inputs
+    if any(tensor is not None for tensor in (skip, pre_gate, post_gate)):
+        present = [tensor for tensor in inputs if tensor is not None]
+        wanted = [tensor for tensor, need in zip(present, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(differentiable(*inputs), wanted, grad, create_graph=True, allow_unused=True))
+        return [next(found) if need else None for need in needed]
+    dtype, (batch, channels, length) = compute_dtype(u, kernel, reverse_kernel), u.shape
+    g, backwards = grad.to(dtype), grad.to(dtype).flip(-1)
+
+    def convolved(signal: Tensor, lags: Tensor, reverse: Tensor | None) -> Tensor:
+        return fft_conv(signal, lags, reverse, None, None, None)
+
+    def correlated(signal: Tensor, lags: Tensor) -> Tensor:
+        """Every signal with lags of its own, in reversed time, summed over the batch: (H, L), from lag 0 on."""
+        y = convolved(signal.reshape(1, batch * channels, length), lags.reshape(batch * channels, length), None)
+        return y.reshape(batch, channels, length).sum(0).flip(-1)
+
+    v, wide = u.to(dtype), kernel.to(dtype)
+    reverse = None if reverse_kernel is None else reverse_kernel.to(dtype)
+    need_u, need_kernel, *need_reverse = needed
+    grads: list[Tensor | None] = [
+        convolved(backwards, wide, reverse).flip(-1).to(u.dtype) if need_u else None,
+        correlated(backwards, v)[:, : kernel.shape[1]].to(kernel.dtype) if need_kernel else None,
+    ]
+    if reverse_kernel is not None:
+        # Lag 0 is none of them, and there is no pair of steps at lag -L.
+        lags = torch.nn.functional.pad(correlated(v.flip(-1), g)[:, 1:], (0, 1)) if need_reverse[0] else None
+        grads.append(None if lags is None else lags[:, : reverse_kernel.shape[1]].to(reverse_kernel.dtype))
+    return grads
+
+
+register_differentiable(fft_conv, differentiable, _gradients, _derivable_gradients)
 
 
 @register_flop_formula(torch.ops.milkweed.fft_conv)
@@ -348,39 +412,59 @@ def _transform_flops(length: int) -> int:
     return int(2.5 * n * n.bit_length())
 
 
-@torch.library.custom_op("milkweed::frozen_conv", mutates_args=())
-def frozen_conv(
-    u: Tensor, spectrum: Tensor, points: int, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None
-) -> Tensor:
-    """Convolve (B, H, L) signals with a spectrum's lowest frequencies (H, F, 2), of so many points."""
-    plan = _Plan(u, points, compute_dtype(u, spectrum, skip, pre_gate, post_gate))
-    out = on_huge_pages(torch.empty_like(u))
-    padded = _Padded(plan, u)
+def _frozen_kernels(plan: _Plan, padded: _Padded, spectrum: Tensor, reach: tuple[int, int]) -> Iterator[Channels]:
+    """The blocks of channels, each with its part of a spectrum (H, F, 2)."""
+
+    def careful(kept: Tensor) -> _nonfinite.Kernel:
+        return _nonfinite.Kernel(kept, None, *reach)
+
     for channels in plan.channel_blocks():
         kept = torch.view_as_complex(spectrum[channels].to(plan.dtype).contiguous())
-        for batch in plan.batch_blocks():
-            v = padded.load(u, pre_gate, batch, channels)
-            found = padded.spectra(batch, channels, kept)[1][..., : kept.shape[1]]
-            y = plan.signal(found.mul_(kept))
-            if skip is not None:
-                y.addcmul_(v, skip[channels, None].to(plan.dtype))
-            if post_gate is not None:
-                y.mul_(_compact(post_gate[batch, channels]))
-            out[batch, channels] = y
-    return out
+        yield Channels(padded, channels, functools.partial(careful, kept), kept)
+
+
+@torch.library.custom_op("milkweed::frozen_conv", mutates_args=())
+def frozen_conv(
+    u: Tensor,
+    spectrum: Tensor,
+    points: int,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    ahead: int,
+    behind: int,
+) -> Tensor:
+    """Convolve (B, H, L) signals with a spectrum's lowest frequencies (H, F, 2), of so many points and lags."""
+    plan = _Plan(u, points, compute_dtype(u, spectrum, skip, pre_gate, post_gate))
+    padded = _Padded(plan, u)
+    kernels = _frozen_kernels(plan, padded, spectrum, (ahead, behind))
+    return _convolved(plan, padded, kernels, u, skip, pre_gate, post_gate)
 
 
 @frozen_conv.register_fake
 def _(
-    u: Tensor, spectrum: Tensor, points: int, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None
+    u: Tensor,
+    spectrum: Tensor,
+    points: int,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    ahead: int,
+    behind: int,
 ) -> Tensor:
     return torch.empty_like(u)
 
 
 def frozen_differentiable(
-    u: Tensor, spectrum: Tensor, points: int, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None
+    u: Tensor,
+    spectrum: Tensor,
+    points: int,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    *reach: int,
 ) -> Tensor:
-    """Convolve with a spectrum in one go, in functions that torch can derive any number of times.
+    """Convolve with a spectrum, in functions that torch can derive any number of times.
 
     Args:
         u: (B, H, L).
@@ -389,20 +473,14 @@ def frozen_differentiable(
         skip: (H,).
         pre_gate: (B, H, L).
         post_gate: (B, H, L).
+        *reach: The greatest lag and the greatest negative lag; every lag of the circle by default.
 
     Returns:
         (B, H, L) in ``u``'s dtype.
     """
     dtype = compute_dtype(u, spectrum, skip, pre_gate, post_gate)
-    v = u.to(dtype) if pre_gate is None else u.to(dtype) * pre_gate
-    kept = torch.view_as_complex(spectrum.to(dtype).contiguous())
-    found = torch.fft.rfft(v, points)[..., : kept.shape[1]] * kept
-    y = torch.fft.irfft(found, points)[..., : u.shape[-1]]
-    if skip is not None:
-        y = y + skip.to(dtype)[:, None] * v
-    if post_gate is not None:
-        y = y * post_gate
-    return y.to(u.dtype)
+    kernel, reverse = frozen_lags(spectrum.to(dtype), points, u.shape[-1], reach or (points, points))
+    return differentiable(u, kernel, reverse, skip, pre_gate, post_gate)
 
 
 @torch.library.custom_op("milkweed::frozen_conv_backward", mutates_args=())
@@ -414,32 +492,50 @@ def frozen_conv_backward(
     skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
+    ahead: int,
+    behind: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Derive by u, skip and both gates; what is not there has an empty gradient, and the spectrum is frozen."""
-    dtype = compute_dtype(u, spectrum, skip, pre_gate, post_gate)
-    kept = torch.view_as_complex(spectrum.to(dtype).contiguous())
+    plan = _Plan(u, points, compute_dtype(u, spectrum, skip, pre_gate, post_gate))
+    given = (u, skip, pre_gate, post_gate)
+    grads = grad_u, grad_skip, grad_pre, grad_post = _empty_like_each(u, given)
+    padded = _Padded(plan, u)
+    for block in _frozen_kernels(plan, padded, spectrum, (ahead, behind)):
+        channels = block.slice
+        weight = None if skip is None else skip[channels, None].to(plan.dtype)
+        skip_sum = padded.zeros(channels)
+        for batch in plan.batch_blocks():
+            dz = padded.load(grad, post_gate, batch, channels)
+            dv = block.correlate(block.transform(batch), functools.partial(_same, dz))
+            if weight is not None:
+                dv.addcmul_(dz, weight)
+            if pre_gate is not None:
+                grad_pre[batch, channels] = dv * _compact(u[batch, channels])
+            grad_u[batch, channels] = dv if pre_gate is None else dv.mul_(_compact(pre_gate[batch, channels]))
+            if skip is None and post_gate is None:
+                continue
+            dz = dz.clone()  # loading v writes over it
+            v = padded.load(u, pre_gate, batch, channels)
+            skip_sum += torch.linalg.vecdot(dz, v).sum(0)
+            if post_gate is not None:
+                z = block.convolve(block.transform(batch), v)
+                if weight is not None:
+                    z.addcmul_(v, weight)
+                grad_post[batch, channels] = z.mul_(_compact(grad[batch, channels]))
+        if skip is not None:
+            grad_skip[channels] = skip_sum
+    return grads
 
-    def filtered(signal: Tensor, spectrum: Tensor) -> Tensor:
-        found = torch.fft.rfft(signal, points)[..., : kept.shape[1]] * spectrum
-        return torch.fft.irfft(found, points)[..., : u.shape[-1]]
 
-    def like(tensor: Tensor | None, gradient: Tensor | None) -> Tensor:
-        return u.new_empty(0) if tensor is None or gradient is None else gradient.to(tensor.dtype).contiguous()
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
-    weight = None if skip is None else skip.to(dtype)[:, None]
-    v = u.to(dtype) if pre_gate is None else u.to(dtype) * pre_gate
-    dz = grad.to(dtype) if post_gate is None else grad.to(dtype) * post_gate
-    dv = filtered(dz, kept.conj_physical())
-    z = None if post_gate is None else filtered(v, kept)
-    if weight is not None:
-        dv.addcmul_(dz, weight)
-        z = None if z is None else z.addcmul_(v, weight)
-    return (
-        like(u, dv if pre_gate is None else dv * pre_gate),
-        like(skip, torch.linalg.vecdot(dz, v).sum(0)),
-        like(pre_gate, dv * u),
-        like(post_gate, None if z is None else z * grad),
-    )
+
+def _empty_like_each(
+    u: Tensor, tensors: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    a, b, c, d = (u.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in tensors)
+    return a, b, c, d
 
 
 @frozen_conv_backward.register_fake
@@ -451,11 +547,10 @@ def _(
     skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
+    ahead: int,
+    behind: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    def like(tensor: Tensor | None) -> Tensor:
-        return u.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
-
-    return like(u), like(skip), like(pre_gate), like(post_gate)
+    return _empty_like_each(u, (u, skip, pre_gate, post_gate))
 
 
 def frozen_gradients(
@@ -465,15 +560,15 @@ def frozen_gradients(
 
     Args:
         grad: Of the result.
-        inputs: u, spectrum, points, skip, pre_gate and post_gate.
+        inputs: u, spectrum, points, skip, pre_gate, post_gate and the greatest lags either way, every lag by default.
         kept: Nothing.
         needed: Ignored, all are computed.
 
     Returns:
         One gradient for each tensor.
     """
-    u, spectrum, points, *rest = inputs
-    by_u, *by_rest = frozen_conv_backward(grad, u, spectrum, points, *rest)
+    u, spectrum, points, *rest = inputs[:6]
+    by_u, *by_rest = frozen_conv_backward(grad, u, spectrum, points, *rest, *(inputs[6:] or (points, points)))
     return [by_u, spectrum, *(g for g, tensor in zip(by_rest, rest, strict=True) if tensor is not None)]
 
 

@@ -1,8 +1,9 @@
-"""Long convolution, by its definition: a sum over lags, written as one matrix product per channel."""
+"""Long convolution, by its definition: a sum over lags, one after the other."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from milkweed.ops._common import compute_dtype
@@ -16,7 +17,7 @@ def fft_conv(
     pre_gate: Tensor | None = None,
     post_gate: Tensor | None = None,
 ) -> Tensor:
-    """``y_t = post_t * (sum_s k_{t-s} v_s + skip * v_t)`` with ``v = pre_gate * u``, as a Toeplitz product.
+    """``y_t = post_t * (sum_s k_{t-s} v_s + skip * v_t)`` with ``v = pre_gate * u``, lag by lag.
 
     Args:
         u: (B, H, L).
@@ -32,12 +33,15 @@ def fft_conv(
     dtype = compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate)
     length = u.shape[-1]
     v = u.to(dtype) if pre_gate is None else pre_gate.to(dtype) * u.to(dtype)
-    time = torch.arange(length, device=u.device)
-    lag = time[:, None] - time[None, :]
-    matrix = _at_lag(kernel.to(dtype), lag)
+    wide = kernel.to(dtype)
+    # Only pairs that the sum has: a zero in the place of the others would make NaN of infinity.
+    y = wide[:, :1] * v
+    for lag in range(1, kernel.shape[-1]):
+        y = y + F.pad(wide[:, lag : lag + 1] * v[..., : length - lag], (lag, 0))
     if reverse_kernel is not None:
-        matrix = matrix + _at_lag(reverse_kernel.to(dtype), -lag - 1)
-    y = torch.einsum("hts,bhs->bht", matrix, v)
+        wide = reverse_kernel.to(dtype)
+        for lag in range(1, min(reverse_kernel.shape[-1], length - 1) + 1):
+            y = y + F.pad(wide[:, lag - 1 : lag] * v[..., lag:], (0, lag))
     if skip is not None:
         y = y + skip.to(dtype)[:, None] * v
     if post_gate is not None:
@@ -45,28 +49,47 @@ def fft_conv(
     return y.to(u.dtype)
 
 
-def _at_lag(kernel: Tensor, lag: Tensor) -> Tensor:
-    """The kernel's values at every lag of a matrix, zero outside its support: (H, L, L)."""
-    inside = (lag >= 0) & (lag < kernel.shape[-1])
-    return kernel[:, lag.clamp(0, kernel.shape[-1] - 1)] * inside
+def frozen_lags(spectrum: Tensor, points: int, length: int, reach: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+    """The kernel, around the circle of ``points``, whose lowest frequencies are given.
+
+    Args:
+        spectrum: (H, F, 2); frequencies from F on are zero.
+        points: Of the transform.
+        length: L.
+        reach: The greatest lag and the greatest negative lag that it has.
+
+    Returns:
+        (H, K) and (H, R), or None for R = 0; lags that no two of L steps are apart are left out.
+    """
+    ahead, behind = (min(lag, length - 1) for lag in reach)
+    lags = torch.fft.irfft(torch.view_as_complex(spectrum.contiguous()), points)
+    return lags[:, : ahead + 1], lags[:, points - behind :].flip(-1) if behind else None
 
 
 def frozen_conv(
-    u: Tensor, spectrum: Tensor, points: int, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None
+    u: Tensor,
+    spectrum: Tensor,
+    points: int,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    ahead: int,
+    behind: int,
 ) -> Tensor:
-    """Convolve with every lag, around the circle of ``points``, of the kernel whose lowest frequencies are given.
+    """Convolve with a kernel whose lowest frequencies are given.
 
     Args:
         u: (B, H, L).
-        spectrum: (H, F, 2); frequencies from F on are zero.
+        spectrum: (H, F, 2).
         points: Of the transform.
         skip: (H,).
         pre_gate: (B, H, L).
         post_gate: (B, H, L).
+        ahead: The greatest lag.
+        behind: The greatest negative lag.
 
     Returns:
         (B, H, L) in ``u``'s dtype.
     """
-    lags = torch.fft.irfft(torch.view_as_complex(spectrum.contiguous()), points)
-    ahead = lags[:, points - u.shape[-1] + 1 :].flip(-1) if u.shape[-1] > 1 else None
-    return fft_conv(u, lags[:, : u.shape[-1]], ahead, skip, pre_gate, post_gate)
+    kernel, reverse = frozen_lags(spectrum, points, u.shape[-1], (ahead, behind))
+    return fft_conv(u, kernel, reverse, skip, pre_gate, post_gate)

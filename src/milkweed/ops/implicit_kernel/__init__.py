@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from milkweed.ops import backends
-from milkweed.ops._common import check_real, needs_plain_formula
+from milkweed.ops._common import check_real, compute_dtype, needs_plain_formula
 from milkweed.ops.implicit_kernel import eager, reference
 
 backends.register(
@@ -60,4 +60,5 @@ def implicit_kernel(
             raise ValueError(
                 f"{name} must be {shape} for E = {inputs}, W = {width}, D = {channels}; got shape {tuple(tensor.shape)}"
             )
+    features = features.to(compute_dtype(features, frequency, *network, decay))
     return backends.dispatch("implicit_kernel", backend, features, frequency, *network, decay)

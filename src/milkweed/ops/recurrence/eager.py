@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from milkweed.ops._common import register_differentiable, rows_per_block
+from milkweed.ops._common import register_differentiable, rows_per_block, widest_dtype
 from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.recurrence import reference
 
@@ -19,6 +19,8 @@ from milkweed.ops.recurrence import reference
 _BLOCK_BYTES = 8 * 2**20
 # Numbers that one step should work on: its fixed cost is that of a few thousand.
 _LEAST_NUMBERS = 16384
+# Factors that are widened at a time.
+_WIDENED = 65536
 
 
 def _scan(a: Tensor, x: Tensor, initial: Tensor) -> Tensor:
@@ -47,15 +49,28 @@ def _chunk_starts(decay: Tensor, inputs: Tensor, initial: Tensor) -> Tensor:
     rows = len(initial)
     if inputs.shape[1] == rows:
         return initial
-    ends = inputs[0].clone()
+    # A first factor that is no number reaches the end even from a start of zero.
+    ends = torch.addcmul(inputs[0], decay[0], decay.new_zeros(()))
     for decay_t, input_t in zip(decay.unbind()[1:], inputs.unbind()[1:], strict=True):
         torch.addcmul(input_t, decay_t, ends, out=ends)
-    starts = [initial]
-    per_chunk = (part.view(rows, -1).unbind(1)[:-1] for part in (decay.prod(0), ends))
-    for product, end in zip(*per_chunk, strict=True):
-        # A product may overflow where the state that it multiplies is zero, and so stays.
-        starts.append(torch.where(starts[-1] == 0, end, torch.addcmul(end, product, starts[-1])))
-    return torch.stack(starts, 1).flatten()
+    # Roundings of a product of equal factors all have one sign, and a state takes over those of every chunk before it.
+    wide = widest_dtype(decay)
+    products, ends = (numbers.to(wide).view(rows, -1).t().contiguous() for numbers in (_product(decay, wide), ends))
+    # A product may overflow where the state that it multiplies is zero, and so stays. Factors that are no numbers show
+    # in the ends.
+    products.nan_to_num_(nan=0.0)
+    starts = torch.cat([initial.to(wide)[None], ends[:-1]])
+    for before, start, product in zip(starts.unbind(), starts.unbind()[1:], products.unbind(), strict=False):
+        start.addcmul_(product, before)
+    return starts.t().to(initial.dtype).flatten()
+
+
+def _product(decay: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product of (steps, numbers) over the steps, in parts whose copy in the wider dtype stays in cache."""
+    product = decay.new_ones(decay.shape[1], dtype=dtype)
+    for part in decay.split(max(1, _WIDENED // decay.shape[1])):
+        product.mul_(part.prod(0, dtype=dtype))
+    return product
 
 
 def _row_blocks(like: Tensor) -> Iterator[slice]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from milkweed.ops._common import rows_per_block
+from milkweed.ops._common import rows_per_block, widest_dtype
 from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.ssm_kernel._operations import kernel_operation, state_operation
 
@@ -24,7 +24,7 @@ def _split(length: int) -> tuple[int, int]:
 
 def _phases(angle: Tensor, steps: Tensor) -> Tensor:
     """Angle * steps modulo 2π. The product needs more digits than float32 has: 1e4 rad leave an error of 1e-3."""
-    wide = angle.dtype if angle.device.type == "mps" else torch.float64
+    wide = widest_dtype(angle)
     turns = angle.to(wide)[:, None] * (steps.to(wide)[:, None] / (2 * math.pi))
     return (turns.sub_(turns.round()) * (2 * math.pi)).to(angle.dtype)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from milkweed.ops import pairs
 from milkweed.ops._common import without_autocast
 
 
@@ -41,7 +42,5 @@ def diagonal_ssm_state(u: Tensor, dt_a: Tensor) -> Tensor:
 
 def _modes(dt_a: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     """exp(dt_a * steps) as real and imaginary part, each (rows, N, steps)."""
-    steps = steps.to(dt_a.dtype)
-    size = torch.exp(dt_a[..., 0, None] * steps)
-    angle = dt_a[..., 1, None] * steps
-    return size * torch.cos(angle), size * torch.sin(angle)
+    found = pairs.exp_of_steps(dt_a[..., None, :], steps)
+    return found[..., 0], found[..., 1]

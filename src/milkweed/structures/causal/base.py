@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from milkweed.ops._common import compute_dtype, without_autocast
+from milkweed.ops._common import compute_dtype, needs_plain_formula, without_autocast
 from milkweed.structures.base import check_numbers
 
 
@@ -113,7 +115,7 @@ class CausalBasis(ABC):
             TypeError: The dtype is not the factors'.
         """
         basis = self._covering(x)
-        return basis._mixed(basis._on_digits(x, solve=False))[..., : x.shape[-1]]
+        return basis.causally(lambda x: basis._mixed(basis._on_digits(x, solve=False))[..., : x.shape[-1]], x)
 
     def from_polynomial(self, coefficients: Tensor) -> Tensor:
         """The inverse of ``to_polynomial``, by triangular solves.
@@ -128,10 +130,14 @@ class CausalBasis(ABC):
             ValueError: A size does not fit.
             TypeError: The dtype is not the factors'.
         """
-        length = coefficients.shape[-1]
         basis = self._covering(coefficients)
-        padded = F.pad(coefficients, (0, basis.length - length))
-        return basis._on_digits(basis._unmixed(padded), solve=True)[..., :length]
+
+        def solved(coefficients: Tensor) -> Tensor:
+            length = coefficients.shape[-1]
+            padded = F.pad(coefficients, (0, basis.length - length))
+            return basis._on_digits(basis._unmixed(padded), solve=True)[..., :length]
+
+        return basis.causally(solved, coefficients)
 
     @abstractmethod
     def multiply(self, kernel: Tensor, u: Tensor) -> Tensor:
@@ -144,6 +150,24 @@ class CausalBasis(ABC):
         Returns:
             (B, H, L).
         """
+
+    def causally(self, function: Callable[..., Tensor], *sequences: Tensor) -> Tensor:
+        """Apply a function in which no output sees the future, though it sums over zeros in the future's place.
+
+        What is no number would make NaN of them. It is taken out before, and what depends on it is NaN after.
+
+        Args:
+            function: From the sequences to one of the shape of the largest.
+            *sequences: (..., L) each.
+
+        Returns:
+            What the function returns.
+        """
+        if all(_is_known_finite(x) for x in sequences):
+            return function(*sequences)
+        lost = functools.reduce(torch.logical_or, (self._reached(~x.isfinite()) for x in sequences))
+        clean = (torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0) for x in sequences)
+        return function(*clean).masked_fill(lost, torch.nan)
 
     # ------------------------------------------------------------------ the Monarch matrix
 
@@ -206,6 +230,10 @@ class CausalBasis(ABC):
     def _unmixed(self, x: Tensor) -> Tensor:
         """The inverse of ``_mixed``."""
         return x
+
+    def _reached(self, marked: Tensor) -> Tensor:
+        """The steps of products that depend on any that are marked, (..., L) booleans both."""
+        return marked.cumsum(-1, dtype=torch.int32) > 0
 
     def _covering(self, x: Tensor) -> Self:
         """The leading part of the basis that sequences of x's length need."""
@@ -277,13 +305,16 @@ def causal_product(
     """
     _check_product(kernel, u, output_basis, kernel_basis, input_basis)
     dtype = compute_dtype(kernel, u, *output_basis.factors, *kernel_basis.factors, *input_basis.factors)
-    with without_autocast(u):
-        k = _in(kernel_basis, dtype).to_polynomial(kernel.to(dtype)[None])[0]
-        v = _in(input_basis, dtype).to_polynomial(u.to(dtype))
-        product = input_basis.multiply(k, v)
+    kernel_basis, input_basis, output_basis = (_in(basis, dtype) for basis in (kernel_basis, input_basis, output_basis))
+
+    def product(kernel: Tensor, u: Tensor) -> Tensor:
+        k = kernel_basis.to_polynomial(kernel[None])[0]
+        v = input_basis.to_polynomial(u)
         lead = output_basis.lead
-        y = _in(output_basis, dtype).from_polynomial(F.pad(product, (lead, 0)))
-    return y[..., lead:].to(u.dtype)
+        return output_basis.from_polynomial(F.pad(input_basis.multiply(k, v), (lead, 0)))[..., lead:]
+
+    with without_autocast(u):
+        return input_basis.causally(product, kernel.to(dtype), u.to(dtype)).to(u.dtype)
 
 
 def triangular(free: Tensor) -> Tensor:
@@ -328,6 +359,15 @@ def balanced_digits(size: int, order: int) -> tuple[int, ...]:
         while digits[index] > 1 and math.prod(digits) // digits[index] * (digits[index] - 1) >= size:
             digits[index] -= 1
     return tuple(sorted(digits))
+
+
+def _is_known_finite(x: Tensor) -> bool:
+    """Whether it can be seen at once, without waiting for a device or breaking a graph, that all are numbers."""
+    if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+        return False  # a compiler's tensor without numbers
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or needs_plain_formula(x) is not None:
+        return False
+    return math.isfinite(x.detach().sum().item())
 
 
 def _in(basis: CausalBasis, dtype: torch.dtype) -> CausalBasis:

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from milkweed.structures.causal.base import CausalBasis
 
@@ -46,6 +47,15 @@ class BivariateBasis(CausalBasis):
 
         product = torch.fft.irfftn(spectrum(u) * spectrum(kernel), sizes, axes)
         return _corner(product, grid)[..., :length]
+
+    @override
+    def _reached(self, marked: Tensor) -> Tensor:
+        length, width = marked.shape[-1], math.prod(self.digits[:-1])
+        grid = (-(-length // width), *self.digits[-2::-1])
+        reached = F.pad(marked, (0, math.prod(grid) - length)).unflatten(-1, grid).int()
+        for axis in range(-len(grid), 0):
+            reached = reached.cummax(axis).values
+        return reached.flatten(-len(grid))[..., :length].bool()
 
     def evaluate(self, x: Tensor) -> Tensor:
         """The values on the grid of roots of unity, the highest digit's variable outermost.

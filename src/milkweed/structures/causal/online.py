@@ -92,9 +92,13 @@ class CausalStream:
         """
         basis, lead = self._input.basis, self._output.basis.lead
         expanded = basis.to_polynomial(u)
-        product = basis.multiply(self._kernel[:, : u.shape[-1]], expanded) if u.shape[-1] else expanded
-        y = self._output.basis.from_polynomial(F.pad(product, (lead, 0)))
-        return y[..., lead:], ProductState(self._input.state(u), self._past(expanded), self._output.state(y))
+
+        def product(expanded: Tensor) -> Tensor:
+            found = basis.multiply(self._kernel[:, : u.shape[-1]], expanded) if u.shape[-1] else expanded
+            return self._output.basis.from_polynomial(F.pad(found, (lead, 0)))[..., lead:]
+
+        y = basis.causally(product, expanded)
+        return y, ProductState(self._input.state(u), self._past(expanded), self._output.state(F.pad(y, (lead, 0))))
 
     def step(self, u: Tensor, state: ProductState) -> tuple[Tensor, ProductState]:
         """Take one step.

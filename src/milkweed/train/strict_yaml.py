@@ -1,0 +1,57 @@
+"""YAML as data: no tags that build objects, no key twice, and no more values than a person would write."""
+
+from typing import Any
+
+import yaml
+
+LARGEST_FILE = 2**22
+_MOST_VALUES = 100_000
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which alone would take the last of equal keys in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            name = self.construct_object(key)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is there twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str) -> Any:
+    """Read a YAML document.
+
+    Args:
+        text: Its text.
+
+    Returns:
+        Dictionaries, lists and plain values.
+
+    Raises:
+        yaml.YAMLError: It is no YAML, names a Python object, holds a key twice, is nested too deep or has too many
+            values; aliases count as often as they are used.
+    """
+    if len(text) > LARGEST_FILE:
+        raise yaml.YAMLError(f"it has {len(text):,} characters, more than any recipe")
+    try:
+        content = yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deep") from None
+    except ValueError as error:  # e.g. a date that does not exist
+        raise yaml.YAMLError(str(error)) from error
+    waiting, count = [content], 0
+    while waiting:
+        each = waiting.pop()
+        count += 1
+        if count > _MOST_VALUES:
+            raise yaml.YAMLError(f"it stands for more than {_MOST_VALUES:,} values")
+        if isinstance(each, dict):
+            waiting.extend(each.values())
+        elif isinstance(each, list | tuple | set):
+            waiting.extend(each)
+    return content
