@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from milkweed._files import parse_json
 
 # Larger sizes are no features that a computer could hold.
 _LARGEST = 2**31
@@ -33,8 +34,8 @@ def read_json(file: Path, metadata: Mapping[str, str], key: str, pattern: Any) -
     if key not in metadata:
         return [] if isinstance(pattern, list) else {}
     try:
-        value = json.loads(metadata[key])
-    except (ValueError, RecursionError) as error:
+        value = parse_json(metadata[key])
+    except ValueError as error:
         raise ValueError(f"the {key} in {file} is not JSON: {error}") from error
     _check(value, pattern, key, file)
     return value
