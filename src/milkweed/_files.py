@@ -114,7 +114,7 @@ def parse_json(text: str | bytes) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_without_doubles)
     except RecursionError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(f"{error}; it is nested too deeply") from None
 
 
 def read_json_file(file: Path, most: int = LARGEST_JSON) -> Any:

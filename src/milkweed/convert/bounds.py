@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook, register_module_parameter_registration_hook
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 # Larger numbers are no sizes that a computer could hold.
 _LARGEST = 2**31
@@ -95,7 +98,7 @@ def check_counts(config: Any, stored: Mapping[str, Tensor], where: str = "config
         elif isinstance(value, int):
             key = name.rpartition(".")[2]
             if _LAYERS.fullmatch(key) and value > layers:
-                raise ValueError(f"{name} is {value}, but only {len(stored)} tensors are stored")
+                raise ValueError(f"{name} has {value} layers, but only {len(stored)} tensors are stored")
             if _COUNTS.fullmatch(key) and value > counts:
                 raise ValueError(f"{name} is {value}, but only {numbers} numbers are stored")
 

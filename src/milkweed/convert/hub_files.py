@@ -134,7 +134,10 @@ def _read(kind: Any, name: str | os.PathLike[str], **options: Any) -> Any:
     files = _check_files(folder) if local else {}
     try:
         return kind.from_pretrained(
-            folder if local else name, **options, trust_remote_code=False, **({"local_files_only": True} if local else {})
+            folder if local else name,
+            **options,
+            trust_remote_code=False,
+            **({"local_files_only": True} if local else {}),
         )
     except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError) as error:
         code = any("auto_map" in values for values in files.values()) or "trust_remote_code" in str(error)

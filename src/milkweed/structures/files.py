@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from milkweed._files import atomic_write
+from milkweed._files import atomic_write, parse_json, read_safetensors_header
 from milkweed._suggest import unknown
 from milkweed.structures.base import StructuredMatrix
 from milkweed.structures.block_diagonal import BlockDiagonal
@@ -79,14 +79,17 @@ def load(path: str | os.PathLike[str]) -> StructuredMatrix:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no file {os.fspath(path)!r}")
     try:
+        read_safetensors_header(path)
         with safe_open(path, framework="pt") as file:
             description = (file.metadata() or {}).get(_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         if description is None:
             raise ValueError("no structure is described in it; it was not written by milkweed.structures.save")
-        matrix = _rebuild(json.loads(description), tensors)
+        matrix = _rebuild(parse_json(description), tensors)
         if not isinstance(matrix, StructuredMatrix):
             raise ValueError("what it describes is no structure")
+        if tensors:
+            raise ValueError(f"it holds {min(tensors)!r}, which is no part of what it describes")
         return matrix
     except RecursionError:
         raise ValueError(f"cannot read a structure from {os.fspath(path)!r}: it is nested too deeply") from None
@@ -111,12 +114,15 @@ def _describe(value: Any, name: str = "") -> Any:
 
 
 def _rebuild(description: Any, tensors: dict[str, Tensor]) -> Any:
+    """Make what is described, of tensors that are taken out: used twice, a small file could fill any memory."""
     if isinstance(description, list):
         return tuple(_rebuild(part, tensors) for part in description)
     if not isinstance(description, dict):
         return description
     if "tensor" in description:
-        tensor = tensors[description["tensor"]]
+        if description["tensor"] not in tensors:
+            raise ValueError(f"the tensor {description['tensor']!r} is not stored, or is described twice")
+        tensor = tensors.pop(description["tensor"])
         # A copy, since the file may place it at any address and complex products need an aligned one.
         return torch.view_as_complex(tensor.clone()) if description["complex"] else tensor
     if description["class"] not in _CLASSES:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from milkweed._files import atomic_write
+from milkweed._files import atomic_write, check_unpacked_size
 
 
 class CheckpointError(ValueError):
@@ -74,12 +74,15 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     try:
         # The zip directory stands at the end of the file and every entry has a checksum: both tell truncation and rot,
         # which torch.load alone lets pass when only tensor bytes are hit.
+        check_unpacked_size(path)
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise CheckpointError(f"checkpoint {path} is corrupt at {damaged}; resume from another one")
         content = torch.load(path, map_location=map_location, weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except CheckpointError:
+        raise
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         if path.suffix != ".ckpt":
             raise CheckpointError(
                 f"checkpoint {path} is no checkpoint of a training; name a .ckpt file in runs/NAME/checkpoints, or use "

@@ -146,12 +146,17 @@ def _is_side_file(path: Path) -> bool:
 def _sentence_transformers_modules(source: Path) -> list[str]:
     """Folders right in the model's that its modules.json names."""
     try:
-        modules = read_json_file(source / "modules.json")
-        paths = {name: inside(source, name) for module in modules if (name := module["path"])}
+        named = {str(module["path"]) for module in read_json_file(source / "modules.json")}
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return []
-    # The model's own folder is no module to copy: it holds the dense weights.
-    return sorted(name for name, path in paths.items() if path.parent == source != path and path.is_dir())
+    found = []
+    for name in named:
+        # One that leads elsewhere is passed over, as is the model's own folder, "", which holds the dense weights.
+        with suppress(ValueError):
+            path = inside(source, name)
+            if path.parent == source and path != source and path.is_dir():
+                found.append(name)
+    return sorted(found)
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

@@ -119,7 +119,7 @@ def find_source(name: str, out: Path | None) -> Source:
     try:
         check_counts(_json(folder / "config.json"), stored)
     except ValueError as error:
-        raise UsageError(f"{name}/{error}") from error
+        raise UsageError(f"{name}/{error} beside it") from error
     config, kind = _classes(name, folder, architecture)
     depth = getattr(config, "num_hidden_layers", None)
     if isinstance(depth, int) and depth > len(stored):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._files import check_unpacked_size
 from milkweed._suggest import unknown
 from milkweed.convert.files import SUFFIX, read_tensors
 from milkweed.models import M2Bert
@@ -62,6 +63,7 @@ _HARMLESS: list[Any] = [
 _TIED = "cls.predictions.decoder.weight"
 _POSITION_IDS = "bert.embeddings.position_ids"
 _EXTENSIONS = ("keep", "stretch")
+_MOST_REPEATED = 16
 
 
 def read_m2_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -94,13 +96,27 @@ def read_m2_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"{path} does not exist; give a .safetensors, .bin or .pt file or its folder; "
             "huggingface_hub.snapshot_download(name) fetches one from the hub"
         )
+    check_unpacked_size(path)
     found = _unpickled(path)
     for name in ("state", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"{path} must hold tensors by name, alone or under state, model; it holds other things")
+    _check_sizes(path, found)
     return dict(found)
+
+
+def _check_sizes(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are larger than what is stored of them: repeated by strides, or again and again by name."""
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if tensor.layout == torch.strided and not tensor.is_meta and sizes[name] > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{path} holds {name!r} of shape {tuple(tensor.shape)}, but not as many numbers")
+    # A tied embedding and the frequencies of a filter are there several times.
+    stored = path.stat().st_size
+    if sum(sizes.values()) > _MOST_REPEATED * stored:
+        raise ValueError(f"{path} has {stored:,} bytes, but its tensors {sum(sizes.values()):,}; it repeats them")
 
 
 def _unpickled(path: Path) -> Any:
