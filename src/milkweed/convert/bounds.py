@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # Larger numbers are no sizes that a computer could hold.
 _LARGEST = 2**31
@@ -20,6 +23,8 @@ _LARGEST = 2**31
 _PER_TENSOR, _FREE = 64, 1024
 # A model that computes tables, such as masks of attention, instead of storing them may fill so many numbers with them.
 _TABLES, _TABLES_PER_NUMBER = 2**27, 16
+# Computed on the way in any case, e.g. by constructors that know no devices.
+_NUMBERS = 2**24
 # Configs of transformers make lists and tables of these lengths, as of the names of all labels.
 _COUNTS = re.compile(r"(num|n)_\w+|\w*(layers|depth|blocks|stages)\w*")
 _FREE_COUNT = 2**20
@@ -54,6 +59,41 @@ def limited(tensors: int) -> Iterator[None]:
             hook.remove()
 
 
+@contextmanager
+def without_numbers(stored: Mapping[str, Tensor]) -> Iterator[None]:
+    """Build modules on the meta device, and refuse those that a file cannot fill before they take time or memory.
+
+    Args:
+        stored: The tensors of the file, of which only names and shapes matter.
+
+    Yields:
+        Nothing.
+    """
+    with torch.device("meta"), limited(len(stored)), _SmallNumbers(max(_NUMBERS, _count(stored))):
+        yield
+
+
+class _SmallNumbers(TorchDispatchMode):
+    """Refuse operations on large tensors that are on no meta device; some modules start from such in any case."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for each in tree_leaves((args, kwargs)):
+            if isinstance(each, Tensor) and not each.is_meta and each.numel() > self.most:
+                raise ValueError(
+                    f"it would compute {each.numel():,} numbers for a start; for a file of this size at most "
+                    f"{self.most:,}"
+                )
+        return func(*args, **(kwargs or {}))
+
+
+def _count(stored: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in stored.values())
+
+
 def check_numbers(value: Any, where: str) -> None:
     """Refuse whole numbers in a config that are too large for any size.
 
@@ -85,7 +125,7 @@ def check_counts(config: Any, stored: Mapping[str, Tensor], where: str = "config
     Raises:
         ValueError: It has such a number.
     """
-    numbers = sum(tensor.numel() for tensor in stored.values())
+    numbers = _count(stored)
     layers, counts = max(len(stored), _FREE), max(numbers, _FREE_COUNT)
 
     def check(value: Any, name: str) -> None:
@@ -117,7 +157,7 @@ def check_tables(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
     """
     tables = {name: buffer for name, buffer in model.named_buffers() if name not in stored}
     size = sum(table.numel() for table in tables.values())
-    most = max(_TABLES, _TABLES_PER_NUMBER * sum(tensor.numel() for tensor in stored.values()))
+    most = max(_TABLES, _TABLES_PER_NUMBER * _count(stored))
     if size > most:
         name = max(tables, key=lambda each: tables[each].numel())
         raise ValueError(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from milkweed._files import atomic_write, read_json_file
 from milkweed._version import __version__
 from milkweed.convert import hub_files
-from milkweed.convert.bounds import check_counts, check_numbers, check_tables, limited
+from milkweed.convert.bounds import check_counts, check_numbers, check_tables, limited, without_numbers
 from milkweed.convert.files import (
     SUFFIX,
     check_device,
@@ -162,7 +162,7 @@ def _build(file: Path, metadata: dict[str, str], header: dict[str, Tensor]) -> n
         _check_depth(file, config["options"].get("depth"), len(header))
         try:
             check_numbers(config["options"], "options")
-            with torch.device("meta"), limited(len(header)):
+            with without_numbers(header):
                 return build_model(config)
         except ImportError:
             raise
@@ -189,7 +189,7 @@ def _build_transformers(file: Path, name: str, header: dict[str, Tensor]) -> nn.
         check_counts(read_json_file(file.parent / hub_files.CONFIG), header)
         config = hub_files.read_config(file.parent)
         _check_depth(file, getattr(config, "num_hidden_layers", None), len(header))
-        with torch.device("meta"), limited(len(header)):
+        with without_numbers(header):
             model: Any = kind(config)
         check_tables(model, header)
     except Exception as error:  # transformers and its checks of values have many kinds

@@ -16,7 +16,7 @@ from milkweed.cli.convert.inputs import first_line
 from milkweed.cli.convert.progress import Steps
 from milkweed.cli.errors import UsageError
 from milkweed.convert import hub_files
-from milkweed.convert.bounds import check_counts, check_tables, limited
+from milkweed.convert.bounds import check_counts, check_tables, without_numbers
 from milkweed.convert.files import read_header
 from milkweed.convert.pretrained import CONVERTED_FILE_NAME
 
@@ -82,7 +82,7 @@ class Source:
             UsageError: Its config describes none.
         """
         try:
-            with torch.device("meta"), limited(len(self.stored)):
+            with without_numbers(self.stored):
                 model: nn.Module = self.kind(self.config)
             check_tables(model, self.stored)
         except Exception as error:  # of any model, so of any kind

@@ -174,15 +174,16 @@ def load_m2_bert(state: Mapping[str, Tensor], *, padding: str = "legacy", dropou
         raise ValueError(
             f"not an M2-BERT state dict: missing {sorted(expected - found)}, unexpected {sorted(found - expected)}"
         )
-    model.to_empty(device="cpu").to(tensors[_embedding("word_embeddings")].dtype)
+    dtype = tensors[_embedding("word_embeddings")].dtype
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     renamed = {}
     for theirs, ours in names.items():
         # Of theirs some have a dimension of size 1 more.
         fits = [size for size in tensors[theirs].shape if size > 1] == [size for size in shapes[ours] if size > 1]
-        renamed[ours] = tensors[theirs].reshape(shapes[ours]) if fits else tensors[theirs]
+        # What does not fit is refused below; nothing of a size that the tensors do not have is made before.
+        renamed[ours] = tensors[theirs].reshape(shapes[ours]).to("cpu", dtype, copy=True) if fits else tensors[theirs]
     try:
-        model.load_state_dict(renamed)
+        model.load_state_dict(renamed, assign=True)
     except RuntimeError as error:
         raise ValueError(f"the tensors do not make one M2-BERT: {error}") from error
     return model.eval()
