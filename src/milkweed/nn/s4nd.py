@@ -21,6 +21,8 @@ from milkweed.nn.systems import DenseSystem, DiagonalSystem, SoftmaxSystem
 T = TypeVar("T")
 
 _KINDS: dict[str, Callable[..., S4 | S4D]] = {"s4": S4, "s4d": S4D}
+# torch has 64 axes at most; the batch and the channels take two.
+_MOST_AXES = 62
 _AXIS_OPTIONS = {
     "s4": ("decay", "discretization", "n_ssm", "rank"),
     "s4d": ("b_init", "decay", "discretization", "dt_tie", "init_options", "n_ssm"),
@@ -99,6 +101,8 @@ class S4ND(MixingLayer):
         for name, value in (("dims", dims), ("kernel_rank", kernel_rank)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
+        if dims > _MOST_AXES:
+            raise ValueError(f"dims must be at most {_MOST_AXES}, since tensors have no more axes; got {dims}")
         if kind not in _KINDS:
             raise ValueError(unknown("kind", kind, _KINDS))
         if not isinstance(axis_options, Mapping | None):
