@@ -125,12 +125,3 @@ def test_link_replaces(tmp_path):
     link(new, old)
     assert old.read_text() == "new"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "old"]
-
-
-def test_a_compressed_archive_is_refused(path):
-    import zipfile
-
-    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data/99", bytes(10**8))
-    with pytest.raises(CheckpointError, match="is corrupt or truncated"):
-        read_checkpoint(path)
