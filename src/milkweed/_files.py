@@ -1,14 +1,25 @@
-"""Writing files so that a reader never meets half of one."""
+"""Files: written so that a reader never meets half of one, and read as data that may have been made to do harm."""
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+from milkweed import _json
 from milkweed._disk import full_disk
+
+LARGEST_JSON = 64 * 2**20
+"""Bytes of a JSON file that is read; indices of models with a hundred thousand tensors have a sixth of it."""
+
+
+class UnsafeFileError(ValueError):
+    """A file asks for what files may not: code to be run, or a file outside of its folder."""
 
 
 @contextmanager
@@ -16,7 +27,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that takes its place when the block ends well.
 
     The folder of ``path`` is created if needed. If the block raises, ``path`` is as it was before and the temporary
-    file is gone. A link at ``path`` is replaced, never followed.
+    file is gone. No link is followed: the temporary file is new, under a name that cannot be foreseen, and where
+    ``path`` is a link, the link is replaced and what it points to stays.
 
     Args:
         path: The file to write or replace.
@@ -46,6 +58,96 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def inside(folder: str | os.PathLike[str], name: object) -> Path:
+    """Make a path of a name that a file holds, which is no path before that.
+
+    Links are followed only as far as they stay in the folder, or where the hub's cache puts them: a file of
+    ``snapshots/REVISION`` is a link to one in ``blobs``.
+
+    Args:
+        folder: The folder that the name is relative to.
+        name: As the file has it, its parts divided by ``/``.
+
+    Returns:
+        The path, which need not exist.
+
+    Raises:
+        UnsafeFileError: It is no name, is absolute, has a part ``..``, or would leave the folder through a link.
+    """
+    folder = Path(folder)
+    where = f"the name {name!r}, which a file of {folder} holds,"
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise UnsafeFileError(f"{where} is no name of a file; expected one such as '1_Pooling'")
+    # A backslash or a drive divides parts on Windows alone: such names mean different files on different machines.
+    strange = "\\" in name or re.match(r"[A-Za-z]:", name) is not None
+    if strange or name.startswith("/") or ".." in PurePosixPath(name).parts:
+        raise UnsafeFileError(f"{where} leaves that folder; expected a name inside of it")
+    path = folder / name
+    if not stays_inside(folder, path):
+        raise UnsafeFileError(f"{where} is a link that leaves that folder; copy the file there if you trust it")
+    return path
+
+
+def stays_inside(folder: Path, path: Path) -> bool:
+    """Tell whether a path leads out of a folder through a link.
+
+    Args:
+        folder: The folder.
+        path: A path that begins with it.
+
+    Returns:
+        Whether what it leads to lies in the folder, or where the hub's cache keeps the folder's files.
+    """
+    home, found = folder.resolve(), path.resolve()
+    if found.is_relative_to(home):
+        return True
+    return home.parent.name == "snapshots" and found.parent == home.parent.parent / "blobs"
+
+
+def read_json_file(file: Path, most: int = LARGEST_JSON) -> Any:
+    """Read a JSON file that others wrote.
+
+    Args:
+        file: The file.
+        most: Bytes that it may have.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: It is larger, no UTF-8, no JSON, nested too deeply, or has a key twice; the file is named.
+    """
+    with file.open("rb") as opened:
+        content = opened.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{file} has more than {most:,} bytes, too many for such a file")
+    try:
+        return _json.read(content.decode("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+
+
+def check_unpacked_size(file: str | os.PathLike[str]) -> None:
+    """Refuse a zip archive that unpacks to more than it is; files that ``torch.save`` writes are not compressed.
+
+    Args:
+        file: A file; one that is no archive passes.
+
+    Raises:
+        ValueError: It unpacks to more.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    packed = os.path.getsize(file)
+    if size > packed:
+        raise ValueError(
+            f"{os.fspath(file)} has {packed:,} bytes but unpacks to {size:,}; torch.save does not compress, write it "
+            "again with that"
+        )
 
 
 def _umask() -> int:

@@ -6,12 +6,15 @@ import json
 import os
 import struct
 from collections.abc import Mapping
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from milkweed import _json
 
+LARGEST_HEADER = 64 * 2**20
+"""Bytes of a safetensors header that is read, with all of its metadata."""
 _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
 
@@ -50,18 +53,31 @@ def write_tensors(
         file.write(sorted_header.ljust(size))
 
 
-def check_header(path: str | os.PathLike[str]) -> None:
-    """Refuse a safetensors file in whose header a name stands twice; safetensors would keep the last.
+def read_safetensors_header(file: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what a safetensors file says about its tensors, and nothing of them.
 
     Args:
-        path: A file that safetensors has opened, so that its header is whole.
+        file: A file.
+
+    Returns:
+        ``{"dtype": ..., "shape": ..., "data_offsets": ...}`` by name, and the metadata under ``__metadata__``. Whether
+        they fit the file is for safetensors to check.
 
     Raises:
-        ValueError: A tensor or a text of the metadata is there twice.
+        ValueError: The header is truncated, larger than `LARGEST_HEADER`, no JSON, or has a name twice.
     """
-    with open(path, "rb") as file:
-        (size,) = _LENGTH.unpack(file.read(_LENGTH.size))
-        try:
-            _json.read(file.read(size))
-        except _json.DoubledKeyError as error:
-            raise ValueError(f"in the header of {os.fspath(path)} {error}; write it again") from error
+    with open(file, "rb") as opened:
+        start = opened.read(_LENGTH.size)
+        length = _LENGTH.unpack(start)[0] if len(start) == _LENGTH.size else 0
+        if length > LARGEST_HEADER and os.fstat(opened.fileno()).st_size > LARGEST_HEADER:
+            raise ValueError(f"its header has {length:,} bytes; at most {LARGEST_HEADER:,} are read")
+        text = opened.read(min(length, LARGEST_HEADER))
+    if len(start) < _LENGTH.size or len(text) < length:
+        raise ValueError("its header is truncated")
+    try:
+        found = _json.read(text.decode("utf-8"))
+    except _json.DoubledKeyError as error:
+        raise ValueError(f"in its header {error}; write it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"its header must be a mapping; got a {type(found).__name__}")
+    return found

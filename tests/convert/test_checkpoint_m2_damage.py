@@ -96,3 +96,31 @@ def test_what_composer_writes_beside_the_model(state, tmp_path):
     found = read_m2_checkpoint(file)
     assert set(found) == set(state)
     assert all(torch.equal(value, state[name]) for name, value in found.items())
+
+
+def test_files_that_unpack_to_more_than_they_are(tmp_path, state):
+    import zipfile
+
+    torch.save(state, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("plain/data/9999", bytes(10**7))
+    with pytest.raises(ValueError, match="but unpacks to"):
+        read_m2_checkpoint(tmp_path / "plain.pt")
+
+
+def test_tensors_that_repeat_what_is_stored(tmp_path, state):
+    torch.save(state | {WORDS: torch.zeros(1, 1).expand(10**6, 10**6)}, tmp_path / "strides.pt")
+    with pytest.raises(ValueError, match=r"word_embeddings.weight' of shape .* but not as many numbers"):
+        read_m2_checkpoint(tmp_path / "strides.pt")
+    one = torch.zeros(1000)
+    torch.save({f"a.{index}": one for index in range(1000)}, tmp_path / "names.pt")
+    with pytest.raises(ValueError, match="it repeats them"):
+        read_m2_checkpoint(tmp_path / "names.pt")
+
+
+def test_sizes_are_compared_before_anything_is_made(state):
+    wide = torch.zeros(1, 1).expand(2, 10**6)
+    repeated = ("modulation", "pos_emb.t", "decoder.weight")
+    state = {name: value for name, value in state.items() if not any(each in name for each in repeated)}
+    with pytest.raises(ValueError, match="size mismatch"):
+        load_m2_bert(state | {WORDS: wide})

@@ -150,7 +150,7 @@ class TestLoading:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"num_hidden_layers": 10**8}, "has 100000000 layers, but the file holds"),
+            ({"num_hidden_layers": 10**8}, "has 100000000 layers, but only 39 tensors are stored"),
             ({"hidden_size": "x"}, r"config\.json does not describe a BertModel"),
         ],
     )
@@ -354,5 +354,5 @@ def test_a_doubled_name_in_the_header_is_refused(kind, tmp_path):
     header = content[8 : 8 + size].replace(b'"__metadata__":{', b'"__metadata__":{"format":"x","format":"x",').rstrip()
     header = header.ljust(-(-len(header) // 8) * 8)
     file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
-    with pytest.raises(ValueError, match=r"in the header of .* the key 'format' is there twice"):
+    with pytest.raises(ValueError, match=r"in its header the key 'format' is there twice"):
         mw.load_pretrained(file, into=network()) if kind == "model" else mw.structures.load(file)

@@ -109,3 +109,37 @@ def test_real_files():
     assert [len(data.split(name)) for name in ("train", "val", "test")] == [55_000, 5_000, 10_000]
     assert abs(data.split("train").inputs.mean().item()) < 0.01
     assert abs(data.split("train").inputs.std().item() - 1) < 0.01
+
+
+class TestHostileFiles:
+    """Files that unpack to, or announce, more than they are worth."""
+
+    def read(self, tmp_path, content, name="x.gz", dimensions=3):
+        from milkweed.data.idx import read_idx
+
+        (tmp_path / name).write_bytes(content)
+        return read_idx(tmp_path / name, dimensions)
+
+    def test_unpacking_stops_where_the_header_says(self, tmp_path):
+        import tracemalloc
+
+        header = struct.pack(">HBB3I", 0, 8, 3, 1, 28, 28)
+        content = gzip.compress(header) + gzip.compress(b"\0" * 2**24, 9) * 4
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="should hold 1 × 28 × 28 bytes after its header but holds more"):
+            self.read(tmp_path, content)
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+        tracemalloc.stop()
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_a_header_that_announces_too_much(self, tmp_path, zipped):
+        content = struct.pack(">HBB3I", 0, 8, 3, *[2**32 - 1] * 3) + bytes(100)
+        with pytest.raises(ValueError, match="but cannot hold more than"):
+            self.read(tmp_path, gzip.compress(content) if zipped else content, "x.gz" if zipped else "x")
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_bytes_to_spare_or_too_few(self, tmp_path, zipped):
+        for extra, message in ((-1, "but holds 783"), (1, "but holds more")):
+            content = struct.pack(">HBB3I", 0, 8, 3, 1, 28, 28) + bytes(784 + extra)
+            with pytest.raises(ValueError, match=message):
+                self.read(tmp_path, gzip.compress(content) if zipped else content, "x.gz" if zipped else "x")

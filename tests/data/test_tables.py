@@ -213,3 +213,35 @@ def test_suffixes_may_be_in_capitals(tmp_path):
     assert found["train"][0]["sentence"] == 'a "b"'
     assert found["test"][0]["sentence"] == '"a"'
     assert read_tables(str(tmp_path / "train.CSV"), FIELDS)["train"] == found["train"]
+
+
+class TestFoldersForDatasets:
+    """Folders that the library datasets reads name no files elsewhere."""
+
+    @pytest.mark.parametrize("name", ["../x.arrow", "/etc/x.arrow"])
+    def test_of_a_saved_data_set(self, tmp_path, name):
+        from milkweed.data.tables import check_datasets_folder
+
+        (tmp_path / "train").mkdir()
+        for folder in (tmp_path, tmp_path / "train"):
+            (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+            check_datasets_folder(tmp_path)
+            (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+            with pytest.raises(ValueError, match="leaves that folder"):
+                check_datasets_folder(tmp_path)
+            (folder / "state.json").unlink()
+        (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": ["train", ".."]}))
+        with pytest.raises(ValueError, match="leaves that folder"):
+            check_datasets_folder(tmp_path)
+
+    @pytest.mark.parametrize("name", ["../x.csv", "/etc/*.csv", "https://example.org/x.csv", "a/../../x.csv", "~/x"])
+    @pytest.mark.parametrize("form", ["data_files: {}", "data_files:\n  - path: '{}'", 'data_files: ["a.csv", "{}"]'])
+    def test_of_a_card(self, tmp_path, name, form):
+        from milkweed.data.tables import check_datasets_folder
+
+        card = "---\nlicense: mit\nconfigs:\n- config_name: default\n  {}\n---\nSee https://example.org and ../x.\n"
+        (tmp_path / "README.md").write_text(card.format(form.format("data/*.parquet")))
+        check_datasets_folder(tmp_path)
+        (tmp_path / "README.md").write_text(card.format(form.format(name)))
+        with pytest.raises(ValueError, match="leaves its folder"):
+            check_datasets_folder(tmp_path)

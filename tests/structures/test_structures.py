@@ -1,5 +1,6 @@
 """Every structure against the dense matrix that its definition spells out entry by entry."""
 
+import json
 import math
 
 import pytest
@@ -379,3 +380,19 @@ def test_a_padded_matrix_says_why_it_has_no_inverse():
         matrix.solve(torch.randn(30))
     with pytest.raises(ValueError, match="entry of 0"):
         mw.structures.Diagonal(torch.tensor([1.0, 0.0])).inverse()
+
+
+def test_files_hold_what_they_describe_once(tmp_path):
+    from safetensors.torch import save_file
+
+    part = {"class": "Diagonal", "fields": {"entries": {"tensor": "a", "complex": False}}}
+    path = tmp_path / "file.safetensors"
+    for factors, message in (([part] * 2, "'a' is not stored, or is described twice"), ([part], "holds 'b', which")):
+        described = {"class": "Product", "fields": {"factors": factors, "crop": None}}
+        tensors = {"a": torch.ones(3)} | ({} if len(factors) == 2 else {"b": torch.ones(3)})
+        save_file(tensors, path, {"milkweed.structure": json.dumps(described)})
+        with pytest.raises(ValueError, match=message):
+            mw.structures.load(path)
+    save_file({"a": torch.ones(3)}, path, {"milkweed.structure": '{"class": "Diagonal", "class": "Chain"}'})
+    with pytest.raises(ValueError, match="the key 'class' is there twice"):
+        mw.structures.load(path)

@@ -65,7 +65,7 @@ def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
     path = tmp_path / "step-000000003.ckpt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10_000_000))
-    with pytest.raises(CheckpointError, match="claims to hold more than its size"):
+    with pytest.raises(CheckpointError, match="unpacks to"):
         read_checkpoint(path)
 
 

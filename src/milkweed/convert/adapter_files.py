@@ -16,6 +16,7 @@ from milkweed._files import atomic_write
 from milkweed._tensor_files import write_tensors
 from milkweed._version import __version__
 from milkweed.convert.adapters import adaptable_sites, adapted_layers, attach, base_parameters
+from milkweed.convert.bounds import limited
 from milkweed.convert.files import file_in, read_tensors, writing
 from milkweed.convert.metadata import read_json
 from milkweed.convert.record import ENTRY, build_entry, layer_entry
@@ -106,8 +107,9 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     if difference is not None:
         raise ValueError(f"{file} was made for another model, a {base['class']}: {difference}")
     try:
-        pairs = [(sites[e["names"][0]].names, _adapted(sites[e["names"][0]], e, tensors)) for e in entries]
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        with limited(len(tensors)):
+            pairs = [(sites[e["names"][0]].names, _adapted(sites[e["names"][0]], e, tensors)) for e in entries]
+    except (RuntimeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the adapters in {file} do not fit their description: {error}") from error
     _check_trained(file, tensors, trained, parameters)  # those of the adapters have been taken out
     attach(model, pairs, [parameters[name] for name in tensors])

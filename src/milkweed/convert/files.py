@@ -14,9 +14,27 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from milkweed._disk import DiskFullError
-from milkweed._tensor_files import check_header
+from milkweed._tensor_files import read_safetensors_header
 
 SUFFIX = ".safetensors"
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
 
 
 def file_in(path: str | os.PathLike[str], name: str) -> Path:
@@ -38,6 +56,39 @@ def file_in(path: str | os.PathLike[str], name: str) -> Path:
     return path if path.suffix == SUFFIX else path / name
 
 
+def read_header(file: Path, writer: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read what a file says that it holds, and none of its numbers.
+
+    Args:
+        file: The file.
+        writer: The function that writes such files, for messages.
+
+    Returns:
+        The tensors by name, on the meta device, and the file's metadata.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is truncated, no safetensors file, or has a header that is too large or has a name twice.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist; give the folder or file that {writer} wrote")
+    try:
+        entries = read_safetensors_header(file)
+        with safe_open(file, framework="pt") as stored:  # checks that they fit the file
+            metadata = stored.metadata() or {}
+        entries.pop("__metadata__", None)
+        unknown = sorted({entry["dtype"] for entry in entries.values()} - _DTYPES.keys())
+        if unknown:
+            raise ValueError(f"its dtype {unknown[0]} is none that is read; these are: {', '.join(_DTYPES)}")
+        tensors = {
+            name: torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="meta")
+            for name, entry in entries.items()
+        }
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{file} is corrupt or truncated ({error}); restore it or write it again") from error
+    return tensors, metadata
+
+
 def read_tensors(
     file: Path, writer: str, device: torch.device | str = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -53,16 +104,13 @@ def read_tensors(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is truncated or no safetensors file, has a name twice, or there is no such device.
+        ValueError: It is as of `read_header`, or there is no such device.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; give the folder or file that {writer} wrote")
-    _check_device(device)
+    header, _ = read_header(file, writer)
+    check_device(device)
     try:
         with safe_open(file, framework="pt") as stored:
-            check_header(file)
-            names = stored.keys()
-            return {name: _own(stored.get_tensor(name), device) for name in names}, stored.metadata() or {}
+            return {name: _own(stored.get_tensor(name), device) for name in header}, stored.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{file} is corrupt or truncated ({error}); restore it or write it again") from error
 
@@ -93,7 +141,15 @@ def _own(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device, copy=True)
 
 
-def _check_device(device: torch.device | str) -> None:
+def check_device(device: torch.device | str) -> None:
+    """Refuse a device on which there are no numbers, or that is not there.
+
+    Args:
+        device: The device.
+
+    Raises:
+        ValueError: It is one of these.
+    """
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA asserts
@@ -101,6 +157,20 @@ def _check_device(device: torch.device | str) -> None:
         raise ValueError(f"device={device!r} cannot be used: {reason}") from error
     if found.type == "meta":
         raise ValueError("device='meta' has no numbers; give one that has, e.g. 'cpu'")
+
+
+def overlap(source: Path, out: Path, argument: str) -> str:
+    """Say that a converted model is to be written where the dense one is that it comes from.
+
+    Args:
+        source: The dense model's folder.
+        out: Where to write.
+        argument: What the user calls that.
+
+    Returns:
+        The message.
+    """
+    return f"{argument} {out} overlaps with the model that is read, {source}; choose a folder beside it"
 
 
 def written_by_milkweed(file: Path) -> bool:

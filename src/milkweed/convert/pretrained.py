@@ -14,10 +14,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from milkweed._files import atomic_write
+from milkweed._files import atomic_write, read_json_file
 from milkweed._tensor_files import write_tensors
 from milkweed._version import __version__
-from milkweed.convert.files import file_in, read_tensors, writing, written_by_milkweed
+from milkweed.convert import hub_files
+from milkweed.convert.bounds import check_counts, check_numbers, check_tables, limited, without_numbers
+from milkweed.convert.files import (
+    SUFFIX,
+    check_device,
+    file_in,
+    overlap,
+    read_header,
+    read_tensors,
+    writing,
+    written_by_milkweed,
+)
 from milkweed.convert.metadata import read_json
 from milkweed.convert.record import ENTRY, conversion_record, misfit, rebuild, recorded_layers
 from milkweed.convert.skeleton import skeleton_of
@@ -55,7 +66,8 @@ def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     Raises:
         TypeError: The model is no module, holds something else than ordinary tensors with numbers, or is one of peft or
             flattened (FSDP1).
-        ValueError: It has adapters, or its config describes another model, e.g. as its head was replaced.
+        ValueError: It has adapters, or its config describes another model, e.g. as its head was replaced; or the folder
+            is that of the dense transformers model that it was converted from.
         OSError: The disk is full or cannot be written.
     """
     if not isinstance(model, nn.Module):
@@ -72,6 +84,8 @@ def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
             )
     foreign = _is_transformers(model) and bool(record)
     file = file_in(path, CONVERTED_FILE_NAME if foreign else FILE_NAME)
+    if foreign:
+        _check_apart(model, file.parent)
     metadata = {"format": "pt", "milkweed": __version__, "conversion": json.dumps(record, sort_keys=True)}
     if isinstance(model, Model):
         metadata["config"] = json.dumps(model.config, sort_keys=True)
@@ -123,24 +137,28 @@ def load_pretrained(
     file = converted if converted.is_file() else file
     if not file.is_file():
         _check_not_pickled(Path(path))
-    tensors, metadata = read_tensors(file, "save_pretrained", device)
-    if into is None:
-        into = _build(file, metadata, len(tensors))
-    elif "milkweed" not in metadata:
+    header, metadata = read_header(file, "save_pretrained")
+    check_device(device)
+    skeleton = _build(file, metadata, header) if into is None else into
+    if into is not None and "milkweed" not in metadata:
         raise ValueError(f"{file} was not written by save_pretrained; load its tensors with safetensors")
     conversion = read_json(file, metadata, "conversion", [ENTRY])
     aliases = read_json(file, metadata, "aliases", {str: str})
     try:
-        state = _with_aliases(tensors, aliases)
-        layers = recorded_layers(into, conversion)
-        difference = misfit(into, layers, state)
+        with limited(len(header)):
+            layers = recorded_layers(skeleton, conversion)
+        difference = misfit(skeleton, layers, _with_aliases(header, aliases))
         if difference is not None:
             raise ValueError(difference)
-    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+    except (RuntimeError, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the parameters in {file} do not fit its config: {error}") from error
-    rebuild(into, layers)
-    _fill(into, state, aliases)
-    return into.to(device).eval()
+    model = _with_tables(file, skeleton, header) if into is None else into
+    tensors, _ = read_tensors(file, "save_pretrained", device)
+    if {name: (t.shape, t.dtype) for name, t in tensors.items()} != {n: (t.shape, t.dtype) for n, t in header.items()}:
+        raise ValueError(f"{file} changed while it was read; read it again")
+    rebuild(model, layers)
+    _fill(model, _with_aliases(tensors, aliases), aliases)
+    return model.to(device).eval()
 
 
 def _check_not_pickled(path: Path) -> None:
@@ -153,23 +171,27 @@ def _check_not_pickled(path: Path) -> None:
         )
 
 
-def _build(file: Path, metadata: dict[str, str], count: int) -> nn.Module:
+def _build(file: Path, metadata: dict[str, str], header: dict[str, Tensor]) -> nn.Module:
+    """The architecture that a file describes, on the meta device: nothing is computed that it may not ask for."""
     if "config" in metadata:
         config = read_json(file, metadata, "config", {"name": str, "options": dict})
-        _check_depth(file, config["options"].get("depth"), count)
+        _check_depth(file, config["options"].get("depth"), len(header))
         try:
-            with torch.device("meta"):
+            check_numbers(config["options"], "options")
+            with without_numbers(header):
                 return build_model(config)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except ImportError:
+            raise
+        except Exception as error:  # of whatever the options happen to lead to
             raise ValueError(f"the config in {file} makes no model: {error}") from error
     if "transformers" in metadata:
-        return _build_transformers(file, metadata["transformers"], count)
+        return _build_transformers(file, metadata["transformers"], header)
     if "milkweed" in metadata:
         raise ValueError(f"{file} holds a model of your own; give load_pretrained(..., into=the dense architecture)")
     raise ValueError(f"{file} has no milkweed config in its metadata; it was not written by save_pretrained")
 
 
-def _build_transformers(file: Path, name: str, count: int) -> nn.Module:
+def _build_transformers(file: Path, name: str, header: dict[str, Tensor]) -> nn.Module:
     try:
         import transformers
     except ImportError as error:
@@ -177,17 +199,32 @@ def _build_transformers(file: Path, name: str, count: int) -> nn.Module:
     kind = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise ValueError(f"{file} holds a {name!r}, which is no model of transformers {transformers.__version__}")
-    if not (file.parent / "config.json").is_file():
-        raise FileNotFoundError(f"{file.parent / 'config.json'} does not exist; it belongs to {file.name}")
+    if not (file.parent / hub_files.CONFIG).is_file():
+        raise FileNotFoundError(f"{file.parent / hub_files.CONFIG} does not exist; it belongs to {file.name}")
     try:
-        config = transformers.AutoConfig.from_pretrained(file.parent)
-        _check_depth(file, getattr(config, "num_hidden_layers", None), count)
+        check_counts(read_json_file(file.parent / hub_files.CONFIG), header)
+        config = hub_files.read_config(file.parent)
+        _check_depth(file, getattr(config, "num_hidden_layers", None), len(header))
+        with without_numbers(header):
+            model: Any = kind(config)
+        check_tables(model, header)
+    except Exception as error:  # transformers and its checks of values have many kinds
+        raise ValueError(f"{file.parent / hub_files.CONFIG} does not describe a {name}: {error}") from error
+    return cast(nn.Module, model)
+
+
+def _with_tables(file: Path, skeleton: nn.Module, header: dict[str, Tensor]) -> nn.Module:
+    """A model that can be filled from the file; one of transformers also has buffers that no file holds."""
+    if isinstance(skeleton, Model):
+        return skeleton
+    kind, config = type(skeleton), skeleton.config
+    try:
         with _without_initialisation():
             model: Any = kind(config)
         if model.can_generate() and (file.parent / GENERATION).is_file():
-            model.generation_config = transformers.GenerationConfig.from_pretrained(file.parent)
-    except Exception as error:  # transformers and its checks of values have many kinds
-        raise ValueError(f"{file.parent / 'config.json'} does not describe a {name}: {error}") from error
+            model.generation_config = hub_files.read_generation_config(file.parent)
+    except Exception as error:  # as above
+        raise ValueError(f"{file.parent / hub_files.CONFIG} does not describe a {kind.__name__}: {error}") from error
     return cast(nn.Module, model)
 
 
@@ -209,6 +246,17 @@ def _without_initialisation() -> Iterator[None]:
 def _is_transformers(model: nn.Module) -> bool:
     library = sys.modules.get("transformers")
     return library is not None and isinstance(model, library.PreTrainedModel)
+
+
+def _check_apart(model: nn.Module, folder: Path) -> None:
+    """Refuse to write a converted model over the dense one that it comes from, unless this library wrote that."""
+    source = Path(str(getattr(model.config, "_name_or_path", "") or os.devnull))
+    if not (source.is_dir() and folder.is_dir() and source.samefile(folder)):
+        return
+    dense = [*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    if not dense or all(file.suffix == SUFFIX and written_by_milkweed(file) for file in dense):
+        return
+    raise ValueError(overlap(source.resolve(), folder.resolve(), "path"))
 
 
 def _remove_other(file: Path) -> None:

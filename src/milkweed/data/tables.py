@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from milkweed import _json
+from milkweed._files import UnsafeFileError, inside, read_json_file
 
 Row = dict[str, Any]
 
@@ -289,15 +290,19 @@ def _open_by_datasets(source: str, config: str | None, streaming: bool) -> dict[
             'pip install "milkweed[data]"'
         ) from error
     folder = Path(source)
+    if folder.is_dir():
+        check_datasets_folder(folder)
     saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
     try:
         if saved:
             found, key = datasets.load_from_disk(source), None
         else:
-            builder = datasets.load_dataset_builder(source, config)
+            # Version 4 knows no scripts any more; before that they run if the environment says so, and this does not.
+            trust: Any = {"trust_remote_code": False} if datasets.__version__.startswith(("2.", "3.")) else {}
+            builder = datasets.load_dataset_builder(source, config, **trust)
             # On the hub the hash is that of a commit, which holds all parts of a data set.
             key = json.dumps([source, builder.config_id, str(builder.config.version), builder.hash])
-            found = datasets.load_dataset(source, config, streaming=streaming)
+            found = datasets.load_dataset(source, config, streaming=streaming, **trust)
     except (OSError, ValueError, RuntimeError) as error:
         raise FileNotFoundError(
             f"{source} is neither a folder with data nor a data set that can be fetched from the Hugging Face hub: "
@@ -308,6 +313,37 @@ def _open_by_datasets(source: str, config: str | None, streaming: bool) -> dict[
         SPLIT_NAMES.get(name, name): Table(lambda split=split: iter(split), f"{name} {key or split._fingerprint}")
         for name, split in splits.items()
     }
+
+
+def check_datasets_folder(folder: Path) -> None:
+    """Refuse a folder for `datasets` whose files name files outside of it.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        UnsafeFileError: If one does.
+    """
+    for state in (folder / "state.json", *folder.glob("*/state.json")):
+        values = read_json_file(state) if state.is_file() else {}
+        for entry in values.get("_data_files") or [] if isinstance(values, dict) else []:
+            inside(state.parent, entry.get("filename") if isinstance(entry, dict) else entry)
+    splits = read_json_file(folder / "dataset_dict.json") if (folder / "dataset_dict.json").is_file() else {}
+    for split in splits.get("splits") or [] if isinstance(splits, dict) else []:
+        inside(folder, split)
+    card = folder / "README.md"
+    if card.is_file():
+        _check_card(folder, card)
+
+
+def _check_card(folder: Path, card: Path) -> None:
+    """Refuse a dataset card whose patterns of files lead elsewhere, to the network included."""
+    text = card.read_text(encoding="utf-8", errors="replace")
+    head = text.split("\n---", 1)[0] if text.startswith("---") else ""
+    named = re.findall(r"^[\s-]*(?:data_files|path|data_dir):(.*)$", head, re.MULTILINE)
+    for name in [each for value in named for each in re.findall(r"[^\s'\",\[\]{}]+", value)]:
+        if "://" in name or name.startswith(("/", "~")) or ".." in name.split("/"):
+            raise UnsafeFileError(f"{card} names {name!r}, which leaves its folder; expected files of the folder")
 
 
 def check_rows(where: str, rows: Iterable[Row], fields: tuple[str, ...], texts: tuple[str, ...] = ()) -> Iterator[Row]:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from milkweed._files import UnsafeFileError
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
@@ -26,10 +28,11 @@ def load_tokenizer(name: str, needs: tuple[str, ...] = ("pad", "cls", "sep")) ->
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If it lacks one of the tokens that sequences are framed with.
+        UnsafeFileError: If it is code that lies in the folder.
         ModuleNotFoundError: If transformers is not installed.
     """
     _need("transformers")
-    from transformers import AutoTokenizer
+    from milkweed.convert.hub_files import read_tokenizer
 
     folder = Path(name)
     if folder.is_dir() and not (folder / "tokenizer_config.json").is_file() and not (folder / "vocab.txt").is_file():
@@ -38,7 +41,9 @@ def load_tokenizer(name: str, needs: tuple[str, ...] = ("pad", "cls", "sep")) ->
             "folder that the model was trained with, e.g. --data.tokenizer runs/m2-bert-mlm"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = read_tokenizer(name)
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"data.tokenizer={name} cannot be used: {error}") from error
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"data.tokenizer={name} is neither a folder with a tokenizer nor the name of one that can be fetched "

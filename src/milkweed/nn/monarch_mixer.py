@@ -248,8 +248,9 @@ def _complex(stored: Tensor, x: Tensor) -> Tensor:
 
 def _digits(size: int, order: int, start: str) -> tuple[int, ...]:
     """Digits of a chain of at least this size, powers of two for a Hadamard transform."""
+    balanced = balanced_digits(size, order)
     if start != "hadamard":
-        return balanced_digits(size, order)
+        return balanced
     bits = (size - 1).bit_length()
     return tuple(2 ** (bits // order + (index < bits % order)) for index in range(order))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from milkweed import _json
 from milkweed._files import atomic_write
 from milkweed._suggest import unknown
-from milkweed._tensor_files import check_header, write_tensors
+from milkweed._tensor_files import read_safetensors_header, write_tensors
 from milkweed.structures.base import StructuredMatrix
 from milkweed.structures.block_diagonal import BlockDiagonal
 from milkweed.structures.chain import Chain
@@ -80,8 +80,8 @@ def load(path: str | os.PathLike[str]) -> StructuredMatrix:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no file {os.fspath(path)!r}")
     try:
+        read_safetensors_header(path)
         with safe_open(path, framework="pt") as file:
-            check_header(path)
             description = (file.metadata() or {}).get(_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         if description is None:
@@ -89,6 +89,8 @@ def load(path: str | os.PathLike[str]) -> StructuredMatrix:
         matrix = _rebuild(_json.read(description), tensors)
         if not isinstance(matrix, StructuredMatrix):
             raise ValueError("what it describes is no structure")
+        if tensors:
+            raise ValueError(f"it holds {min(tensors)!r}, which is no part of what it describes")
         return matrix
     except RecursionError:
         raise ValueError(f"cannot read a structure from {os.fspath(path)!r}: it is nested too deeply") from None
@@ -113,12 +115,15 @@ def _describe(value: Any, name: str = "") -> Any:
 
 
 def _rebuild(description: Any, tensors: dict[str, Tensor]) -> Any:
+    """Make what is described, of tensors that are taken out: used twice, a small file could fill any memory."""
     if isinstance(description, list):
         return tuple(_rebuild(part, tensors) for part in description)
     if not isinstance(description, dict):
         return description
     if "tensor" in description:
-        tensor = tensors[description["tensor"]]
+        if description["tensor"] not in tensors:
+            raise ValueError(f"the tensor {description['tensor']!r} is not stored, or is described twice")
+        tensor = tensors.pop(description["tensor"])
         # A copy, since the file may place it at any address and complex products need an aligned one.
         return torch.view_as_complex(tensor.clone()) if description["complex"] else tensor
     if description["class"] not in _CLASSES:

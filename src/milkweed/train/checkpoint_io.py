@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from milkweed._disk import DiskFullError
-from milkweed._files import atomic_write
+from milkweed._files import atomic_write, check_unpacked_size
 
 NAME = re.compile(r"step-(\d{9,18})\.ckpt")
 
@@ -176,10 +176,10 @@ def _check_archive(path: Path) -> None:
     """Notice truncation and rot, which torch.load alone lets pass when only tensor bytes are hit."""
     # The zip directory stands at the end of the file, and every entry has a checksum.
     with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        # torch packs nothing: an entry that unpacks to more than the file is none of its making.
-        if sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise CheckpointError(f"checkpoint {path} is corrupt: it claims to hold more than its size")
+        try:
+            check_unpacked_size(path)
+        except ValueError as error:
+            raise CheckpointError(f"checkpoint {path} is corrupt: {error}") from error
         damaged = archive.testzip()
     if damaged is not None:
         raise CheckpointError(f"checkpoint {path} is corrupt at {damaged}; resume from another one")

@@ -372,7 +372,9 @@ def write(
         report = dataclasses.replace(report, distillation_losses=tuple(losses))
     steps.begin("writing")
     with writing(options.out):
-        copy_side_files(source.folder, folder)
+        left_out = copy_side_files(source.folder, folder)
+        if left_out:
+            steps.warn(f"{', '.join(left_out)} of {source.name}: links that leave the folder, not copied")
         save_pretrained(model, folder)
         report.save(folder / "conversion.json", None if timing is None else timing.as_dict())
         write_page(report, timing, source.name, folder / "conversion.html")

@@ -1,6 +1,5 @@
 """The folder of a converted model: whole or not at all."""
 
-import json
 import secrets
 import shutil
 import signal
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from safetensors import SafetensorError
 
+from milkweed._files import atomic_write, inside, read_json_file, stays_inside
 from milkweed.cli.errors import UsageError
+from milkweed.convert.files import overlap
 
 if TYPE_CHECKING:
     from milkweed.convert import ConversionReport
@@ -90,7 +91,7 @@ def check_apart(source: Path, out: Path) -> None:
     """
     source, out = source.resolve(), out.expanduser().resolve()
     if source == out or source in out.parents or out in source.parents:
-        raise UsageError(f"--out {out} overlaps with the model that is read, {source}; choose a folder beside it")
+        raise UsageError(overlap(source, out, "--out"))
 
 
 def check_space(folder: Path, rehearsal: "ConversionReport", dtype: str | None) -> None:
@@ -110,22 +111,31 @@ def check_space(folder: Path, rehearsal: "ConversionReport", dtype: str | None) 
         raise UsageError(f"--out needs {needed / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB are free on its disk")
 
 
-def copy_side_files(source: Path, folder: Path) -> None:
+def copy_side_files(source: Path, folder: Path) -> list[str]:
     """Copy the tokenizer and other small files that belong to a model, as data.
 
     Args:
         source: The dense model's folder.
         folder: The converted one's.
+
+    Returns:
+        The names of files that are left out, as they are links that leave the dense model's folder.
     """
-    for path in sorted(source.iterdir()):
-        if _is_side_file(path) and path.name not in WRITTEN_BY_US:
-            shutil.copyfile(path, folder / path.name)
+    names = [path.name for path in sorted(source.iterdir()) if _is_side_file(path) and path.name not in WRITTEN_BY_US]
     for module in _sentence_transformers_modules(source):
-        (folder / module).mkdir(exist_ok=True)
-        for path in sorted((source / module).iterdir()):
-            # Such modules have small weights of their own.
-            if _is_side_file(path) or path.suffix == ".safetensors":
-                shutil.copyfile(path, folder / module / path.name)
+        # Such modules have small weights of their own.
+        names += [
+            f"{module}/{path.name}"
+            for path in sorted((source / module).iterdir())
+            if _is_side_file(path) or (path.suffix == ".safetensors" and path.is_file())
+        ]
+    left_out = [name for name in names if not stays_inside(source, source / name)]
+    for name in names:
+        if name not in left_out:
+            # Whatever lies there already, a link is not written through.
+            with atomic_write(inside(folder, name)) as file:
+                shutil.copyfile(source / name, file)
+    return left_out
 
 
 def _is_side_file(path: Path) -> bool:
@@ -136,12 +146,17 @@ def _is_side_file(path: Path) -> bool:
 def _sentence_transformers_modules(source: Path) -> list[str]:
     """Folders right in the model's that its modules.json names."""
     try:
-        modules = json.loads((source / "modules.json").read_text(encoding="utf-8"))
-        names = {str(module["path"]) for module in modules}
+        named = {str(module["path"]) for module in read_json_file(source / "modules.json")}
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return []
-    # The model's own folder, named "", is no module to copy: it holds the dense weights.
-    return sorted(name for name in names if name and name == Path(name).name and (source / name).is_dir())
+    found = []
+    for name in named:
+        # One that leads elsewhere is passed over, as is the model's own folder, "", which holds the dense weights.
+        with suppress(ValueError):
+            path = inside(source, name)
+            if path.parent == source and path != source and path.is_dir():
+                found.append(name)
+    return sorted(found)
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

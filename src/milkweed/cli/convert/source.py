@@ -1,7 +1,6 @@
 """Models that transformers saved, read as data: safetensors and JSON, and no code that comes with them."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,16 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
+from milkweed._files import UnsafeFileError, read_json_file
 from milkweed.cli.convert.destination import check_apart
 from milkweed.cli.convert.inputs import first_line
 from milkweed.cli.convert.progress import Steps
 from milkweed.cli.errors import UsageError
+from milkweed.convert import hub_files
+from milkweed.convert.bounds import check_counts, check_tables, without_numbers
+from milkweed.convert.files import read_header
 from milkweed.convert.pretrained import CONVERTED_FILE_NAME
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from milkweed.convert import ConversionReport
 
@@ -38,12 +41,14 @@ class Source:
         folder: Where its files are.
         config: Its transformers config.
         kind: Its class, by the architecture that config.json names.
+        stored: Its tensors, without numbers.
     """
 
     name: str
     folder: Path
     config: Any
     kind: Any
+    stored: dict[str, "Tensor"]
 
     def tokenizer(self) -> Any:
         """Read the tokenizer.
@@ -54,10 +59,8 @@ class Source:
         Raises:
             UsageError: There is none, or it cannot be read.
         """
-        from transformers import AutoTokenizer
-
         try:
-            found = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+            found = hub_files.read_tokenizer(self.folder)
             # Where files are missing, transformers may make a tokenizer that knows no word.
             reason = "it knows no word" if set(found.get_vocab()) <= set(found.all_special_tokens) else None
         except Exception as error:  # tokenizers raises plain ones
@@ -79,8 +82,9 @@ class Source:
             UsageError: Its config describes none.
         """
         try:
-            with torch.device("meta"):
+            with without_numbers(self.stored):
                 model: nn.Module = self.kind(self.config)
+            check_tables(model, self.stored)
         except Exception as error:  # of any model, so of any kind
             raise UsageError(
                 f"{self.name}/config.json makes no {self.kind.__name__}: {type(error).__name__}: {first_line(error)}"
@@ -112,11 +116,15 @@ def find_source(name: str, out: Path | None) -> Source:
         check_apart(folder, out)
     architecture = _check_config(name, folder)
     stored = _check_weights(name, folder)
+    try:
+        check_counts(_json(folder / "config.json"), stored)
+    except ValueError as error:
+        raise UsageError(f"{name}/{error} beside it") from error
     config, kind = _classes(name, folder, architecture)
     depth = getattr(config, "num_hidden_layers", None)
-    if isinstance(depth, int) and depth > stored:
-        raise UsageError(f"{name}/config.json has {depth} layers, but only {stored} tensors are stored beside it")
-    return Source(name, folder, config, kind)
+    if isinstance(depth, int) and depth > len(stored):
+        raise UsageError(f"{name}/config.json has {depth} layers, but only {len(stored)} tensors are stored beside it")
+    return Source(name, folder, config, kind, stored)
 
 
 def load_model(
@@ -141,11 +149,10 @@ def load_model(
 
     steps.begin(f"loading {source.name}")
     try:
-        model, found = source.kind.from_pretrained(
+        model, found = hub_files.read_model(
+            source.kind,
             source.folder,
             config=source.config,
-            use_safetensors=True,
-            local_files_only=True,
             output_loading_info=True,
             # Version 5 has another name for it.
             **{"torch_dtype" if transformers.__version__.startswith("4.") else "dtype": dtype or "auto"},
@@ -222,8 +229,8 @@ def _check_config(name: str, folder: Path) -> str | None:
     return architectures[0] if isinstance(architectures, list) else None
 
 
-def _check_weights(name: str, folder: Path) -> int:
-    """Check what can be checked without reading them, and count the tensors."""
+def _check_weights(name: str, folder: Path) -> "dict[str, Tensor]":
+    """Check what can be checked without reading them, and list the tensors, without numbers."""
     file, index = folder / WEIGHTS, folder / INDEX
     if (folder / CONVERTED_FILE_NAME).is_file():
         raise UsageError(f"{name} was written by milkweed; milkweed.load_pretrained reads it, densify_ undoes it")
@@ -236,23 +243,23 @@ def _check_weights(name: str, folder: Path) -> int:
                 f"AutoModel.from_pretrained({name!r}, use_safetensors=False).save_pretrained(NEW_FOLDER)"
             )
         raise UsageError(f"{name} holds no {WEIGHTS} and no {INDEX}; weights of other kinds are not read")
-    if file.is_file():
-        try:
-            with safe_open(file, framework="pt") as stored:
-                return len(stored.keys())
-        except SafetensorError as error:
-            raise UsageError(f"{file} is corrupt or truncated ({error})") from error
-    shards = _json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(str(shard).endswith(".safetensors") for shard in shards.values()):
-        raise UsageError(f"{index} must map parameters to .safetensors files")
-    return len(shards)
+    try:
+        shards = hub_files.weight_files(folder)
+        missing = [shard.name for shard in shards if not shard.is_file()]
+        if missing:
+            raise UsageError(f"{index} names {missing[0]}, which is not there; download it again")
+        return {key: tensor for shard in shards for key, tensor in read_header(shard, "transformers")[0].items()}
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{file} is no JSON: {error}") from error
+        values = read_json_file(file)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if not isinstance(values, dict):
         raise UsageError(f"{file} must hold a JSON object; got a {type(values).__name__}")
     return values
@@ -263,15 +270,16 @@ def _classes(name: str, folder: Path, architecture: str | None) -> tuple[Any, An
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = hub_files.read_config(folder)
+    except UnsafeFileError as error:
+        raise UsageError(str(error)) from error
     except Exception as error:  # transformers and its checks of values have many kinds
         raise UsageError(
             f"transformers {transformers.__version__} does not know the model of {name}/config.json "
             f"({first_line(error)}); code that comes with a model is not run"
         ) from error
     if architecture is None:
-        with torch.device("meta"):
-            return config, type(transformers.AutoModel.from_config(config))
+        return config, hub_files.model_class(config)
     kind = getattr(transformers, architecture, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise UsageError(

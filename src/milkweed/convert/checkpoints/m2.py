@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._files import check_unpacked_size
 from milkweed._suggest import unknown
 from milkweed.convert.checkpoints.numbers import stored_numbers
 from milkweed.convert.files import SUFFIX, read_tensors
@@ -64,6 +65,7 @@ _HARMLESS: list[Any] = [
 _TIED = "cls.predictions.decoder.weight"
 _POSITION_IDS = "bert.embeddings.position_ids"
 _EXTENSIONS = ("keep", "stretch")
+_MOST_REPEATED = 16
 
 
 def read_m2_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -96,13 +98,27 @@ def read_m2_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"{path} does not exist; give a .safetensors, .bin or .pt file or its folder; "
             "huggingface_hub.snapshot_download(name) fetches one from the hub"
         )
+    check_unpacked_size(path)
     found = _unpickled(path)
     for name in ("state", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"{path} must hold tensors by name, alone or under state, model; it holds other things")
+    _check_sizes(path, found)
     return dict(found)
+
+
+def _check_sizes(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are larger than what is stored of them: repeated by strides, or again and again by name."""
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if tensor.layout == torch.strided and not tensor.is_meta and sizes[name] > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{path} holds {name!r} of shape {tuple(tensor.shape)}, but not as many numbers")
+    # A tied embedding and the frequencies of a filter are there several times.
+    stored = path.stat().st_size
+    if sum(sizes.values()) > _MOST_REPEATED * stored:
+        raise ValueError(f"{path} has {stored:,} bytes, but its tensors {sum(sizes.values()):,}; it repeats them")
 
 
 def _unpickled(path: Path) -> Any:
@@ -160,15 +176,16 @@ def load_m2_bert(state: Mapping[str, Tensor], *, padding: str = "legacy", dropou
         raise ValueError(
             f"not an M2-BERT state dict: missing {sorted(expected - found)}, unexpected {sorted(found - expected)}"
         )
-    model.to_empty(device="cpu").to(tensors[_embedding("word_embeddings")].dtype)
+    dtype = tensors[_embedding("word_embeddings")].dtype
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     renamed = {}
     for theirs, ours in names.items():
         # Of theirs some have a dimension of size 1 more.
         fits = [size for size in tensors[theirs].shape if size > 1] == [size for size in shapes[ours] if size > 1]
-        renamed[ours] = tensors[theirs].reshape(shapes[ours]) if fits else tensors[theirs]
+        # What does not fit is refused below; nothing of a size that the tensors do not have is made before.
+        renamed[ours] = tensors[theirs].reshape(shapes[ours]).to("cpu", dtype, copy=True) if fits else tensors[theirs]
     try:
-        model.load_state_dict(renamed)
+        model.load_state_dict(renamed, assign=True)
     except RuntimeError as error:
         raise ValueError(f"the tensors do not make one M2-BERT: {error}") from error
     return model.eval()

@@ -50,8 +50,9 @@ def load_s4d_minimal(state: Mapping[str, Tensor]) -> S4D:
     state = {key: stored_numbers(key, value) for key, value in state.items()}
     if state["kernel.C"].ndim != 3 or state["kernel.C"].shape[-1] != 2:
         raise ValueError(f"kernel.C must be (H, N/2, 2) real pairs; got shape {tuple(state['kernel.C'].shape)}")
+    state = {name: torch.as_tensor(value) for name, value in state.items()}
     d_model, pairs, _ = state["kernel.C"].shape
-    layer = S4D(d_model, 2 * pairs, init="lin", dtype=state["kernel.C"].dtype)
+    layer = S4D(d_model, 2 * pairs, init="lin", device="meta", dtype=state["kernel.C"].dtype)
     renamed = {
         "C": state["kernel.C"][None],
         "log_dt": state["kernel.log_dt"],
@@ -104,6 +105,7 @@ def load_s4(state: Mapping[str, Tensor], **options: Any) -> S4 | S4D:
         "channels": channels,
         "bidirectional": C.shape[0] == 2 * channels,
         "dtype": C.dtype,
+        "device": "meta",  # what the layer would start from takes long, and is not wanted
     }
     tied = inv_dt.shape[1] == 1
     renamed = {
@@ -150,8 +152,8 @@ def _free_of_length(layer: S4Filter, length: int) -> None:
     """Solve C̃ = C (I - Ā^L) for C, in float64; a length of 0 says that C is stored as it is."""
     if length == 0:
         return
-    exact = S4Filter(layer.d_model, layer.d_state, **_shape_options(layer), dtype=torch.float64)
-    exact.load_state_dict(layer.state_dict())
+    exact = S4Filter(layer.d_model, layer.d_state, **_shape_options(layer), device="meta", dtype=torch.float64)
+    exact.load_state_dict({name: tensor.double() for name, tensor in layer.state_dict().items()}, assign=True)
     system = exact.system()
     seen = torch.eye(layer.d_state, dtype=torch.float64) - torch.linalg.matrix_power(system.a, length)
     free = torch.linalg.solve(seen, system.c.transpose(0, 1), left=False).transpose(0, 1)
@@ -165,10 +167,19 @@ def _shape_options(layer: S4Filter) -> dict[str, Any]:
 
 
 def _filled(layer: Any, system: Mapping[str, Tensor], weight: Tensor, bias: Tensor) -> Any:
-    """Fill a layer with the tensors of its filter and of its output layer."""
+    """A layer on the meta device with copies of the tensors of its filter and its output layer, in its dtypes."""
+    own = layer.state_dict()
     tensors = {f"filter.{name}": torch.as_tensor(value) for name, value in system.items()}
+    tensors |= {"mix.output.weight": weight.flatten(1), "mix.output.bias": bias}
+    copies = {
+        # What does not fit is refused below, uncopied.
+        name: value.to("cpu", own[name].dtype, copy=True).contiguous()
+        if name in own and own[name].shape == value.shape
+        else value
+        for name, value in tensors.items()
+    }
     try:
-        layer.load_state_dict(tensors | {"mix.output.weight": weight.flatten(1), "mix.output.bias": bias})
+        layer.load_state_dict(copies, assign=True)
     except RuntimeError as error:
         raise ValueError(f"the tensors do not make one {type(layer).__name__} layer: {error}") from error
     return layer.eval()

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from milkweed.convert.checkpoints.numbers import stored_numbers
@@ -43,8 +44,10 @@ def load_sashimi(
     groups = _grouped(state)
     try:
         model, renamed = _rebuilt(groups, d_input, d_output, encoder, options)
+        for part in (model.encoder, model.head):
+            part.to_empty(device="cpu").reset_parameters()
         fresh = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(("encoder.", "head."))}
-        model.load_state_dict(renamed | fresh)
+        model.load_state_dict({name: tensor.clone() for name, tensor in renamed.items()} | fresh, assign=True)
     except (KeyError, IndexError, RuntimeError) as error:
         raise ValueError(f"the tensors do not make one Sashimi backbone: {error}") from error
     return model.eval()
@@ -79,18 +82,19 @@ def _rebuilt(
         out, into = down[index]["linear.weight"].shape[:2]
         sizes.append((into // width, out // width))
         width = out
-    model = Sashimi(
-        d_input,
-        d_output,
-        d_model,
-        depth=sum(id(group) in layers for group in center),
-        pool=[pool for pool, _ in sizes],
-        expand=sizes[0][1] if sizes else 2,
-        ff=hidden[0].shape[0] // hidden[0].shape[1] if hidden else 0,
-        layer=_spec(first),
-        unet=bool(before and before[0]),
-        encoder=encoder,
-    )
+    with torch.device("meta"):
+        model = Sashimi(
+            d_input,
+            d_output,
+            d_model,
+            depth=sum(id(group) in layers for group in center),
+            pool=[pool for pool, _ in sizes],
+            expand=sizes[0][1] if sizes else 2,
+            ff=hidden[0].shape[0] // hidden[0].shape[1] if hidden else 0,
+            layer=_spec(first),
+            unet=bool(before and before[0]),
+            encoder=encoder,
+        )
     renamed = {f"norm.{name}": tensor for name, tensor in groups["norm"].items()}
     for level, index in enumerate(pools):
         path = "levels" + ".inner" * level

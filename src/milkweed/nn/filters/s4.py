@@ -86,7 +86,7 @@ class S4Filter(StateSpaceFilter):
         self.backend = backend
         self.n_ssm = check_groups(d_model, n_ssm)
         modes, groups = d_state // 2, self.n_ssm
-        self.rank = len(self._basis(rank)[0].P)
+        self.rank = self._check_basis(rank)  # before anything is allocated
         self.log_dt = self._empty(d_model)
         self.A_real, self.A_imag = self._empty(groups, modes), self._empty(groups, modes)
         self.P = self._empty(self.rank, groups, modes, 2)
@@ -95,21 +95,30 @@ class S4Filter(StateSpaceFilter):
         self._freeze(["A", "B", "C", "D", "P", "dt"])
         self.reset_parameters()
 
-    def _basis(self, rank: int | None) -> list[ssm.NPLR]:
-        """The initial system of every group."""
-        names = COMBINATIONS.get(self.init, (self.init,))
+    def _check_basis(self, rank: int | None) -> int:
+        """The rank of P; no system of the layer's size is computed for it."""
         known = [name for name, basis in ssm.BASES.items() if basis.correction is not None]
         if self.init not in (*COMBINATIONS, *ssm.BASES):
             raise ValueError(unknown("init", self.init, (*COMBINATIONS, *known)))
+        names = COMBINATIONS.get(self.init, (self.init,))
         if self.n_ssm % len(names):
             raise ValueError(f"init={self.init!r} needs n_ssm to be a multiple of {len(names)}; got {self.n_ssm}")
-        with torch.device("cpu"):  # models are built inside `with torch.device("meta")` too
-            rank = max(len(ssm.nplr(name, self.d_state).P) for name in names) if rank is None else rank
-            found = [ssm.nplr(name, self.d_state, rank) for name in names]
+        with torch.device("cpu"):
+            # What is refused does not depend on the size.
+            least = max(len(ssm.nplr(name, 2, None if rank is None else min(rank, 2)).P) for name in names)
+        return least if rank is None else rank
+
+    def _basis(self) -> list[ssm.NPLR]:
+        """The initial system of every group."""
+        names = COMBINATIONS.get(self.init, (self.init,))
+        with torch.device("cpu"):
+            found = [ssm.nplr(name, self.d_state, self.rank) for name in names]
         return [each for each in found for _ in range(self.n_ssm // len(names))]
 
     def _reset_system(self) -> None:
-        groups = self._basis(self.rank)
+        if self.log_dt.is_meta:
+            return
+        groups = self._basis()
         Lambda = torch.stack([group.Lambda for group in groups])
         self.log_dt.copy_(ssm.log_timescale(self.d_model, self.dt_min, self.dt_max))
         rates = -Lambda.real if self.decay == "none" else (-Lambda.real).clamp_min(_LEAST_RATE)

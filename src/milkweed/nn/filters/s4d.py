@@ -96,8 +96,8 @@ class S4DFilter(StateSpaceFilter):
         if b_init == "legs" and init != "legs":
             raise ValueError(f"b_init='legs' is the vector of init='legs'; got init={init!r}")
         modes, real = d_state if init == "real" else d_state // 2, init == "real"
-        self._eigenvalues()  # refuses a bad init, size or option before anything is allocated
         self.log_dt = self._empty(d_model) if dt_tie else self._empty(d_model, modes)
+        self._eigenvalues()  # refuses a bad init, size or option before anything large is allocated
         self.A_real = self._empty(self.n_ssm, modes)
         self.A_imag = None if real else self._empty(self.n_ssm, modes)
         self.B = None if b_init is None else self._empty(self.n_ssm, modes, 1 if real else 2)
@@ -110,10 +110,17 @@ class S4DFilter(StateSpaceFilter):
         random = self.init == "rand" or any(self.init_options.get(f"random_{part}") for part in ("real", "imag"))
         combined = self.init in ssm.COMBINATIONS
         groups = self.n_ssm if random or combined else 1
-        found = ssm.diagonal(self.init, self.d_state, groups, **self.init_options)
-        return found.expand(self.n_ssm, found.shape[-1])
+        if not self.log_dt.is_meta:
+            found = ssm.diagonal(self.init, self.d_state, groups, **self.init_options)
+            return found.expand(self.n_ssm, found.shape[-1])
+        # On the meta device only what would be refused matters: the same for a few groups as for all.
+        with torch.device("meta"):
+            few = groups if combined and groups % 2 else 1 + combined
+            return ssm.diagonal(self.init, self.d_state, few, **self.init_options)
 
     def _reset_system(self) -> None:
+        if self.log_dt.is_meta:
+            return
         A = self._eigenvalues()
         self.log_dt.copy_(_spread(ssm.log_timescale(self.d_model, self.dt_min, self.dt_max), self.log_dt))
         self.A_real.copy_(inverse_decay_rate(-A.real if A.is_complex() else -A, self.decay))

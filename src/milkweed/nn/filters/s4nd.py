@@ -21,6 +21,8 @@ from milkweed.nn.precision import KeepsFloat32, at_least_float32
 T = TypeVar("T")
 
 _KINDS: dict[str, Callable[..., S4Filter | S4DFilter]] = {"s4": S4Filter, "s4d": S4DFilter}
+# torch has 64 axes at most; the batch and the channels take two.
+_MOST_AXES = 62
 _AXIS_OPTIONS = {
     "s4": ("decay", "discretization", "n_ssm", "rank"),
     "s4d": ("b_init", "decay", "discretization", "dt_tie", "init_options", "n_ssm"),
@@ -90,6 +92,8 @@ class S4NDFilter(KeepsFloat32):
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1; got {value}")
+        if dims > _MOST_AXES:
+            raise ValueError(f"dims must be at most {_MOST_AXES}, since tensors have no more axes; got {dims}")
         if kind not in _KINDS:
             raise ValueError(unknown("kind", kind, _KINDS))
         if not isinstance(axis_options, Mapping | None):

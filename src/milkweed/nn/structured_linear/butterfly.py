@@ -13,6 +13,8 @@ from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, o
 from milkweed.structures import Chain, project_chain
 from milkweed.structures.project import padded
 
+_MOST_DIGITS = 64
+
 
 class ButterflyLinear(StructuredLinear):
     """Linear layer with a chain of block-diagonal factors; a butterfly for digits of 2.
@@ -105,11 +107,13 @@ def chain_digits(in_features: int, out_features: int, digits: Sequence[int] | No
         The digits; as many 2s as are needed by default.
 
     Raises:
-        ValueError: A digit is below 1, or they do not reach the larger size.
+        ValueError: A digit is below 1, there are more than 64, or they do not reach the larger size.
     """
     most = max(in_features, out_features)
     if digits is None:
         return (2,) * max(1, (most - 1).bit_length())
+    if digits is not None and len(digits) > _MOST_DIGITS:
+        raise ValueError(f"digits must be at most {_MOST_DIGITS}, the bits of a size; got {len(digits)}")
     if not digits or min(digits) < 1 or math.prod(digits) < most:
         raise ValueError(
             f"digits must be positive and multiply to at least {most}, the larger of in_features and out_features; "

@@ -16,6 +16,9 @@ from torch.nn import functional as F
 from milkweed.ops._common import compute_dtype, needs_plain_formula, without_autocast
 from milkweed.structures.base import check_numbers
 
+MOST_DIGITS = 60
+"""Digits of time: every one is an axis, of which tensors have 64."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CausalBasis(ABC):
@@ -348,10 +351,12 @@ def balanced_digits(size: int, order: int) -> tuple[int, ...]:
         The smallest first; they multiply to at least ``size``.
 
     Raises:
-        ValueError: The size or the order is below 1.
+        ValueError: The size or the order is below 1, or the order is above `MOST_DIGITS`.
     """
     if size < 1 or order < 1:
         raise ValueError(f"size and order must be at least 1; got size={size}, order={order}")
+    if order > MOST_DIGITS:
+        raise ValueError(f"order must be at most {MOST_DIGITS}, as every digit is an axis; got order={order}")
     digits = [math.ceil(size ** (1 / order))] * order
     if math.prod(digits) < size:  # the root was rounded
         digits = [digit + 1 for digit in digits]

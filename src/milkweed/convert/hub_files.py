@@ -1,0 +1,196 @@
+"""Folders that transformers wrote, read as data: the one place where anything of them is read by transformers.
+
+No code that lies in such a folder runs, whatever its files say, whatever the environment says, and nobody is asked.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from milkweed._files import UnsafeFileError, inside, read_json_file
+
+CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
+INDEX = "model.safetensors.index.json"
+# Files that transformers follows to other models, or whose values name code.
+_READ = (CONFIG, TOKENIZER_CONFIG, "generation_config.json")
+_KERNELS = ("attn_implementation", "experts_implementation")
+
+
+def read_config(folder: str | os.PathLike[str]) -> Any:
+    """Read a model's config.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The config of transformers.
+
+    Raises:
+        UnsafeFileError: Its model is code that lies in the folder or on the hub, or is an adapter of another model.
+        ValueError: transformers does not know the model, or a file is damaged.
+    """
+    import transformers
+
+    return _read(transformers.AutoConfig, folder)
+
+
+def read_generation_config(folder: str | os.PathLike[str]) -> Any:
+    """Read how a model generates.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The generation config of transformers.
+    """
+    import transformers
+
+    return _read(transformers.GenerationConfig, folder)
+
+
+def read_tokenizer(name: str | os.PathLike[str]) -> Any:
+    """Read a tokenizer.
+
+    Args:
+        name: A folder, or a name on the hub, from which it is fetched.
+
+    Returns:
+        What transformers makes of it.
+    """
+    import transformers
+
+    return _read(transformers.AutoTokenizer, name)
+
+
+def read_model(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
+    """Read a model with its weights, which must be safetensors.
+
+    Args:
+        kind: Its class.
+        folder: The folder.
+        **options: As of ``from_pretrained``.
+
+    Returns:
+        As that does.
+    """
+    return _read(kind, folder, use_safetensors=True, **options)
+
+
+def model_class(config: Any) -> Any:
+    """Find the class of the bare model that a config describes, in transformers and in what the user registered.
+
+    Args:
+        config: A config of transformers.
+
+    Returns:
+        The class.
+    """
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        return type(transformers.AutoModel.from_config(config, trust_remote_code=False))
+
+
+def shards(folder: Path) -> list[Path]:
+    """List the files over which a model's weights are spread.
+
+    Args:
+        folder: The model's, with an index.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: The index is damaged, or names a file outside of the folder or of another kind.
+    """
+    index = read_json_file(folder / INDEX)
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not all(str(name).endswith(".safetensors") for name in names.values()):
+        raise ValueError(f"{folder / INDEX} must map parameters to .safetensors files")
+    return [inside(folder, name) for name in sorted(set(names.values()))]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the files that hold a model's weights.
+
+    Args:
+        folder: The model's.
+
+    Returns:
+        The single file, or all shards; none if there are neither.
+    """
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    return shards(folder) if (folder / INDEX).is_file() else []
+
+
+def _read(kind: Any, name: str | os.PathLike[str], **options: Any) -> Any:
+    folder = Path(name)
+    local = folder.is_dir()
+    files = _check_files(folder) if local else {}
+    try:
+        return kind.from_pretrained(
+            folder if local else name,
+            **options,
+            trust_remote_code=False,
+            **({"local_files_only": True} if local else {}),
+        )
+    except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError) as error:
+        code = any("auto_map" in values for values in files.values()) or "trust_remote_code" in str(error)
+        if not code:
+            raise
+        raise UnsafeFileError(
+            f"{name} holds code of its own, which is not run; use a model of a kind that this version of transformers "
+            "knows, or register the model's classes with transformers' Auto classes yourself"
+        ) from error
+
+
+def _check_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Refuse files that send transformers elsewhere."""
+    if (folder / "adapter_config.json").is_file() and not (folder / CONFIG).is_file():
+        raise UnsafeFileError(
+            f"{folder} holds an adapter of PEFT, whose adapter_config.json names another model; merge the adapter into "
+            "it and save that"
+        )
+    found = {}
+    for name in _READ:
+        if (folder / name).is_file():
+            values = read_json_file(folder / name)
+            if not isinstance(values, dict):
+                raise ValueError(f"{folder / name} must hold a JSON object; got a {type(values).__name__}")
+            found[name] = values
+            _check_kernels(folder / name, values)
+    if (folder / INDEX).is_file():
+        shards(folder)
+    for key, value in found.get(TOKENIZER_CONFIG, {}).items():
+        _check_tokenizer_file(folder, key, value)
+    return found
+
+
+def _check_kernels(file: Path, values: Any) -> None:
+    """Refuse an attention, or whatever else, that is code on the hub: ``owner/name``."""
+    if isinstance(values, list):
+        for each in values:
+            _check_kernels(file, each)
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            if key.removeprefix("_").removesuffix("_internal") in _KERNELS:
+                names = value.values() if isinstance(value, dict) else [value]
+                strange = [each for each in names if isinstance(each, str) and "/" in each]
+                if strange:
+                    raise UnsafeFileError(
+                        f"{file} asks for {key}={strange[0]!r}, code on the hub, which is not run; remove the entry"
+                    )
+            _check_kernels(file, value)
+
+
+def _check_tokenizer_file(folder: Path, key: str, value: Any) -> None:
+    """Refuse a file elsewhere that would be read in place of one of the folder; where there is one, that is read."""
+    if not (key.endswith("_file") and isinstance(value, str)) or "\0" in value:
+        return
+    if not (folder / Path(value).name).is_file() and any(Path(each).is_file() for each in (value, folder / value)):
+        inside(folder, value)
