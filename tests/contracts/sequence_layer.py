@@ -154,7 +154,7 @@ def check_empty_batch(layer, inputs):
     """No sequences give no outputs, and gradients of zero; in half precision and compiled as well."""
     for variant in (layer, copy.deepcopy(layer).bfloat16(), torch.compile(copy.deepcopy(layer), backend="aot_eager")):
         half = inputs.bfloat16() if inputs.is_floating_point() else inputs
-        given = half if variant is not layer and next(variant.parameters()).dtype == torch.bfloat16 else inputs
+        given = half if any(p.dtype == torch.bfloat16 for p in variant.parameters()) else inputs
         given = given[:0].clone().requires_grad_(given.is_floating_point())
         y = variant(given)
         assert y.shape[0] == 0

@@ -14,7 +14,7 @@ CAUSAL = {
     "dss": lambda: nn.S4D(D, 8, discretization="dss"),
     "long_conv": lambda: nn.LongConv(D, L),
     "explicit long_conv": lambda: nn.LongConv(D, L, kernel="explicit"),
-    "filter layer": lambda: nn.FilterLayer(nn.LongConv(D, L), D),
+    "filter layer": lambda: nn.SequenceLayer(nn.LongConv(D, L)),
     **{
         f"{construction} of order {order}": lambda construction=construction, order=order: nn.CausalMonarchMixer(
             D, L, construction, order=order, heads=2

@@ -21,6 +21,7 @@ from milkweed.convert.files import file_in, read_tensors, writing
 from milkweed.convert.metadata import read_json
 from milkweed.convert.record import ENTRY, build_entry, layer_entry
 from milkweed.convert.sites import LinearSite
+from milkweed.convert.versions import former, renamed
 from milkweed.nn.structured_linear import AdaptedLinear
 from milkweed.nn.structured_linear.adapted import Update
 from milkweed.nn.wrappers import gathered, is_distributed, one_writer, through_wrappers
@@ -95,7 +96,9 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
             adapters already or no numbers.
     """
     file = file_in(path, FILE_NAME)
-    tensors, entries, base, trained = _read(file)
+    tensors, entries, base, trained, version = _read(file)
+    tensors, base["samples"] = renamed(tensors, model, version), renamed(base["samples"], model, version)
+    entries = [{**entry, "names": list(renamed(dict.fromkeys(entry["names"]), model, version))} for entry in entries]
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() and tensor.isfinite().all()):
             raise ValueError(f"{file} holds {name!r}, {tensor.dtype}, with NaN, infinite or whole numbers; train again")
@@ -103,7 +106,7 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     parameters = base_parameters(model)
     if any(parameter.is_meta for parameter in parameters.values()):
         raise ValueError("model is on the meta device; load its own weights first, then adapters on top")
-    difference = _difference(model, sites, parameters, entries, base)
+    difference = _difference(model, sites, parameters, entries, base, version)
     if difference is not None:
         raise ValueError(f"{file} was made for another model, a {base['class']}: {difference}")
     try:
@@ -119,7 +122,7 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     return [name for names, _ in pairs for name in names]
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any], set[str] | None]:
+def _read(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any], set[str] | None, str]:
     tensors, metadata = read_tensors(file, "save_adapters")
     if not {"adapters", "base"} <= metadata.keys():
         raise ValueError(f"{file} has no adapters in its metadata; it was not written by save_adapters")
@@ -130,7 +133,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str
             f"the base in {file} names a dtype {min(unknown)!r}, which this version of torch does not have"
         )
     trained = set(read_json(file, metadata, "trained", [str])) if "trained" in metadata else None
-    return tensors, entries, base, trained
+    return tensors, entries, base, trained, metadata.get("milkweed", __version__)
 
 
 def _check_trained(
@@ -167,7 +170,8 @@ def _fingerprint(model: nn.Module) -> dict[str, Any]:
         for parameter, name in frozen.items()
         if (values := _sample(parameter)).isfinite().all()
     }
-    return {"class": type(model).__name__, "count": len(parameters), "names": _digest(parameters), "samples": samples}
+    names = _digest(list(parameters))
+    return {"class": type(model).__name__, "count": len(parameters), "names": names, "samples": samples}
 
 
 def _difference(
@@ -176,6 +180,7 @@ def _difference(
     parameters: dict[str, nn.Parameter],
     entries: Sequence[dict[str, Any]],
     base: dict[str, Any],
+    version: str,
 ) -> str | None:
     """In what a model differs from the one that adapters were made for."""
     for entry in entries:
@@ -187,7 +192,7 @@ def _difference(
         found = sites[name].in_features, sites[name].out_features
         if found != sizes:
             return f"layer {name!r} has {sizes[0]} inputs and {sizes[1]} outputs there, here {found[0]} and {found[1]}"
-    if _digest(parameters) != base["names"]:
+    if _digest(former(parameters, model, version)) != base["names"]:
         return (
             f"its {base['count']} parameters have other names than the {len(parameters)} of this "
             f"{type(model).__name__}; was one of them converted?"
@@ -223,5 +228,5 @@ def _has_numbers(parameter: nn.Parameter) -> bool:
     return ordinary and parameter.is_floating_point() and not parameter.is_meta
 
 
-def _digest(parameters: dict[str, nn.Parameter]) -> str:
-    return hashlib.sha256("\n".join(sorted(parameters)).encode()).hexdigest()
+def _digest(names: list[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()

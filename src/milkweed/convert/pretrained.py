@@ -32,6 +32,7 @@ from milkweed.convert.files import (
 from milkweed.convert.metadata import read_json
 from milkweed.convert.record import ENTRY, conversion_record, misfit, rebuild, recorded_layers
 from milkweed.convert.skeleton import skeleton_of
+from milkweed.convert.versions import renamed
 from milkweed.models.base import Model, build_model
 from milkweed.nn.wrappers import gathered, one_writer, through_wrappers
 
@@ -144,6 +145,8 @@ def load_pretrained(
         raise ValueError(f"{file} was not written by save_pretrained; load its tensors with safetensors")
     conversion = read_json(file, metadata, "conversion", [ENTRY])
     aliases = read_json(file, metadata, "aliases", {str: str})
+    version = metadata.get("milkweed", __version__)
+    header, conversion, aliases = _by_names_of_today(skeleton, version, header, conversion, aliases)
     try:
         with limited(len(header)):
             layers = recorded_layers(skeleton, conversion)
@@ -153,12 +156,25 @@ def load_pretrained(
     except (RuntimeError, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the parameters in {file} do not fit its config: {error}") from error
     model = _with_tables(file, skeleton, header) if into is None else into
-    tensors, _ = read_tensors(file, "save_pretrained", device)
+    tensors = renamed(read_tensors(file, "save_pretrained", device)[0], skeleton, version)
     if {name: (t.shape, t.dtype) for name, t in tensors.items()} != {n: (t.shape, t.dtype) for n, t in header.items()}:
         raise ValueError(f"{file} changed while it was read; read it again")
     rebuild(model, layers)
     _fill(model, _with_aliases(tensors, aliases), aliases)
     return model.to(device).eval()
+
+
+def _by_names_of_today(
+    skeleton: nn.Module, version: str, header: Any, conversion: list[dict[str, Any]], aliases: dict[str, str]
+) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, str]]:
+    """What a file says, in the names that this version uses."""
+
+    def today(names: list[str]) -> list[str]:
+        return list(renamed(dict.fromkeys(names), skeleton, version))
+
+    conversion = [{**entry, "names": today(entry["names"])} for entry in conversion]
+    aliases = dict(zip(today(list(aliases)), today(list(aliases.values())), strict=True)) if aliases else {}
+    return renamed(header, skeleton, version), conversion, aliases
 
 
 def _check_not_pickled(path: Path) -> None:

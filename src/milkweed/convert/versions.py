@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from torch import nn
 
-from milkweed.nn import S4ND, SequenceLayer
+from milkweed.nn import S4, S4D, S4ND, SequenceLayer
 
 T = TypeVar("T")
 
@@ -27,6 +27,21 @@ def renamed(found: Mapping[str, T], model: nn.Module, version: str) -> dict[str,
     return dict(found) if rename is None else {rename(name, model): value for name, value in found.items()}
 
 
+def former(names: Iterable[str], model: nn.Module, version: str) -> list[str]:
+    """Give the names that parameters of a model had in an earlier version.
+
+    Args:
+        names: Today's.
+        model: The model.
+        version: The version.
+
+    Returns:
+        The names, in their order.
+    """
+    rename = _FORMER.get(version)
+    return list(names) if rename is None else [rename(name, model) for name in names]
+
+
 def _from_0_1_0(name: str, model: nn.Module) -> str:
     """Filter and mixing were one module in S4 layers, and gate and output stood beside the filter in others."""
     parts = name.split(".")
@@ -43,6 +58,18 @@ def _from_0_1_0(name: str, model: nn.Module) -> str:
     return ".".join(parts)
 
 
+def _to_0_1_0(name: str, model: nn.Module) -> str:
+    parts = name.split(".")
+    for depth in range(len(parts)):
+        owner = ".".join(parts[:depth])
+        if not _has_module(model, owner) or not isinstance(model.get_submodule(owner), SequenceLayer | S4ND):
+            continue
+        if parts[depth] == "mix" or isinstance(model.get_submodule(owner), S4 | S4D | S4ND):
+            del parts[depth]
+        break
+    return ".".join(parts)
+
+
 def _has_module(model: nn.Module, name: str) -> bool:
     try:
         model.get_submodule(name)
@@ -52,3 +79,4 @@ def _has_module(model: nn.Module, name: str) -> bool:
 
 
 _RENAMES: dict[str, Callable[[str, nn.Module], str]] = {"0.1.0": _from_0_1_0}
+_FORMER: dict[str, Callable[[str, nn.Module], str]] = {"0.1.0": _to_0_1_0}

@@ -88,7 +88,8 @@ class Mixing(nn.Module):
             TypeError: It is another.
         """
         for layer in (self.gate, self.output):
-            if layer is not None:
+            # Layers that were converted, adapted or quantised refuse it themselves.
+            if type(layer) is nn.Linear:
                 check_signal_dtype(u, layer.weight.dtype, kept=False)
 
     def reset_parameters(self) -> None:

@@ -9,7 +9,9 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torchmetrics import MeanMetric, Metric
 
+from milkweed._version import __version__
 from milkweed.convert import densify_
+from milkweed.convert.versions import renamed
 from milkweed.models.base import build_model
 from milkweed.nn import parameter_groups
 from milkweed.tasks.densified import Densified
@@ -176,11 +178,12 @@ class SequenceTask(LightningModule, ABC):
         self.densified = Densified(step, warmup_steps, layers, before, self.trainable_parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down whether the model has been made dense.
+        """Write down the version, and whether the model has been made dense.
 
         Args:
             checkpoint: What Lightning collected.
         """
+        checkpoint["milkweed"] = __version__
         if self.densified:
             checkpoint["densified"] = self.densified.as_dict()
 
@@ -188,8 +191,10 @@ class SequenceTask(LightningModule, ABC):
         """Give the model the layers that the checkpoint has, dense or structured, before its numbers are loaded.
 
         Args:
-            checkpoint: What `on_save_checkpoint` has seen.
+            checkpoint: What `on_save_checkpoint` has seen; its parameters get the names of this version.
         """
+        version = checkpoint.get("milkweed", "0.1.0")  # which did not write it down
+        checkpoint["state_dict"] = renamed(checkpoint["state_dict"], self, version)
         stored = checkpoint.get("densified")
         if stored and not self.densified:
             densify_(self.model)
