@@ -250,13 +250,45 @@ def test_a_lost_device_is_left_to_a_new_process(toy, offer, tmp_path, monkeypatc
     assert lost["failure"].startswith("ours: wrong")
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--repeats", "0"], ["--threads", "many"], ["--ouput", "x"], ["--devise", "cpu"]]
-)
+@pytest.mark.parametrize("arguments", [["--repeats", "0"], ["--threads", "many"], ["--ouput", "x"], ["--dev", "cpu"]])
 def test_bad_arguments_exit_with_two(arguments):
     with pytest.raises(SystemExit) as refused:
         main(arguments)
     assert refused.value.code == 2
+
+
+def test_what_the_time_does_not_suffice_for_is_skipped(toy, offer, capsys, tmp_path):
+    calls = []
+    offer(toy(name="first", calls=calls), toy(name="second", calls=calls))
+    out = tmp_path / "none.json"
+    assert main(["--seconds", "0", "--json", str(out)]) == 0
+    assert calls == []
+    assert capsys.readouterr().out.count("the 0 s were over") == 2
+    assert all(record["skipped"] and record["value"] is None for record in json.loads(out.read_text())["cases"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no results of this command"),
+        ('{"cases": [', "holds no results of this command"),
+        ("[]", "holds no results of this command"),
+        ('{"format": 1, "environment": {}, "cases": []}', "holds no results of this command"),
+        ('{"cases": [{}], "format": 2, "interpreted": false, "environment": {"machine": "A"}}', "holds no results"),
+        ('{"cases": [{"figure": "growth"}], "format": 2, "interpreted": false, "environment": {}}', "holds no results"),
+        ('{"cases": [], "format": 2, "interpreted": false, "environment": {"machine": "A"}}', "in another way"),
+        ('{"cases": [], "format": 2, "interpreted": true, "environment": {"machine": "A"}}', "in another way"),
+    ],
+)
+def test_only_a_file_of_its_own_is_resumed(toy, offer, capsys, tmp_path, content, message):
+    calls = []
+    offer(toy(calls=calls))
+    out = tmp_path / "old.json"
+    out.write_text(content)
+    assert main(["--json", str(out), "--resume"]) == 2
+    assert message in capsys.readouterr().err
+    assert out.read_text() == content
+    assert calls == []
 
 
 def test_the_interpreter_is_not_for_cases_of_the_cpu(capsys):
