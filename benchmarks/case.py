@@ -109,6 +109,10 @@ class Case:
             return self.build(size)
 
 
+class NotHereError(Exception):
+    """What a case needs is not on this machine."""
+
+
 class UnknownCaseError(LookupError):
     """No case has a name like the one asked for."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.case import Case, Figure, Outputs, Size, Work
+from benchmarks.case import Case, Figure, NotHereError, Outputs, Size, Work
 from benchmarks.footprint import peak_extra_bytes
 from benchmarks.machine import Ceilings, seconds
 
@@ -238,7 +238,7 @@ def run(case: Case, settings: Settings, size: Size | None = None) -> Outcome:
                 size = {**size, case.shrinks: size[case.shrinks] // 2}
                 continue
             outcome.failure = f"out of memory at {case.shrinks or 'its size'} 1"
-        except ModuleNotFoundError as error:
+        except (ModuleNotFoundError, NotHereError) as error:
             outcome.skipped = str(error)
         except Exception as error:
             outcome.failure = _told(error)
@@ -276,11 +276,15 @@ def _check(work: Work, outcome: Outcome, settings: Settings) -> None:
         settings.on_step(f"check {name}")
         side = outcome.sides[name] = Side()
         try:
-            found = work.part(call())
+            # Copied, so that a part does not keep all of it.
+            found = {output: x.clone() for output, x in work.part(call()).items()}
             dtypes |= {str(x.dtype).removeprefix("torch.") for x in found.values()}
             if name in truth:
                 side.errors = relative_errors(found, truth[name])
                 side.failure = wrong(side.errors, work.tolerances[name])
+            if name == "ours" and outcome.case.device == "cuda" and not side.failure:
+                # Nothing in our kernels depends on the order in which programs run.
+                side.failure = differing(found, work.part(call()))
         except torch.OutOfMemoryError:
             if name != "eager":
                 raise
@@ -363,6 +367,12 @@ def wrong(errors: Mapping[str, float], tolerance: float) -> str:
     # Written so that NaN is wrong too.
     off = [f"{output} is off by {error:.1e}" for output, error in errors.items() if not error <= tolerance]
     return f"wrong: {', '.join(off)}; allowed is {tolerance:.1e}" if off else ""
+
+
+def differing(first: Outputs, second: Outputs) -> str:
+    """Which outputs of two runs are not the same, bit for bit, in one sentence; empty if all are."""
+    names = [name for name, x in first.items() if not torch.equal(x.nan_to_num(), second[name].nan_to_num())]
+    return f"not the same when run again: {', '.join(names)}" if names else ""
 
 
 def device_is_lost(device: str) -> bool:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.case import Figure
+from benchmarks.case import Figure, NotHereError, Work
 from benchmarks.runner import Outcome, Side, relative_errors, run, slope
 
 
@@ -54,6 +54,21 @@ def test_an_error_inside_a_case_is_recorded(toy, settings):
     assert outcome.value is None
     outcome = run(toy(raises=ModuleNotFoundError("pip install it")), settings)
     assert (outcome.failure, outcome.skipped) == ("", "pip install it")
+
+
+def test_what_is_not_here_is_skipped(toy, settings):
+    outcome = run(toy(raises=NotHereError("there is one GPU only")), settings)
+    assert (outcome.failure, outcome.skipped) == ("", "there is one GPU only")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_kernels_on_a_gpu_must_give_the_same_again(toy, settings, device):
+    outputs = [{"output": torch.full((3,), 1 + step * 1e-7)} for step in range(9)]
+    sides = {"ours": outputs.pop, "peer": lambda: {"output": torch.ones(3)}}
+    truth = {"output": torch.ones(3, dtype=torch.float64)}
+    work = Work(sides, lambda: dict.fromkeys(sides, truth), dict.fromkeys(sides, 1e-3), 1, 1)
+    outcome = run(dataclasses.replace(toy(device=device), build=lambda size: work), settings)
+    assert outcome.failure == ("ours: not the same when run again: output" if device == "cuda" else "")
 
 
 def test_the_size_is_halved_until_it_fits(toy, settings):
