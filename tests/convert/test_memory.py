@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import milkweed as mw
-from milkweed.benchmarks import Pair
-from milkweed.benchmarks.memory import peak_extra_bytes
+from benchmarks.case import Work
+from benchmarks.footprint import peak_extra_bytes
 from milkweed.convert.calibrate import Calibration, InputMoments
 
 WIDE = 1536
@@ -40,21 +40,15 @@ print("MiB", peak - before)
 """
 
 
-@pytest.fixture
-def from_root(monkeypatch):
-    root = Path(__file__).parents[2]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]))
-
-
 def gathering(size):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(WIDE, 8, bias=False))
     inputs = [torch.randn(size["rows"], WIDE) for _ in range(2)]
-    return Pair(lambda: {"found": Calibration(model, {"0": model[0]}, inputs)["0"]}, dict, dict, 0.0)
+    return Work({"ours": lambda: {"found": Calibration(model, {"0": model[0]}, inputs)["0"]}}, dict, {})
 
 
-def test_moments_take_half_a_matrix_in_float64_and_their_sum_hardly_more(from_root):
-    ours, _ = peak_extra_bytes(gathering, {"rows": 4096})
+def test_moments_take_half_a_matrix_in_float64_and_their_sum_hardly_more():
+    ours = peak_extra_bytes(gathering, {"rows": 4096}, ["ours"])["ours"]
     if ours is None:
         pytest.skip("this system has no resettable high-water mark of memory")
     matrix = 8 * WIDE**2

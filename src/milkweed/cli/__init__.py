@@ -17,7 +17,6 @@ COMMANDS = {
     "inspect": "show layers, parameters, FLOPs and memory of a recipe",
     "demo": "train three small models on handwritten digits and compare them",
     "plot": "draw matrices, HiPPO bases and the kernels that a run learned",
-    "bench": "measure the library's algorithms against the plain formulas",
 }
 FIRST_STEPS = """\
 milkweed demo                                a first look, under three minutes
@@ -77,10 +76,6 @@ def dispatch(arguments: list[str]) -> int:
         return OK
     if command not in COMMANDS:
         raise UsageError(unknown("command", command, COMMANDS))
-    if command == "bench":
-        from milkweed.benchmarks import main as bench
-
-        return bench(rest)
     with warnings.catch_warnings():
         return importlib.import_module(f"milkweed.cli.{command}").run(rest)
 

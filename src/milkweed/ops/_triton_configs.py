@@ -1,4 +1,4 @@
-"""Tile sizes of the block-diagonal Triton kernels by device, as ``benchmarks/gpu.py --tune`` measures them."""
+"""Tile sizes of the block-diagonal Triton kernels by device, as ``python -m benchmarks --tune`` measures them."""
 
 from __future__ import annotations
 
