@@ -33,6 +33,11 @@ class Backend:
         run: The function, with the operation's own signature.
         refusal: Given the operation's arguments, ``None`` if ``run`` can take them, else the reason with the fix.
         passed_over: The same for arguments that ``run`` can take, but takes only if it is asked for by name.
+
+    Example:
+        >>> double = mw.ops.Backend("doubling", lambda x: 2 * x)
+        >>> double.run(torch.ones(3))
+        tensor([2., 2., 2.])
     """
 
     name: str
@@ -50,6 +55,11 @@ class Choice:
         backend: The backend that runs.
         reason: Why this one.
         refused: Backends before it in the order, with the reason each gave.
+
+    Example:
+        >>> choice = mw.ops.explain("linear_recurrence", torch.rand(2, 8), torch.rand(2, 8), backend="reference")
+        >>> choice.backend, choice.operation
+        ('reference', 'linear_recurrence')
     """
 
     operation: str
@@ -117,6 +127,12 @@ def available_backends(operation: str) -> tuple[str, ...]:
 
     Raises:
         ValueError: The operation is unknown.
+
+    Example:
+        >>> mw.ops.available_backends("linear_recurrence")
+        ('eager', 'reference', 'float64')
+        >>> mw.ops.linear_recurrence(torch.ones(1, 3), torch.ones(1, 3), backend="float64")
+        tensor([[1., 2., 3.]])
     """
     return tuple(backend.name for backend in _find(operation))
 
@@ -213,6 +229,11 @@ def use_backend(name: str | None) -> BackendBlock:
 
     Raises:
         ValueError: No operation has a backend of this name.
+
+    Example:
+        >>> with mw.ops.use_backend("reference"):
+        ...     print(mw.ops.explain("linear_recurrence", torch.rand(1, 4), torch.rand(1, 4)).backend)
+        reference
     """
     known = {backend.name for group in _operations.values() for backend in group}
     if name is not None and name not in known:
@@ -298,6 +319,11 @@ def explain(operation: str, *args: Any, backend: str | None = None, **kwargs: An
 
     Raises:
         ValueError: The operation or the backend is unknown, or the backend asked for cannot take these arguments.
+
+    Example:
+        >>> x, right, left = torch.ones(3, 16), torch.ones(4, 4, 4), torch.ones(4, 4, 4)
+        >>> print(mw.ops.explain("monarch_mm", x, right, left, backend="reference"))
+        monarch_mm: reference (asked for by backend=)
     """
     return _choose(operation, backend, args, kwargs)[1]
 

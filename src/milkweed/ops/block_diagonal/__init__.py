@@ -55,6 +55,11 @@ def block_diagonal_mm(
 
     Source:
         Monarch (arXiv 2204.00595), section 3: the two factors of a Monarch matrix are of this kind.
+
+    Example:
+        >>> weight = torch.tensor([[[1.0, 1.0]], [[1.0, -1.0]]])  # two blocks of 1 × 2
+        >>> mw.ops.block_diagonal_mm(torch.tensor([1.0, 2.0, 3.0, 4.0]), weight)
+        tensor([ 3., -1.])
     """
     check_numbers(x=x, weight=weight)
     if weight.ndim != 3:

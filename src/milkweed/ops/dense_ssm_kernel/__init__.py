@@ -87,6 +87,11 @@ def dense_ssm_kernel(a: Tensor, b: Tensor, c: Tensor, length: int, *, backend: s
     Source:
         The SSM convolution kernel of S4 (arXiv 2111.00396), equation 5, computed as a blocked Krylov product instead of
         by its generating function; this folder's README derives it.
+
+    Example:
+        >>> a = torch.tensor([[0.0, 1.0], [0.5, 0.0]])
+        >>> mw.ops.dense_ssm_kernel(a, b=torch.tensor([0.0, 1.0]), c=torch.tensor([1.0, 0.0]), length=5)
+        tensor([0.0000, 1.0000, 0.0000, 0.5000, 0.0000])
     """
     _check_system(a, b=b, c=c)
     if isinstance(length, float | bool) or length < 1:
@@ -133,6 +138,11 @@ def dense_ssm_state(u: Tensor, a: Tensor, b: Tensor, *, backend: str | None = No
 
     Source:
         The recurrence of S4 (arXiv 2111.00396), equation 3, unrolled.
+
+    Example:
+        >>> a, b = torch.tensor([[[0.5]]]), torch.tensor([[1.0]])
+        >>> mw.ops.dense_ssm_state(torch.tensor([[4.0, 2.0, 1.0]]), a, b)  # 1 + 2 / 2 + 4 / 4
+        tensor([[3.]])
     """
     check_real(u=u)
     _check_system(a, b=b)
@@ -168,6 +178,11 @@ def dense_ssm_advance(x: Tensor, a: Tensor, steps: int | Tensor, *, backend: str
 
     Source:
         The recurrence of S4 (arXiv 2111.00396), equation 3, by binary powers.
+
+    Example:
+        >>> a = torch.diag(torch.tensor([0.5, -1.0]))[None]
+        >>> mw.ops.dense_ssm_advance(torch.ones(1, 2), a, 3)
+        tensor([[ 0.1250, -1.0000]])
     """
     _check_system(a, x=x)
     if a.ndim != 3 or x.ndim < 2 or x.shape[-2] != a.shape[0]:

@@ -106,6 +106,12 @@ def fft_conv(
 
     Source:
         The FFT convolution of S4 (arXiv 2111.00396), gates as in Monarch Mixer (arXiv 2310.12109, section 4).
+
+    Example:
+        >>> u = torch.tensor([[1.0, 0.0, 0.0, 2.0]])
+        >>> y = mw.ops.fft_conv(u, torch.tensor([[1.0, 0.5, 0.25]]))
+        >>> [round(number, 4) for number in y[0].tolist()]
+        [1.0, 0.5, 0.25, 2.0]
     """
     optional = {"reverse_kernel": reverse_kernel, "skip": skip, "pre_gate": pre_gate, "post_gate": post_gate}
     check_real(

@@ -42,6 +42,12 @@ class FrozenKernel:
     Source:
         Frequency-sparse convolutions: FlashFFTConv (arXiv 2311.05908), section 3.3, which leaves out blocks of a
         permuted spectrum; here the highest frequencies, whatever the order.
+
+    Example:
+        >>> u, kernel = torch.randn(2, 4, 100), torch.randn(4, 100)
+        >>> frozen = mw.ops.FrozenKernel(kernel, length=100)
+        >>> torch.allclose(mw.ops.fft_conv(u, frozen), mw.ops.fft_conv(u, kernel), atol=1e-4)
+        True
     """
 
     def __init__(

@@ -42,6 +42,13 @@ def implicit_kernel(
 
     Source:
         Hyena (arXiv 2302.10866), section 3.3.
+
+    Example:
+        >>> features, frequency = torch.rand(50, 5), torch.ones(16)
+        >>> shapes = [(16, 5), (16,), (16, 16), (16,), (16, 16), (16,), (4, 16)]  # W0, b0, W1, b1, W2, b2, W3
+        >>> network = [torch.randn(shape) for shape in shapes]
+        >>> mw.ops.implicit_kernel(features, frequency, network, decay=torch.full((4,), 0.1)).shape
+        torch.Size([4, 50])
     """
     if len(network) != len(_NAMES):
         raise ValueError(f"network must be {len(_NAMES)} tensors, {', '.join(_NAMES)}; got {len(network)}")

@@ -60,6 +60,14 @@ def monarch_mm(
     Source:
         Monarch (arXiv 2204.00595), section 3.1 and the rectangular extension of its appendix, in the layout that the
         authors' checkpoints use. Where q < l some slices are structurally zero; the paper does not treat that case.
+
+    Example:
+        >>> right, left = torch.ones(2, 2, 2), torch.tensor([[[1.0, 0.0]] * 2, [[0.0, 1.0]] * 2])
+        >>> x = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        >>> mw.ops.monarch_mm(x, right, left)
+        tensor([3., 7., 3., 7.])
+        >>> torch.equal(mw.ops.monarch_mm(x, right, left), mw.Monarch(right, left).to_dense() @ x)
+        True
     """
     check_numbers(x=x, right=right, left=left)
     if right.ndim != 3 or left.ndim != 3:

@@ -40,6 +40,10 @@ def linear_recurrence(a: Tensor, x: Tensor, initial: Tensor | None = None, *, ba
     Source:
         The scan by blocks of Blelloch, Prefix sums and their applications (1990), section 1.4, in two levels; this
         folder's README.
+
+    Example:
+        >>> mw.ops.linear_recurrence(torch.full((1, 4), 0.5), torch.tensor([[8.0, 0.0, 0.0, 1.0]]))
+        tensor([[8., 4., 2., 2.]])
     """
     given = {"a": a, "x": x} if initial is None else {"a": a, "x": x, "initial": initial}
     check_numbers(**given)

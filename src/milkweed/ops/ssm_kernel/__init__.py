@@ -59,6 +59,11 @@ def diagonal_ssm_kernel(c: Tensor, dt_a: Tensor, length: int, *, backend: str | 
 
     Source:
         S4D (arXiv 2206.11893), section 3.3, equation 9; the split of the exponent is derived in this folder's README.
+
+    Example:
+        >>> decay = torch.tensor([[-math.log(2), 0.0]])  # one real mode, halved in every step
+        >>> mw.ops.diagonal_ssm_kernel(torch.tensor([[0.5, 0.0]]), decay, length=4)
+        tensor([1.0000, 0.5000, 0.2500, 0.1250])
     """
     c, dt_a = _pairs("c", c), _pairs("dt_a", dt_a)
     if c.shape[-2] != dt_a.shape[-2]:
@@ -102,6 +107,11 @@ def diagonal_ssm_state(u: Tensor, dt_a: Tensor, *, backend: str | None = None) -
 
     Source:
         The recurrence of S4D (arXiv 2206.11893), section 2, unrolled.
+
+    Example:
+        >>> decay = torch.tensor([[[-math.log(2), 0.0]]])  # one channel, one mode
+        >>> mw.ops.diagonal_ssm_state(torch.tensor([[4.0, 2.0, 1.0]]), decay)
+        tensor([[[3., 0.]]])
     """
     dt_a = _pairs("dt_a", dt_a)
     check_real(u=u)
