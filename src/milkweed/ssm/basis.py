@@ -28,6 +28,11 @@ def basis(A: Tensor, B: Tensor, times: Tensor) -> Tensor:
 
     Source:
         How to Train Your HiPPO (arXiv 2206.12037), section 2.1.
+
+    Example:
+        >>> A, B = mw.ssm.hippo("legs", 4)
+        >>> mw.ssm.basis(A, B, torch.linspace(0, 1, 6)).shape
+        torch.Size([4, 6])
     """
     if A.ndim != 2 or A.shape[0] != A.shape[1] or B.shape != A.shape[:1]:
         raise ValueError(f"A must be (N, N) and B (N,); got shapes {tuple(A.shape)} and {tuple(B.shape)}")
@@ -70,6 +75,12 @@ def basis_functions(
     Source:
         How to Train Your HiPPO (arXiv 2206.12037), section 4; HiPPO (arXiv 2008.07669), appendices D.2 and D.5, with
         the tilt χ included in the functions.
+
+    Example:
+        >>> mw.ssm.basis_functions("legt", 3, torch.tensor([0.0, 1.0]))
+        tensor([[ 1.0000,  1.0000],
+                [ 1.7321,  0.0000],
+                [ 2.2361, -1.1180]], dtype=torch.float64)
     """
     check_basis(name, d_state)
     alpha, beta = laguerre_parameters(name, alpha, beta)
@@ -115,6 +126,10 @@ def measure(name: str, times: Tensor, *, alpha: float | None = None, beta: float
     Source:
         As in [`milkweed.ssm.basis_functions`][]; that of ``fourier_decay`` follows from its transfer function in the
         limit, see the README beside this file.
+
+    Example:
+        >>> mw.ssm.measure("legt", torch.tensor([0.0, 1.0, 3.0]))
+        tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64)
     """
     check_basis(name, 1)
     alpha, beta = laguerre_parameters(name, alpha, beta)

@@ -31,6 +31,13 @@ def cauchy_kernel(Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, l
 
     Source:
         S4 (arXiv 2111.00396), section 3.2 and appendix C; the limit at -1 is missing there.
+
+    Example:
+        >>> Lambda, P, B, _ = mw.ssm.nplr("legs", 8)
+        >>> Lambda, P, B = Lambda.expand(2, 4), P[:, None].expand(1, 2, 4), B.expand(2, 4)  # two channels
+        >>> C, dt = torch.randn(2, 4, dtype=torch.complex128), torch.tensor([0.01, 0.1]).double()
+        >>> mw.ssm.cauchy_kernel(Lambda, P, B, C, dt, length=100).shape
+        torch.Size([2, 100])
     """
     pairs = [torch.cat([x, x.conj()], -1) for x in (Lambda, P, B)]
     A = torch.diag_embed(pairs[0]) - torch.einsum("rhn,rhm->hnm", pairs[1], pairs[1].conj())

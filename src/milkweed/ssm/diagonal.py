@@ -52,6 +52,11 @@ def diagonal(
     Source:
         S4D (arXiv 2206.11893), section 4; ``rand``, ``inv2``, ``quad`` and the options are from its ablations in
         section 5.2.
+
+    Example:
+        >>> mw.ssm.diagonal("lin", 8)
+        tensor([-0.5000+0.0000j, -0.5000+3.1416j, -0.5000+6.2832j, -0.5000+9.4248j],
+               dtype=torch.complex128)
     """
     parts = COMBINATIONS.get(name, (name,))
     if any(part not in DIAGONAL_INITS for part in parts):

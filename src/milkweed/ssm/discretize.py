@@ -34,6 +34,11 @@ def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") ->
     Source:
         S4 (arXiv 2111.00396), equation 3; ``"zoh"`` through the exponential of [[A, B], [0, 0]] dt, so that A is never
         inverted.
+
+    Example:
+        >>> A, B = torch.tensor([[-1.0]]), torch.tensor([1.0])
+        >>> mw.ssm.discretize(A, B, dt=math.log(2))
+        (tensor([[0.5000]]), tensor([0.5000]))
     """
     if method not in DISCRETIZATIONS:
         raise ValueError(unknown("method", method, DISCRETIZATIONS))
@@ -108,6 +113,12 @@ def discretize_dplr(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor
 
     Source:
         S4 (arXiv 2111.00396), appendix C.2, whose Woodbury correction is in complex arithmetic for a rank of one.
+
+    Example:
+        >>> A, P, B = (torch.view_as_real(x) for x in mw.ssm.nplr("legs", 8)[:3])
+        >>> a, b = mw.ssm.discretize_dplr(A, P, B, torch.tensor(0.01))
+        >>> a.shape, b.shape, bool(torch.linalg.eigvals(a).abs().max() < 1)
+        (torch.Size([8, 8]), torch.Size([8]), True)
     """
     inverse = pairs.reciprocal(_one_minus(dt[..., None, None] / 2 * A))
     columns = pairs.multiply(inverse, P).movedim(0, -1)  # D⁻¹ W as pairs, (..., N/2, 2, rank)
@@ -151,6 +162,11 @@ def discretize_diagonal(dt_a: Tensor, method: str = "zoh") -> tuple[Tensor, Tens
 
     Source:
         S4D (arXiv 2206.11893), section 3.1, equation 4. Safe at a → 0, where the paper's quotient is 0/0.
+
+    Example:
+        >>> exponent, scale = mw.ssm.discretize_diagonal(torch.tensor([[-math.log(2), 0.0]]))
+        >>> exponent.exp()[..., 0], scale[..., 0]  # a halves in every step
+        (tensor([0.5000]), tensor([0.7213]))
     """
     if method == "zoh":
         return dt_a, _expm1_over(dt_a)

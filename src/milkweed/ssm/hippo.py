@@ -47,6 +47,13 @@ def hippo(name: str, d_state: int, *, alpha: float | None = None, beta: float | 
         How to Train Your HiPPO (arXiv 2206.12037), sections 3 and 4, with halved ``legt`` as in its released code;
         ``glagt`` and ``chebt``: HiPPO (arXiv 2008.07669), appendices D.2 and D.5. ``chebt`` follows the paper in taking
         the sample that leaves the window for 0: its kernels grow after the window and it forgets nothing.
+
+    Example:
+        >>> A, B = mw.ssm.hippo("legs", 4)
+        >>> A.diagonal()
+        tensor([-1., -2., -3., -4.], dtype=torch.float64)
+        >>> B.square().round()
+        tensor([1., 3., 5., 7.], dtype=torch.float64)
     """
     check_basis(name, d_state)
     alpha, beta = laguerre_parameters(name, alpha, beta)
@@ -106,6 +113,11 @@ class HippoBasis:
         correction: N to P (rank, N) such that A + Pᵀ P = damping I + skew; None where no such P of low rank exists.
         damping: Real part of that normal matrix.
         fourier: Whether its rows are a constant and pairs of cos and sin.
+
+    Example:
+        >>> from milkweed.ssm.hippo import BASES
+        >>> BASES["legt"].window, BASES["fout"].fourier
+        (2.0, True)
     """
 
     matrices: Callable[[int], tuple[Tensor, Tensor]]

@@ -20,6 +20,11 @@ class NPLR(NamedTuple):
         P: (rank, M) complex128.
         B: (M,) complex128; V's phases are those that make it real and positive, unless it is clipped.
         V: (N, M) complex128: x = 2 Re(V z), and C x = 2 Re((C V) z).
+
+    Example:
+        >>> system = mw.ssm.nplr("legt", 8)
+        >>> isinstance(system, mw.ssm.NPLR), system.Lambda.shape, system.P.shape
+        (True, torch.Size([4]), torch.Size([2, 4]))
     """
 
     Lambda: Tensor
@@ -52,6 +57,11 @@ def nplr(name: str, d_state: int, rank: int | None = None, *, b_clip: float | No
     Source:
         S4 (arXiv 2111.00396), theorem 1 and appendix C; tied as in SaShiMi (arXiv 2202.09729), section 4. The
         eigenvectors are those of a Hermitian matrix, hence orthonormal to rounding. ``b_clip`` is in no paper.
+
+    Example:
+        >>> Lambda, P, B, V = mw.ssm.nplr("legs", 16)
+        >>> Lambda.shape, P.shape, Lambda.real[0].item()
+        (torch.Size([8]), torch.Size([1, 8]), -0.5)
     """
     entry = BASES.get(name)
     if entry is None or entry.correction is None:
@@ -110,6 +120,12 @@ def real_dplr(Lambda: Tensor, P: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
 
     Source:
         S4 (arXiv 2111.00396) with P = Q, rewritten from complex pairs into real coordinates.
+
+    Example:
+        >>> Lambda, P, B, _ = mw.ssm.nplr("legs", 8)
+        >>> A, B = mw.ssm.real_dplr(Lambda, P, B)
+        >>> A.shape, A.is_complex()
+        (torch.Size([8, 8]), False)
     """
     if not (Lambda.is_complex() and P.is_complex() and B.is_complex()):
         raise ValueError(f"Lambda, P and B must be complex; got {Lambda.dtype}, {P.dtype} and {B.dtype}")

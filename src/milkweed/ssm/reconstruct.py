@@ -34,6 +34,12 @@ class Reconstruction:
     Source:
         How to Train Your HiPPO (arXiv 2206.12037), section 3; ``scaled``: HiPPO (arXiv 2008.07669), section 3, but
         exact between samples: in log t the system is time-invariant.
+
+    Example:
+        >>> memory = mw.ssm.Reconstruction("legs", 32, dt=0.01)
+        >>> coefficients = memory.final(torch.ones(500))
+        >>> memory.past(coefficients, torch.tensor([0.5, 1.0])).round(decimals=1)
+        tensor([1., 1.], dtype=torch.float64)
     """
 
     def __init__(self, name: str, d_state: int, *, dt: float = 0.01, scaled: bool = False, method: str = "zoh") -> None:

@@ -35,6 +35,11 @@ def softmax_kernel(W: Tensor, A: Tensor, dt_a: Tensor, length: int, *, growing: 
         DSS (arXiv 2203.14343), proposition 1(b), with the regularised reciprocals and the maximum of its appendix A.2.
         The paper has all N modes and the real part, here are conjugate pairs: its W is 2 W. Its code regularises the
         product A (e^{zL} - 1), which small steps and short lengths make small too; here A and the sum each are.
+
+    Example:
+        >>> W, A = torch.randn(1, 3, 2), torch.tensor([[[-0.5, 1.0], [-0.5, 2.0], [-0.5, 3.0]]])
+        >>> mw.ssm.softmax_kernel(W, A, 0.1 * A, length=50).shape
+        torch.Size([1, 50])
     """
     flipped = (dt_a[..., :1] > 0) if growing else None
     z = dt_a if flipped is None else torch.where(flipped, -dt_a, dt_a)

@@ -27,6 +27,11 @@ def log_timescale(
 
     Source:
         How to Train Your HiPPO (arXiv 2206.12037), section 3.4.
+
+    Example:
+        >>> dt = mw.ssm.log_timescale(1000, dt_min=0.01, dt_max=0.1).exp()
+        >>> bool(dt.min() >= 0.01), bool(dt.max() <= 0.1)
+        (True, True)
     """
     if not 0 < dt_min <= dt_max < math.inf:
         raise ValueError(f"expected 0 < dt_min <= dt_max, both finite; got dt_min={dt_min}, dt_max={dt_max}")

@@ -26,6 +26,11 @@ class StructuredMatrix(ABC):
 
     A subclass defines ``_full_shape``, ``_apply``, ``_transpose`` and ``_flops``; ``inverse`` and ``slogdet`` if they
     are cheap.
+
+    Example:
+        >>> W = mw.monarch_hadamard(4)
+        >>> isinstance(W, mw.structures.StructuredMatrix), (W.T @ W).to_dense().diagonal()
+        (True, tensor([4., 4., 4., 4.]))
     """
 
     @property

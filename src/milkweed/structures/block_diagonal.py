@@ -18,6 +18,12 @@ class BlockDiagonal(StructuredMatrix):
     Args:
         weight: (k, q, p): k blocks of q × p.
         crop: (rows, columns) kept from the top left of the k q × k p matrix; all by default.
+
+    Example:
+        >>> W = mw.structures.BlockDiagonal(torch.ones(2, 1, 3))  # two blocks of 1 × 3
+        >>> W.to_dense()
+        tensor([[1., 1., 1., 0., 0., 0.],
+                [0., 0., 0., 1., 1., 1.]])
     """
 
     weight: Tensor

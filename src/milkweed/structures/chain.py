@@ -32,6 +32,11 @@ class Chain(StructuredMatrix):
     Source:
         Monarch Mixer (arXiv 2310.12109), section 3 (order-p Monarch); Dao et al., Learning fast algorithms using
         butterfly factorizations (arXiv 1903.05895), for digits of 2.
+
+    Example:
+        >>> W = mw.structures.Chain(tuple(torch.randn(4, 2, 2) for _ in range(3)))  # a butterfly of 8 × 8
+        >>> W.shape, W.num_parameters
+        ((8, 8), 48)
     """
 
     factors: tuple[Tensor, ...]

@@ -16,6 +16,11 @@ class Diagonal(StructuredMatrix):
 
     Args:
         entries: (n,).
+
+    Example:
+        >>> D = mw.structures.Diagonal(torch.tensor([1.0, 2.0, 4.0]))
+        >>> D.solve(torch.ones(3)), D.slogdet()[1].exp()
+        (tensor([1.0000, 0.5000, 0.2500]), tensor(8.))
     """
 
     entries: Tensor

@@ -35,6 +35,12 @@ class Factorization:
         factors: M₁ and M₂.
         matrix: M₁ M₂* as one structure.
         relative_error: Frobenius norm of what the matrix misses, over that of the dense matrix.
+
+    Example:
+        >>> m = mw.Monarch(torch.randn(4, 4, 4), torch.randn(4, 4, 4))
+        >>> found = mw.factorize_monarch_product((m @ m.H).to_dense(), block_size=4)
+        >>> found.matrix.shape, found.relative_error < 1e-3
+        ((16, 16), True)
     """
 
     factors: tuple[Monarch, Monarch]
@@ -73,6 +79,12 @@ def factorize_monarch_product(dense: Tensor, block_size: int, *, refine: int = 2
         Monarch (arXiv 2204.00595), section 3.3 and algorithm 2. Differs: the blocks that get inverted are chosen by
         their condition instead of being the first row and column, all of the products F(i, j) are diagonalised at
         once, repeated eigenvalues are allowed, and there is a refinement.
+
+    Example:
+        >>> F = mw.Monarch(*torch.randn(2, 4, 4, 4)) @ mw.Monarch(*torch.randn(2, 4, 4, 4)).H
+        >>> found = mw.factorize_monarch_product(F.to_dense(), block_size=4)
+        >>> len(found.factors), found.relative_error < 1e-3
+        (2, True)
     """
     _check(dense, block_size, refine)
     n, b = dense.shape[0], block_size

@@ -41,6 +41,11 @@ class FlatBlockButterfly(StructuredMatrix):
     Source:
         Chen, Dao et al., Pixelated Butterfly (arXiv 2112.00029), section 3: the first-order ("flat") approximation of a
         product of block butterfly factors.
+
+    Example:
+        >>> found = mw.structures.project_flat_butterfly(torch.ones(8, 8), nblocks=4, neighbours=2)
+        >>> found.matrix.to_dense()[0]
+        tensor([1., 1., 1., 1., 0., 0., 0., 0.])
     """
 
     blocks: Tensor

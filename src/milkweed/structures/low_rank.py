@@ -16,6 +16,11 @@ class LowRank(StructuredMatrix):
     Args:
         left: (m, rank).
         right: (rank, n), applied first.
+
+    Example:
+        >>> W = mw.structures.LowRank(torch.randn(100, 2), torch.randn(2, 300))
+        >>> W.shape, W.num_parameters, W.flops(batch=8)
+        ((100, 300), 800, 12800)
     """
 
     left: Tensor

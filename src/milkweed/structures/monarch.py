@@ -30,6 +30,12 @@ class Monarch(StructuredMatrix):
         Monarch (arXiv 2204.00595), definition 3.1 (k = l = q = p = r = s = √n) and the rectangular case of its
         appendix, in the layout of the authors' checkpoints. The transpose and the inverse are Monarch matrices up to
         index reversal on both sides, and come as products of the four factors.
+
+    Example:
+        >>> W = mw.Monarch(torch.randn(4, 4, 4), torch.randn(4, 4, 4))
+        >>> x = torch.randn(16)
+        >>> torch.allclose(W @ x, W.to_dense() @ x, atol=1e-4), W.num_parameters
+        (True, 128)
     """
 
     right: Tensor
@@ -180,6 +186,10 @@ def monarch_shapes(
         ValueError: A size is below 1, there are more blocks than features, slices would be structurally zero (fewer
             than ``nblocks`` features per block), or the rank is out of range.
         TypeError: A size is no integer.
+
+    Example:
+        >>> mw.structures.monarch_shapes(100, 200, nblocks=8)  # right (k, q, p) and left (l, s, r)
+        ((8, 13, 13), (8, 25, 13))
     """
     numbers = nblocks if isinstance(nblocks, tuple) and len(nblocks) == 2 else (nblocks,)
     for value in (in_features, out_features, *numbers, *(() if rank is None else (rank,))):

@@ -18,6 +18,11 @@ class Permutation(StructuredMatrix):
 
     Args:
         index: (n,), every integer from 0 to n - 1 once.
+
+    Example:
+        >>> P = mw.structures.Permutation(torch.tensor([2, 0, 1]))
+        >>> P @ torch.tensor([10.0, 20.0, 30.0])
+        tensor([30., 10., 20.])
     """
 
     index: Tensor

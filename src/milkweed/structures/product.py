@@ -28,6 +28,13 @@ class Product(StructuredMatrix):
     Source:
         Monarch (arXiv 2204.00595), section 3.2 and its appendix on (MM*)^w_e: w-fold products of size e n whose
         top-left n × n part is kept.
+
+    Example:
+        >>> scale = mw.structures.Diagonal(torch.tensor([1.0, 2.0]))
+        >>> product = scale @ mw.structures.Circulant(torch.tensor([0.0, 1.0]))
+        >>> type(product).__name__, product.to_dense()
+        ('Product', tensor([[0., 1.],
+                [2., 0.]]))
     """
 
     factors: tuple[StructuredMatrix, ...]
@@ -103,6 +110,12 @@ class Sum(StructuredMatrix):
 
     Args:
         terms: Structures of one shape.
+
+    Example:
+        >>> total = mw.structures.Diagonal(torch.ones(2)) + mw.structures.Circulant(torch.tensor([0.0, 5.0]))
+        >>> total.to_dense()
+        tensor([[1., 5.],
+                [5., 1.]])
     """
 
     terms: tuple[StructuredMatrix, ...]

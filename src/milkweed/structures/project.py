@@ -33,6 +33,11 @@ class Projection(Generic[M]):
         relative_error: ‖W − M‖ / ‖W‖ in Frobenius norm; 0 where W is 0.
         output_error: √(E‖(W − M) x‖² / E‖W x‖²) for inputs x of the covariance given; None without one.
         objectives: The squared output error after each half-step of a refinement, the start first.
+
+    Example:
+        >>> found = mw.structures.project_diagonal(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        >>> found.matrix.entries, round(found.relative_error, 4)
+        (tensor([3., 0.]), 0.8)
     """
 
     matrix: M
@@ -173,6 +178,11 @@ def project_diagonal(dense: Tensor) -> Projection[Diagonal]:
 
     Returns:
         The nearest diagonal matrix.
+
+    Example:
+        >>> found = mw.structures.project_diagonal(torch.eye(3) * 5)
+        >>> found.matrix.entries, found.relative_error
+        (tensor([5., 5., 5.]), 0.0)
     """
     work, _ = prepare(dense, None)
     _check_square(work)
@@ -187,6 +197,11 @@ def project_circulant(dense: Tensor) -> Projection[Circulant]:
 
     Returns:
         The nearest circulant matrix.
+
+    Example:
+        >>> found = mw.structures.project_circulant(torch.tensor([[1.0, 2.0], [4.0, 3.0]]))
+        >>> found.matrix.column
+        tensor([2., 3.])
     """
     work, _ = prepare(dense, None)
     _check_square(work)
@@ -204,6 +219,12 @@ def project_toeplitz(dense: Tensor) -> Projection[Toeplitz]:
 
     Returns:
         The nearest Toeplitz matrix.
+
+    Example:
+        >>> found = mw.structures.project_toeplitz(torch.tensor([[1.0, 2.0], [4.0, 3.0]]))
+        >>> found.matrix.to_dense()
+        tensor([[2., 2.],
+                [4., 2.]])
     """
     work, _ = prepare(dense, None)
     m, n = work.shape
@@ -227,6 +248,11 @@ def project_low_rank(dense: Tensor, rank: int, *, input_covariance: Tensor | Non
 
     Raises:
         ValueError: The rank is out of range.
+
+    Example:
+        >>> found = mw.structures.project_low_rank(torch.outer(torch.arange(3.0), torch.arange(4.0)), rank=1)
+        >>> found.matrix.num_parameters, found.relative_error < 1e-5
+        (7, True)
     """
     work, covariance = prepare(dense, input_covariance)
     if not 1 <= rank <= min(work.shape):
@@ -252,6 +278,11 @@ def project_block_diagonal(
 
     Returns:
         The nearest block-diagonal matrix, for the inputs or in Frobenius norm; optimal either way.
+
+    Example:
+        >>> found = mw.structures.project_block_diagonal(torch.ones(4, 4), nblocks=2)
+        >>> found.matrix.weight.shape, round(found.relative_error, 4)
+        (torch.Size([2, 2, 2]), 0.7071)
     """
     work, covariance = prepare(dense, input_covariance)
     check_blocks(work, nblocks)
@@ -276,6 +307,11 @@ def project_flat_butterfly(
 
     Raises:
         ValueError: nblocks is no power of two, or there are too many neighbours.
+
+    Example:
+        >>> found = mw.structures.project_flat_butterfly(torch.randn(32, 32), nblocks=8)
+        >>> found.matrix.shape, 0 < found.relative_error < 1
+        ((32, 32), True)
     """
     work, covariance = prepare(dense, input_covariance)
     check_blocks(work, nblocks)
@@ -316,6 +352,12 @@ def project_pixelfly(
 
     Raises:
         ValueError: There is no round, or an argument does not suit a part.
+
+    Example:
+        >>> dense = torch.randn(32, 32)
+        >>> butterfly = mw.structures.project_flat_butterfly(dense, nblocks=8)
+        >>> mw.structures.project_pixelfly(dense, nblocks=8, rank=2).relative_error < butterfly.relative_error
+        True
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1; got rounds={rounds}")
@@ -346,6 +388,11 @@ def project_chain(dense: Tensor, digits: Sequence[int]) -> Projection[Chain]:
     Source:
         Zheng, Riccietti and Gribonval, Efficient identification of butterfly sparse matrix factorizations
         (arXiv 2110.01230): the hierarchical algorithm.
+
+    Example:
+        >>> found = mw.structures.project_chain(mw.monarch_hadamard(8).to_dense(), digits=[2, 2, 2])
+        >>> found.matrix.num_parameters, found.relative_error < 1e-5
+        (48, True)
     """
     work, _ = prepare(dense, None)
     _check_square(work)

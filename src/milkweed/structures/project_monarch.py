@@ -64,6 +64,11 @@ def project_monarch(
     Source:
         Monarch (arXiv 2204.00595), algorithm 1 and theorem 1 (rank one, square), here for any shape and rank. The
         weighting by the covariance and the refinement go beyond the paper.
+
+    Example:
+        >>> found = mw.project_monarch(torch.randn(30, 50), nblocks=4)
+        >>> found.matrix.shape, found.matrix.num_parameters < 30 * 50, 0 < found.relative_error < 1
+        ((30, 50), True, True)
     """
     if not isinstance(dense, Tensor):
         if not isinstance(dense, list | tuple):

@@ -36,6 +36,13 @@ class Circulant(StructuredMatrix):
 
     Args:
         column: (n,), the first column.
+
+    Example:
+        >>> C = mw.structures.Circulant(torch.tensor([1.0, 2.0, 3.0]))
+        >>> C.to_dense()
+        tensor([[1., 3., 2.],
+                [2., 1., 3.],
+                [3., 2., 1.]])
     """
 
     column: Tensor
@@ -91,6 +98,13 @@ class Toeplitz(StructuredMatrix):
     Args:
         column: (m,), the first column.
         row: (n - 1,), the first row from its second entry on.
+
+    Example:
+        >>> T = mw.structures.Toeplitz(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([-1.0, -2.0]))
+        >>> T.to_dense()
+        tensor([[ 1.0000, -1.0000, -2.0000],
+                [ 2.0000,  1.0000, -1.0000],
+                [ 3.0000,  2.0000,  1.0000]])
     """
 
     column: Tensor

@@ -54,6 +54,11 @@ def monarch_dft(
 
     Source:
         Monarch (arXiv 2204.00595), section 3.2, with the permutation of the columns that its statement leaves out.
+
+    Example:
+        >>> F, x = mw.monarch_dft(12), torch.randn(12)
+        >>> torch.allclose(F @ x, torch.fft.fft(x), atol=1e-5)
+        True
     """
     power = _power(norm, _NORMS)
     dtype = _complex_of(torch.get_default_dtype()) if dtype is None else dtype
@@ -94,6 +99,11 @@ def monarch_dct(
     Source:
         Makhoul, "A fast cosine transform in one and two dimensions", IEEE TASSP 28 (1980), for the order; the
         factorisation is this library's.
+
+    Example:
+        >>> C = mw.monarch_dct(12, norm="ortho")
+        >>> torch.allclose(C.T @ (C @ torch.ones(12)), torch.ones(12), atol=1e-5)
+        True
     """
     return _trigonometric(n, False, inverse, norm, dtype, device)
 
@@ -127,6 +137,11 @@ def monarch_dst(
 
     Source:
         As `monarch_dct`.
+
+    Example:
+        >>> S = mw.structures.monarch_dst(6, norm="ortho")
+        >>> torch.allclose((S @ S.T).to_dense(), torch.eye(6), atol=1e-5)
+        True
     """
     return _trigonometric(n, True, inverse, norm, dtype, device)
 
@@ -154,6 +169,13 @@ def monarch_hadamard(
 
     Source:
         Monarch (arXiv 2204.00595), section 3.2: (A ⊗ I)(I ⊗ B) = A ⊗ B.
+
+    Example:
+        >>> mw.monarch_hadamard(4).to_dense()
+        tensor([[ 1.,  1.,  1.,  1.],
+                [ 1., -1.,  1., -1.],
+                [ 1.,  1., -1., -1.],
+                [ 1., -1., -1.,  1.]])
     """
     _check_size(n)
     if n & (n - 1):
@@ -184,6 +206,12 @@ def monarch_circulant(column: Tensor) -> Product:
 
     Source:
         Monarch (arXiv 2204.00595), section 3.2: convolution is in MM*.
+
+    Example:
+        >>> column = torch.randn(12)
+        >>> W = mw.structures.monarch_circulant(column)
+        >>> torch.allclose(W.to_dense().real, mw.structures.Circulant(column).to_dense(), atol=1e-5)
+        True
     """
     check_numbers("column", column, 1)
     monarch, order = _fourier(column.shape[0], False, 0.5)
@@ -209,6 +237,12 @@ def monarch_toeplitz(column: Tensor, row: Tensor) -> Product:
 
     Source:
         Monarch (arXiv 2204.00595), section 3.2: Toeplitz matrices are in (MM*) with expansion e = 2.
+
+    Example:
+        >>> column, row = torch.randn(5), torch.randn(4)
+        >>> W = mw.structures.monarch_toeplitz(column, row)
+        >>> torch.allclose(W.to_dense().real, mw.structures.Toeplitz(column, row).to_dense(), atol=1e-5)
+        True
     """
     check_numbers("column", column, 1)
     if row.ndim != 1:
@@ -240,6 +274,12 @@ def monarch_fastfood(scale: Tensor, gaussian: Tensor, permutation: Tensor, signs
 
     Source:
         Le, Sarlos, Smola, "Fastfood: approximate kernel expansions in loglinear time" (arXiv 1408.3060).
+
+    Example:
+        >>> signs, order = torch.tensor([1.0, -1.0] * 8), torch.randperm(16)
+        >>> W = mw.structures.monarch_fastfood(torch.ones(16), torch.randn(16), order, signs)
+        >>> W.shape, len(W.factors)
+        ((16, 16), 3)
     """
     dtype = _check_diagonals(scale=scale, gaussian=gaussian, signs=signs)
     middle = Permutation(permutation)
@@ -265,6 +305,11 @@ def monarch_acdc(a: Tensor, d: Tensor) -> Product:
     Source:
         Moczulski et al., "ACDC: a structured efficient linear layer" (arXiv 1511.05946), which multiplies row vectors;
         here, as everywhere in this package, the matrix acts on columns: C⁻¹ first.
+
+    Example:
+        >>> W = mw.structures.monarch_acdc(torch.ones(8), torch.ones(8))  # C C⁻¹
+        >>> torch.allclose(W.to_dense(), torch.eye(8), atol=1e-5)
+        True
     """
     dtype = _check_diagonals(a=a, d=d)
     monarch, order = _cosine(a.shape[0], False, 0.5)
@@ -288,6 +333,11 @@ def monarch_hd(*signs: Tensor) -> Product:
 
     Source:
         Bojarski et al., "Structured adaptive and random spinners" (arXiv 1610.06209).
+
+    Example:
+        >>> W = mw.structures.monarch_hd(torch.tensor([1.0, -1.0, 1.0, 1.0]))
+        >>> (W @ torch.ones(4)).round(decimals=2)
+        tensor([ 1.,  1., -1.,  1.])
     """
     if not signs:
         raise ValueError("signs must be at least one diagonal (n,); got none")

@@ -38,6 +38,11 @@ class CausalBasis(ABC):
     Raises:
         ValueError: The shapes do not follow from each other.
         TypeError: A factor is no real floating-point tensor.
+
+    Example:
+        >>> basis = mw.structures.KroneckerBasis((torch.eye(4)[None],))
+        >>> isinstance(basis, mw.structures.CausalBasis), basis.digits, basis.length
+        (True, (4,), 4)
     """
 
     factors: tuple[Tensor, ...]
@@ -305,6 +310,13 @@ def causal_product(
     Source:
         Monarch Mixer (arXiv 2310.12109), section 4 and its appendix on causality, in the form that README.md derives:
         the evaluations and the interpolation cancel but for the triangular parts around a convolution.
+
+    Example:
+        >>> plain = mw.structures.KroneckerBasis((torch.eye(4)[None],))  # the identity: an ordinary causal convolution
+        >>> kernel, u = torch.tensor([[1.0, 1.0, 0.0, 0.0]]), torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
+        >>> y = mw.structures.causal_product(kernel, u, output_basis=plain, kernel_basis=plain, input_basis=plain)
+        >>> y.round().int()
+        tensor([[[1, 3, 5, 7]]], dtype=torch.int32)
     """
     _check_product(kernel, u, output_basis, kernel_basis, input_basis)
     dtype = compute_dtype(kernel, u, *output_basis.factors, *kernel_basis.factors, *input_basis.factors)

@@ -23,6 +23,12 @@ class BivariateBasis(CausalBasis):
     Source:
         Monarch Mixer (arXiv 2310.12109), appendix on causality with bivariate polynomials; more variables are this
         library's.
+
+    Example:
+        >>> factors = (torch.eye(2)[None], torch.eye(3).expand(1, 2, 3, 3))  # digits of 2 and 3 values, one head
+        >>> basis = mw.structures.BivariateBasis(factors)
+        >>> basis.length, basis.evaluate(torch.ones(1, 1, 6)).shape
+        (6, torch.Size([1, 1, 24]))
     """
 
     def multiply(self, kernel: Tensor, u: Tensor) -> Tensor:

@@ -32,6 +32,12 @@ class ChebyshevBasis(CausalBasis):
 
     Source:
         Monarch Mixer (arXiv 2310.12109), appendix on causal maps over the reals; order p is this library's.
+
+    Example:
+        >>> basis = mw.structures.ChebyshevBasis((torch.eye(4)[None],))
+        >>> x = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
+        >>> basis.evaluate(x).shape, torch.allclose(basis.interpolate(basis.evaluate(x)), x, atol=1e-4)
+        (torch.Size([1, 1, 8]), True)
     """
 
     rows_below: int = 0

@@ -21,6 +21,12 @@ class KroneckerBasis(CausalBasis):
     Source:
         Monarch Mixer (arXiv 2310.12109), appendix on causality by Kronecker substitution. A degree cap on the top digit
         and order p are this library's, see README.md.
+
+    Example:
+        >>> basis = mw.structures.KroneckerBasis((torch.eye(2)[None], torch.eye(2).expand(1, 2, 2, 2)))
+        >>> x = torch.randn(2, 1, 4)
+        >>> torch.allclose(basis.interpolate(basis.evaluate(x)), x, atol=1e-5)
+        True
     """
 
     def multiply(self, kernel: Tensor, u: Tensor) -> Tensor:
