@@ -22,6 +22,11 @@ class Model(nn.Module):
 
     Args:
         **options: The subclass's constructor arguments, JSON values only.
+
+    Example:
+        >>> model = mw.models.SequenceModel(1, 10, d_model=8, depth=1)
+        >>> isinstance(model, mw.models.Model), model.options["d_model"]
+        (True, 8)
     """
 
     def __init__(self, **options: Any) -> None:
@@ -49,6 +54,11 @@ def build_model(config: dict[str, Any]) -> Model:
 
     Raises:
         ValueError: The name or an option is unknown.
+
+    Example:
+        >>> model = mw.models.SequenceModel(1, 10, d_model=8, depth=1)
+        >>> type(mw.models.build_model(model.config)).__name__
+        'SequenceModel'
     """
     name, options = config.get("name"), config.get("options", {})
     if name not in _registered:

@@ -49,6 +49,13 @@ def stream(
     Raises:
         ValueError: An option is out of range, the model gives no logits per step, or its longest text is shorter.
         TypeError: An option is of another type, or the model has no stepper.
+
+    Example:
+        >>> gpt = mw.models.M2Gpt(96, 96, length=64, d_model=32, depth=1)
+        >>> for token in mw.models.stream(gpt, torch.zeros(1, 3, dtype=torch.long), 2, temperature=0.8):
+        ...     print(token.shape)
+        torch.Size([1])
+        torch.Size([1])
     """
     _check(prompt, steps, temperature, top_k, top_p)
     if not hasattr(model, "stepper"):
@@ -83,6 +90,11 @@ def generate(model: Steppable, prompt: Tensor, steps: int, **options: Any) -> Te
 
     Returns:
         (B, L + steps) tokens, the prompt first.
+
+    Example:
+        >>> gpt = mw.models.M2Gpt(96, 96, length=64, d_model=32, depth=1)
+        >>> mw.models.generate(gpt, torch.zeros(2, 3, dtype=torch.long), 5, top_k=10).shape
+        torch.Size([2, 8])
     """
     return torch.cat([prompt, *(tokens[:, None] for tokens in stream(model, prompt, steps, **options))], 1)
 

@@ -33,6 +33,11 @@ class LinearMemory(Model):
     Source:
         The model of the synthetic tasks of How to Train Your HiPPO (arXiv 2206.12037). There the head of the
         reconstruction reads 256 random readouts of the state; here the state itself.
+
+    Example:
+        >>> model = mw.models.LinearMemory(1, 3, layer={"name": "s4d", "d_state": 16})
+        >>> model(torch.randn(2, 100, 1)).shape
+        torch.Size([2, 100, 3])
     """
 
     def __init__(

@@ -256,6 +256,11 @@ class M2Bert(Model):
     Source:
         Monarch Mixer (arXiv 2310.12109), section 5.1. The public training code starts all layers with the same numbers;
         here each is drawn by itself.
+
+    Example:
+        >>> bert = mw.models.M2Bert(d_input=1000, length=64, d_model=32, depth=1)
+        >>> bert(torch.randint(1000, (2, 40)), lengths=torch.tensor([40, 25])).shape
+        torch.Size([2, 40, 1000])
     """
 
     def __init__(

@@ -318,6 +318,11 @@ class M2Gpt(Model):
         Monarch Mixer (arXiv 2310.12109), section 5.3, M2-GPT of 145M and 360M parameters. Neither code nor weights were
         published. This is a reconstruction from what the paper says: width and depth, gates, no MLP; ``expand`` was
         chosen to come near the published counts.
+
+    Example:
+        >>> gpt = mw.models.M2Gpt(96, 96, length=64, d_model=32, depth=1)
+        >>> gpt(torch.randint(96, (2, 50))).shape
+        torch.Size([2, 50, 96])
     """
 
     def __init__(

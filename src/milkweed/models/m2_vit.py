@@ -48,6 +48,11 @@ class M2Vit(Model):
         Monarch Mixer (arXiv 2310.12109), section 5.2, M2-ViT-b with about 45M parameters. Its code and weights were
         not published: the pre-norm residual branches, the mean over patches instead of a class token, and the width of
         the filters' networks are choices made here, and come to 45.6M.
+
+    Example:
+        >>> vit = mw.models.M2Vit(1, 10, size=(28, 28), patch=7, d_model=32, depth=1)
+        >>> vit(torch.randn(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(

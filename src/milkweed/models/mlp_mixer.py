@@ -66,6 +66,11 @@ class MlpMixer(Model):
 
     Source:
         MLP-Mixer (arXiv 2105.01601) without patches; Monarch (arXiv 2204.00595, section 4.1) replaces its layers.
+
+    Example:
+        >>> model = mw.models.MlpMixer(1, 10, length=64, d_model=16, depth=1, linear={"name": "monarch", "nblocks": 2})
+        >>> model(torch.randn(2, 64, 1)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(

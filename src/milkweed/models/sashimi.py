@@ -45,6 +45,11 @@ class Sashimi(Model):
 
     Source:
         SaShiMi (arXiv 2202.09729), section 4.
+
+    Example:
+        >>> model = mw.models.Sashimi(256, 256, d_model=8, depth=1, pool=[2])
+        >>> model(torch.randint(256, (2, 64))).shape
+        torch.Size([2, 64, 256])
     """
 
     def __init__(

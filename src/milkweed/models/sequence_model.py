@@ -41,6 +41,11 @@ class SequenceModel(Model):
 
     Source:
         The backbone of S4 (arXiv 2111.00396) and S4D (arXiv 2206.11893) experiments.
+
+    Example:
+        >>> model = mw.models.SequenceModel(1, 10, d_model=16, depth=2, layer={"name": "s4d", "d_state": 16})
+        >>> model(torch.randn(4, 100, 1), lengths=torch.tensor([100, 80, 5, 1])).shape
+        torch.Size([4, 10])
     """
 
     def __init__(

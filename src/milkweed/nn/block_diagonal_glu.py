@@ -34,6 +34,10 @@ class BlockDiagonalGlu(nn.Module):
 
     Source:
         Monarch Mixer (arXiv 2310.12109), the feature mixing of M2-BERT.
+
+    Example:
+        >>> mw.nn.BlockDiagonalGlu(64, 128, nblocks=4)(torch.randn(2, 10, 64)).shape
+        torch.Size([2, 10, 64])
     """
 
     def __init__(

@@ -24,6 +24,11 @@ class SequenceNorm(nn.Module):
 
     Raises:
         ValueError: The kind is unknown.
+
+    Example:
+        >>> x = mw.nn.SequenceNorm("layer", 16)(3 + torch.randn(2, 50, 16))
+        >>> bool(x.mean().abs() < 0.1)
+        True
     """
 
     def __init__(self, kind: str, d_model: int) -> None:
@@ -82,6 +87,11 @@ class ResidualBlock(nn.Module):
         norm: ``"layer"`` or ``"batch"``.
         prenorm: Where the norm stands.
         dropout: Probability, on the layer's output.
+
+    Example:
+        >>> block = mw.nn.ResidualBlock(mw.nn.S4D(16), 16, norm="batch")
+        >>> block(torch.randn(2, 50, 16)).shape
+        torch.Size([2, 50, 16])
     """
 
     def __init__(

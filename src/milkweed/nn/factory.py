@@ -69,6 +69,11 @@ def build_sequence_layer(spec: Mapping[str, Any], d_model: int) -> nn.Module:
 
     Returns:
         The layer.
+
+    Example:
+        >>> layer = mw.nn.build_sequence_layer({"name": "s4d", "d_state": 16}, d_model=8)
+        >>> layer(torch.randn(2, 50, 8)).shape
+        torch.Size([2, 50, 8])
     """
     return _build("layer", SEQUENCE_LAYERS, spec, d_model)
 
@@ -83,6 +88,10 @@ def build_linear(spec: Mapping[str, Any], in_features: int, out_features: int) -
 
     Returns:
         The layer.
+
+    Example:
+        >>> mw.nn.build_linear({"name": "monarch", "nblocks": 2}, 64, 32)
+        MonarchLinear(in_features=64, out_features=32, nblocks=2, bias=True)
     """
     return _build("linear", LINEAR_LAYERS, spec, in_features, out_features)
 
@@ -118,6 +127,10 @@ def check_spec(kind: str, spec: Any) -> dict[str, Any]:
 
     Raises:
         ValueError: It is no mapping, or has no name.
+
+    Example:
+        >>> mw.nn.check_spec("linear", {"name": "monarch", "nblocks": 2})
+        {'name': 'monarch', 'nblocks': 2}
     """
     if not isinstance(spec, Mapping) or "name" not in spec:
         raise ValueError(f"{kind} must be a mapping with a name, e.g. {{'name': 's4d'}}; got {spec!r}")

@@ -36,6 +36,11 @@ class ShortConv(nn.Module):
 
     Source:
         A depthwise ``torch.nn.Conv1d`` with padding 2 cut to the input's length, and drawn like one.
+
+    Example:
+        >>> conv, x = mw.nn.ShortConv(4), torch.randn(2, 4, 10)
+        >>> torch.allclose(conv(x[..., :6]), conv(x)[..., :6], atol=1e-6)  # causal
+        True
     """
 
     def __init__(
@@ -105,6 +110,11 @@ class GatedMixer(nn.Module):
 
     Source:
         Monarch Mixer (arXiv 2310.12109), section 4 and its public M2-BERT.
+
+    Example:
+        >>> mixer = mw.nn.GatedMixer(16, l_max=100)
+        >>> mixer(torch.randn(2, 80, 16), lengths=torch.tensor([80, 30])).shape
+        torch.Size([2, 80, 16])
     """
 
     def __init__(

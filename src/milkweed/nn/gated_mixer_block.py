@@ -35,6 +35,11 @@ class GatedMixerBlock(nn.Module):
 
     Source:
         Monarch Mixer (arXiv 2310.12109), its public M2-BERT.
+
+    Example:
+        >>> block = mw.nn.GatedMixerBlock(16, l_max=100, d_hidden=32, bidirectional=True)
+        >>> block(torch.randn(2, 100, 16)).shape
+        torch.Size([2, 100, 16])
     """
 
     def __init__(

@@ -43,6 +43,11 @@ class LearnableTransform(nn.Module):
     Source:
         Monarch (arXiv 2204.00595), section 5.1, where PDE and MRI models learn from the Fourier transform on. The
         unitary variant is this library's.
+
+    Example:
+        >>> transform, x = mw.nn.LearnableTransform(64, "dct"), torch.randn(3, 64)
+        >>> torch.allclose(transform(x), mw.monarch_dct(64, norm="ortho")(x), atol=1e-5)
+        True
     """
 
     right: nn.Parameter
@@ -195,6 +200,11 @@ class LearnableTransform2d(nn.Module):
 
     Source:
         Monarch (arXiv 2204.00595), section 5.1: the Fourier transforms of PDE and MRI models are of images.
+
+    Example:
+        >>> transform, x = mw.nn.LearnableTransform2d(8, 12), torch.randn(2, 8, 12)
+        >>> torch.allclose(transform(x), torch.fft.fft2(x, norm="ortho"), atol=1e-5)
+        True
     """
 
     def __init__(

@@ -23,6 +23,11 @@ class Mlp(nn.Module):
         hidden: Between.
         linear: The linear layer as plain values, see [`milkweed.nn.build_linear`][]; dense by default.
         dropout: Probability, after the second layer.
+
+    Example:
+        >>> mlp = mw.nn.Mlp(64, 256, linear={"name": "monarch", "nblocks": 4})
+        >>> mlp(torch.randn(5, 64)).shape
+        torch.Size([5, 64])
     """
 
     def __init__(

@@ -50,6 +50,10 @@ class MonarchMixer(nn.Module):
     Source:
         Monarch Mixer (arXiv 2310.12109), equations 2 and 3 with the residual and the norm of its listing. That has a
         ReLU between M₁ and M₂ as well, which the equations have not; there is none here.
+
+    Example:
+        >>> mw.nn.MonarchMixer(16, seq_len=64)(torch.randn(2, 64, 16)).shape
+        torch.Size([2, 64, 16])
     """
 
     def __init__(

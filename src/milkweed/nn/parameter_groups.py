@@ -38,6 +38,12 @@ def parameter_groups(
 
     Source:
         S4 (arXiv 2111.00396), appendix on training: state space parameters at a lower rate and without decay.
+
+    Example:
+        >>> groups = mw.nn.parameter_groups(mw.nn.S4D(8), lr=0.01, weight_decay=0.1)
+        >>> optimizer = torch.optim.AdamW(groups)
+        >>> [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+        [(0.01, 0.1), (0.01, 0.0), (0.001, 0.0)]
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, whose layers name their parameters; got {type(model).__name__}")

@@ -27,13 +27,13 @@ class S4D(SequenceLayer):
         ValueError: An option is unknown or out of range.
         TypeError: An option is of another type.
 
-    Example:
-        >>> layer = S4D(64, d_state=32, init="lin", bidirectional=True, dropout=0.1)
-        >>> layer(torch.randn(8, 1000, 64)).shape
-        torch.Size([8, 1000, 64])
-
     Source:
         S4D (arXiv 2206.11893).
+
+    Example:
+        >>> layer = mw.nn.S4D(64, d_state=32, init="lin", bidirectional=True, dropout=0.1)
+        >>> layer(torch.randn(8, 1000, 64)).shape
+        torch.Size([8, 1000, 64])
     """
 
     filter: S4DFilter
@@ -57,14 +57,14 @@ class S4(SequenceLayer):
         ValueError: An option is unknown or out of range.
         TypeError: An option is of another type.
 
+    Source:
+        S4 (arXiv 2111.00396) and How to Train Your HiPPO (arXiv 2206.12037).
+
     Example:
-        >>> layer = S4(64, init="legt")
+        >>> layer = mw.nn.S4(64, init="legt")
         >>> y, state = layer(torch.randn(8, 1000, 64), return_state=True)
         >>> y.shape, state.shape
         (torch.Size([8, 1000, 64]), torch.Size([8, 64, 64]))
-
-    Source:
-        S4 (arXiv 2111.00396) and How to Train Your HiPPO (arXiv 2206.12037).
     """
 
     filter: S4Filter
@@ -87,13 +87,13 @@ class S4ND(nn.Module):
         ValueError: An option is unknown or out of range.
         TypeError: An option is of another type.
 
-    Example:
-        >>> layer = S4ND(16, dims=2)
-        >>> layer(torch.randn(4, 32, 28, 16)).shape
-        torch.Size([4, 32, 28, 16])
-
     Source:
         S4ND (arXiv 2210.06583).
+
+    Example:
+        >>> layer = mw.nn.S4ND(16, dims=2)
+        >>> layer(torch.randn(4, 32, 28, 16)).shape
+        torch.Size([4, 32, 28, 16])
     """
 
     @takes_options_of(S4NDFilter, SequenceLayer)

@@ -141,6 +141,12 @@ class SequenceLayer(nn.Module):
 
     Source:
         The layer of S4 (arXiv 2111.00396), as Simple long convolutions (arXiv 2302.06646) keep it around their kernels.
+
+    Example:
+        >>> layer = mw.nn.SequenceLayer(mw.nn.LongConv(16, l_max=100), gate=True)
+        >>> y, state = layer(torch.randn(2, 60, 16), return_state=True)
+        >>> layer(torch.randn(2, 40, 16), state).shape  # goes on where the first 60 steps ended
+        torch.Size([2, 40, 16])
     """
 
     def __init__(

@@ -20,6 +20,14 @@ class Stepper(nn.Module, ABC):
     ``forward`` gives for the whole of it. A state is a tensor, or a structure of tensors for what is made of several
     layers; it is not changed in place. A stepper is a module without anything to train: it moves by ``to``, is saved by
     its ``state_dict``, and is exported where the states of its layers have one size.
+
+    Example:
+        >>> layer, u = mw.nn.S4D(8).eval(), torch.randn(2, 20, 8)
+        >>> stepper = layer.stepper()
+        >>> y, state = stepper.read(u[:, :19], stepper.initial_state(batch_size=2))
+        >>> y, state = stepper(u[:, 19], state)
+        >>> torch.allclose(y, layer(u)[:, 19], atol=1e-4), isinstance(stepper, mw.nn.Stepper)
+        (True, True)
     """
 
     @abstractmethod

@@ -36,6 +36,11 @@ class Gpt2(Model):
 
     Source:
         Monarch (arXiv 2204.00595) replaces the same layers of GPT-2.
+
+    Example:
+        >>> model = mw.models.Gpt2(96, 96, length=64, d_model=32, depth=2, linear={"name": "monarch", "nblocks": 2})
+        >>> model(torch.randint(96, (2, 50))).shape
+        torch.Size([2, 50, 96])
     """
 
     def __init__(

@@ -19,6 +19,11 @@ class Filter(nn.Module, ABC):
 
     [`milkweed.nn.SequenceLayer`][] puts activation, gate and output layer behind it. A subclass sets ``d_model``,
     and ``l_max`` if sequences have a longest length.
+
+    Example:
+        >>> filter = mw.nn.filters.S4DFilter(8)
+        >>> isinstance(filter, mw.nn.filters.Filter), filter(torch.randn(2, 50, 8)).shape
+        (True, torch.Size([2, 50, 8]))
     """
 
     d_model: int

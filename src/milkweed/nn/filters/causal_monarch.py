@@ -61,6 +61,12 @@ class CausalMonarchMixer(Filter):
     Source:
         Monarch Mixer (arXiv 2310.12109), section 4 and its appendix on causality; that M₀, M₁ and M₂ are learned apart,
         and the skip D as in long convolutions, are choices of this library.
+
+    Example:
+        >>> mixer, u = mw.nn.CausalMonarchMixer(8, seq_len=30), torch.randn(2, 30, 8)
+        >>> y = mixer(u)
+        >>> torch.allclose(mixer(u[:, :20]), y[:, :20], atol=1e-4)  # nothing before step 20 sees what follows
+        True
     """
 
     length_option = "seq_len"

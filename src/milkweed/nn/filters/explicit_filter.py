@@ -32,6 +32,10 @@ class ExplicitFilter(nn.Module):
 
     Source:
         Simple hardware-efficient long convolutions (arXiv 2302.06646): random kernels of standard deviation 0.002.
+
+    Example:
+        >>> mw.nn.ExplicitFilter(8, l_max=100)(50)[0].shape
+        torch.Size([8, 50])
     """
 
     def __init__(

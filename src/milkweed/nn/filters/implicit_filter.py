@@ -51,6 +51,10 @@ class ImplicitFilter(KeepsFloat32):
         Hyena (arXiv 2302.10866), section 3.3, with the frequencies shared by the layers as in the code of Monarch Mixer
         (arXiv 2310.12109), whose special rates never reached its optimiser: published models were trained uniformly.
         The features z are parameters, as there.
+
+    Example:
+        >>> mw.nn.ImplicitFilter(8, l_max=100, width=16)(60)[0].shape
+        torch.Size([8, 60])
     """
 
     def __init__(

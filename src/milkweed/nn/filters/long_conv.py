@@ -47,6 +47,11 @@ class LongConv(Filter):
     Source:
         Monarch Mixer (arXiv 2310.12109), section 4; squash and dropout of kernels from Simple hardware-efficient long
         convolutions (arXiv 2302.06646), section 3.
+
+    Example:
+        >>> layer = mw.nn.LongConv(8, l_max=100, kernel="explicit")
+        >>> layer(torch.randn(2, 100, 8)).shape
+        torch.Size([2, 100, 8])
     """
 
     def __init__(

@@ -30,6 +30,11 @@ class ConvState(NamedTuple):
         tiles: (B, D, p) for the first so many blocks: what each adds to the p outputs after it. Those of the other
             blocks are made when an output that they add to is asked for.
         due: (B, D, unit), what all blocks add to the outputs of the present unit; None while a tile is missing.
+
+    Example:
+        >>> state = mw.nn.OnlineConv(torch.randn(4, 100)).initial_state(batch_size=2)
+        >>> state.position, isinstance(state, mw.nn.ConvState)
+        (0, True)
     """
 
     position: int
@@ -208,6 +213,15 @@ class OnlineConv(KeepsFloat32, Stepper):
 
     Args:
         kernel: (D, K), lags 0 .. K - 1, in float32 or float64; K is also the longest sequence.
+
+    Example:
+        >>> stepper, u = mw.nn.OnlineConv(torch.randn(4, 50)), torch.randn(2, 50, 4)
+        >>> state, outputs = stepper.initial_state(batch_size=2), []
+        >>> for t in range(50):
+        ...     y, state = stepper(u[:, t], state)
+        ...     outputs.append(y)
+        >>> torch.allclose(torch.stack(outputs, 1).mT, mw.ops.fft_conv(u.mT, stepper.kernel), atol=1e-3)
+        True
     """
 
     kernel: Tensor

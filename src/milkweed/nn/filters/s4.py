@@ -53,6 +53,11 @@ class S4Filter(StateSpaceFilter):
     Source:
         S4 (arXiv 2111.00396) and How to Train Your HiPPO (arXiv 2206.12037), with P = Q (SaShiMi, arXiv 2202.09729).
         The kernel is computed by blocked powers instead of its generating function, unless ``backend="cauchy"``.
+
+    Example:
+        >>> filter = mw.nn.filters.S4Filter(8, d_state=16, init="fout")
+        >>> filter(torch.randn(2, 50, 8), rate=0.5).shape  # the same signal at twice the sampling rate
+        torch.Size([2, 50, 8])
     """
 
     ssm_parameters = ("log_dt", "A_real", "A_imag", "B", "P")

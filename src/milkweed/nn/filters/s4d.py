@@ -54,6 +54,11 @@ class S4DFilter(StateSpaceFilter):
     Source:
         S4D (arXiv 2206.11893); its section 4.2 for B, and for the parameterisations of Re A. DSS (arXiv 2203.14343) has
         a W of variance 1 in each part and takes the real part; its W is 2 C here, of variance 2.
+
+    Example:
+        >>> filter = mw.nn.filters.S4DFilter(8, init="inv", channels=2)
+        >>> filter(torch.randn(2, 50, 8)).shape  # (B, L, channels d_model)
+        torch.Size([2, 50, 16])
     """
 
     ssm_parameters = ("log_dt", "A_real", "A_imag", "B")

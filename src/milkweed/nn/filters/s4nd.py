@@ -63,6 +63,10 @@ class S4NDFilter(KeepsFloat32):
     Source:
         S4ND (arXiv 2210.06583), section 3. The public code masks by the frequency at ``rate=1`` only, which lets modes
         alias at coarser resolutions; here whichever of the two resolutions is coarser decides.
+
+    Example:
+        >>> mw.nn.filters.S4NDFilter(4, dims=2, d_state=8)(torch.randn(2, 12, 10, 4)).shape
+        torch.Size([2, 12, 10, 4])
     """
 
     def __init__(

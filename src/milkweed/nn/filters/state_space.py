@@ -43,6 +43,11 @@ class StateSpaceFilter(KeepsFloat32, Filter):
     Raises:
         ValueError: An option is unknown or out of range.
         TypeError: An option is of another type.
+
+    Example:
+        >>> filter = mw.nn.filters.S4Filter(8)
+        >>> isinstance(filter, mw.nn.filters.StateSpaceFilter), filter.D.shape
+        (True, torch.Size([1, 8]))
     """
 
     # Parameters that want their own learning rate and no weight decay.

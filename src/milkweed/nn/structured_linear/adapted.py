@@ -30,6 +30,13 @@ class AdaptedLinear(nn.Module):
 
     Source:
         MoRe (arXiv 2408.17383) with a Monarch update; LoRA (arXiv 2106.09685) with one of a single block.
+
+    Example:
+        >>> base = nn.Linear(64, 32)
+        >>> layer = mw.nn.AdaptedLinear(base, mw.nn.MonarchLinear(64, 32, nblocks=4, bias=False, init="zero"))
+        >>> x = torch.randn(2, 64)
+        >>> torch.equal(layer(x), base(x))  # the update starts at zero
+        True
     """
 
     def __init__(self, base: nn.Module, update: Update, scale: float = 1.0) -> None:

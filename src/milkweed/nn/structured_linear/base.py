@@ -31,6 +31,11 @@ class StructuredLinear(nn.Module, ABC):
 
     Raises:
         ValueError: A size is below 1.
+
+    Example:
+        >>> layer, x = mw.nn.LowRankLinear(20, 10, rank=3), torch.randn(4, 20)
+        >>> isinstance(layer, mw.nn.StructuredLinear), torch.allclose(layer.to_linear()(x), layer(x), atol=1e-5)
+        (True, True)
     """
 
     def __init__(

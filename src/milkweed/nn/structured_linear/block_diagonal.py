@@ -30,6 +30,11 @@ class BlockDiagonalLinear(StructuredLinear):
 
     Source:
         One factor of a Monarch matrix (arXiv 2204.00595, section 3), with nn.Linear's output variance.
+
+    Example:
+        >>> layer = mw.nn.BlockDiagonalLinear(64, 128, nblocks=4, bias=False)
+        >>> sum(p.numel() for p in layer.parameters()), 64 * 128
+        (2048, 8192)
     """
 
     def __init__(

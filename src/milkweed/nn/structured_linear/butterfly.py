@@ -37,6 +37,11 @@ class ButterflyLinear(StructuredLinear):
     Source:
         Dao et al., Learning fast algorithms using butterfly factorizations (arXiv 1903.05895); order-p Monarch matrices
         of Monarch Mixer (arXiv 2310.12109).
+
+    Example:
+        >>> layer = mw.nn.ButterflyLinear(64, 64, bias=False)  # six factors of 2 × 2 blocks
+        >>> sum(p.numel() for p in layer.parameters())
+        768
     """
 
     def __init__(

@@ -24,6 +24,11 @@ class LowRankLinear(StructuredLinear):
 
     Raises:
         ValueError: A size is below 1 or the rank out of range.
+
+    Example:
+        >>> layer = mw.nn.LowRankLinear(100, 50, rank=4)
+        >>> layer(torch.randn(3, 100)).shape, layer.matrix().num_parameters
+        (torch.Size([3, 50]), 600)
     """
 
     def __init__(

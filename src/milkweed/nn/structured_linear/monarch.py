@@ -49,6 +49,14 @@ class MonarchLinear(StructuredLinear):
     Source:
         Monarch (arXiv 2204.00595), section 3; their per-block initialisation gives a ninth of the input's variance.
         "mup": Qiu et al., Compute Better Spent (arXiv 2406.06248), on structured layers.
+
+    Example:
+        >>> layer = mw.nn.MonarchLinear(1024, 1024, nblocks=16)
+        >>> layer(torch.randn(3, 1024)).shape, layer.matrix().num_parameters / 1024**2
+        (torch.Size([3, 1024]), 0.125)
+        >>> again = mw.nn.MonarchLinear.from_linear(layer.to_linear(), nblocks=16)
+        >>> torch.allclose(again.matrix().to_dense(), layer.matrix().to_dense(), atol=1e-4)
+        True
     """
 
     def __init__(

@@ -34,6 +34,11 @@ class PixelflyLinear(StructuredLinear):
     Source:
         Chen, Dao et al., Pixelated Butterfly (arXiv 2112.00029); the two parts are added with equal weights instead of
         a learned mixture, which the factors can express themselves.
+
+    Example:
+        >>> layer = mw.nn.PixelflyLinear(128, 128, nblocks=8, rank=2)
+        >>> layer(torch.randn(3, 128)).shape
+        torch.Size([3, 128])
     """
 
     def __init__(
