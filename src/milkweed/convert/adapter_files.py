@@ -50,6 +50,12 @@ def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: The model has no adapters, or they have no numbers yet (meta device).
         OSError: The disk is full or cannot be written.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(64, 64))
+        >>> names = mw.add_adapters_(model, {"0": mw.AdapterConfig(nblocks=4)})
+        >>> mw.save_adapters(model, "tuned").name
+        'adapters.safetensors'
     """
     layers = adapted_layers(model)
     tensors = {
@@ -94,6 +100,14 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
         FileNotFoundError: There is no such file.
         ValueError: The file is truncated, not written by ``save_adapters`` or made for another model, or the model has
             adapters already or no numbers.
+
+    Example:
+        >>> base = nn.Sequential(nn.Linear(64, 64))
+        >>> tuned = copy.deepcopy(base)
+        >>> names = mw.add_adapters_(tuned, {"0": mw.AdapterConfig(nblocks=4)})
+        >>> path = mw.save_adapters(tuned, "tuned")
+        >>> mw.load_adapters_(base, "tuned")
+        ['0']
     """
     file = file_in(path, FILE_NAME)
     tensors, entries, base, trained, version = _read(file)

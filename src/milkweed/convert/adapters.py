@@ -48,6 +48,10 @@ class AdapterConfig:
 
     Source:
         MoRe (arXiv 2408.17383), which zero-initialises one factor and needs no scale; LoRA (arXiv 2106.09685).
+
+    Example:
+        >>> mw.AdapterConfig(nblocks=1, rank=8)  # one block: LoRA
+        AdapterConfig(nblocks=1, rank=8, scale=1.0)
     """
 
     nblocks: int = 4
@@ -117,6 +121,13 @@ def add_adapters_(
         ValueError: A rule or a name to train matches nothing, a layer has an adapter already, cannot have one, or is
             too small for it.
         TypeError: Rules or names are of another kind.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> mw.add_adapters_(model, {"0": mw.AdapterConfig(nblocks=4)}, train="2")
+        ['0']
+        >>> [name for name, p in model.named_parameters() if p.requires_grad]
+        ['0.update.right', '0.update.left', '2.weight', '2.bias']
     """
     if isinstance(model, nn.Linear | StructuredLinear | ConcatLinear | AdaptedLinear) or is_conv1d(model):
         raise ValueError(
@@ -146,6 +157,14 @@ def remove_adapters_(model: nn.Module) -> list[str]:
 
     Raises:
         ValueError: The model has no adapters.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(64, 64))
+        >>> names = mw.add_adapters_(model, {"0": mw.AdapterConfig(nblocks=4)})
+        >>> mw.remove_adapters_(model)
+        ['0']
+        >>> model[0]
+        Linear(in_features=64, out_features=64, bias=True)
     """
     layers = adapted_layers(model)
     for adapted, names in layers.items():
@@ -185,6 +204,13 @@ class MergedAdapters:
         model: The model.
         names: The merged layers, all paths of each.
         kept: All paths, the adapted layer, the merged one and the state of its weight and bias.
+
+    Example:
+        >>> model, x = nn.Sequential(nn.Linear(64, 64)), torch.randn(3, 64)
+        >>> before, names = model(x), mw.add_adapters_(model, {"0": mw.AdapterConfig(nblocks=4)})
+        >>> merged = mw.merge_adapters_(model, keep=True)
+        >>> torch.allclose(model(x), before, atol=1e-5), type(merged).__name__
+        (True, 'MergedAdapters')
     """
 
     model: nn.Module
@@ -238,6 +264,15 @@ def merge_adapters_(model: nn.Module, *, keep: bool = False) -> MergedAdapters:
     Raises:
         ValueError: The model has no adapters, or a layer cannot take its update: its weight is structured, quantised
             or tied, it has hooks, or the sum is not finite.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(64, 64))
+        >>> names = mw.add_adapters_(model, {"0": mw.AdapterConfig(nblocks=4)})
+        >>> merged = mw.merge_adapters_(model)
+        >>> model
+        Sequential(
+          (0): Linear(in_features=64, out_features=64, bias=True)
+        )
     """
     layers = adapted_layers(model)
     _check_mergeable(model, layers)

@@ -39,6 +39,12 @@ def convert_(model: nn.Module, plan: ConversionPlan | Rules | LayerConfig | None
 
     Raises:
         ValueError: The plan was made for another model or has been carried out, or layers have changed since.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256))
+        >>> report = mw.convert_(model, {"re:.*": mw.MonarchConfig(nblocks=4)})
+        >>> type(model[0]).__name__, report.layers[0].parameters_before, report.layers[0].parameters_after
+        ('MonarchLinear', 263168, 82944)
     """
     if not isinstance(plan, ConversionPlan):
         plan = plan_conversion(model, plan, tokens=None)
@@ -78,6 +84,14 @@ def densify_(model: nn.Module) -> list[str]:
 
     Raises:
         ValueError: The model has no structured layer, or is itself one, or a layer has hooks or shares its factors.
+
+    Example:
+        >>> model, x = nn.Sequential(mw.nn.MonarchLinear(64, 64, nblocks=4)), torch.randn(3, 64)
+        >>> before = model(x)
+        >>> mw.densify_(model)
+        ['0']
+        >>> model[0], torch.allclose(model(x), before, atol=1e-5)
+        (Linear(in_features=64, out_features=64, bias=True), True)
     """
     if isinstance(model, StructuredLinear | ConcatLinear):
         raise ValueError("model is itself a structured layer; use model.to_linear()")

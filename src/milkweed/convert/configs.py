@@ -26,6 +26,10 @@ class LayerConfig(ABC):
     """How to replace one linear layer.
 
     The fields of a subclass are the options of its layer, save those in ``fitting``, which only steer the projection.
+
+    Example:
+        >>> isinstance(mw.MonarchConfig(nblocks=4), mw.convert.LayerConfig)
+        True
     """
 
     name: ClassVar[str]
@@ -89,6 +93,12 @@ class MonarchConfig(LayerConfig):
         nblocks: Blocks per factor.
         rank: Rank of each slice; as much as fits by default.
         refine: Rounds of least squares after the projection; used where there is calibration.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(256, 256))
+        >>> report = mw.convert_(model, {"0": mw.MonarchConfig(nblocks=4)})
+        >>> model[0]
+        MonarchLinear(in_features=256, out_features=256, nblocks=4, bias=True)
     """
 
     nblocks: int = 4
@@ -119,6 +129,12 @@ class LowRankConfig(LayerConfig):
 
     Args:
         rank: Features between.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(256, 256))
+        >>> report = mw.convert_(model, {"0": mw.convert.LowRankConfig(rank=16)})
+        >>> model[0]
+        LowRankLinear(in_features=256, out_features=256, rank=16, bias=True)
     """
 
     rank: int
@@ -143,6 +159,12 @@ class BlockDiagonalConfig(LayerConfig):
 
     Args:
         nblocks: Blocks.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 10))
+        >>> report = mw.convert_(model, {"0": mw.convert.BlockDiagonalConfig(nblocks=4)})
+        >>> model[0]
+        BlockDiagonalLinear(in_features=256, out_features=256, nblocks=4, bias=True)
     """
 
     nblocks: int = 4
@@ -169,6 +191,12 @@ class PixelflyConfig(LayerConfig):
         nblocks: Block rows and columns, a power of two.
         rank: Of the low-rank part.
         neighbours: Blocks in each block row.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(256, 256))
+        >>> report = mw.convert_(model, {"0": mw.convert.PixelflyConfig(nblocks=8, rank=4)})
+        >>> model[0]
+        PixelflyLinear(in_features=256, out_features=256, nblocks=8, rank=4, neighbours=4, bias=True)
     """
 
     nblocks: int = 4

@@ -33,6 +33,12 @@ class ConversionPlan:
         report: A line for each linear layer, converted or not.
         layers: The converted layers by name, until they are carried out; on the meta device where the model is.
         digests: Of the dense layers that they were made from: a plan does not outlive a training step.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+        >>> plan = mw.plan_conversion(model, {"0": mw.MonarchConfig(nblocks=4)})
+        >>> type(plan).__name__, list(plan.layers)
+        ('ConversionPlan', ['0'])
     """
 
     report: ConversionReport
@@ -87,6 +93,14 @@ def plan_conversion(
         TypeError: Rules or calibration are of a wrong kind, or a rule selects quantised or sparse weights.
         ValueError: A rule matches nothing, a layer cannot have its configuration, weights or inputs are not finite,
             calibration misses a layer, there are no hidden units to permute, or the budget cannot be met.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256))
+        >>> batches = [torch.randn(64, 256) for _ in range(8)]
+        >>> plan = mw.plan_conversion(model, {"0": mw.MonarchConfig(nblocks=4)}, calibration=batches)
+        >>> report = mw.convert_(model, plan)  # until here the model was not changed
+        >>> 0 < report.layers[0].output_error < 1
+        True
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")

@@ -70,6 +70,11 @@ def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         ValueError: It has adapters, or its config describes another model, e.g. as its head was replaced; or the folder
             is that of the dense transformers model that it was converted from.
         OSError: The disk is full or cannot be written.
+
+    Example:
+        >>> model = mw.models.SequenceModel(1, 10, d_model=8, depth=1)
+        >>> mw.save_pretrained(model, "my-model").name
+        'model.safetensors'
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
@@ -130,6 +135,12 @@ def load_pretrained(
         TypeError: ``into`` is no module, or is in a wrapper that has taken account of its parameters.
         ValueError: The file is truncated, not written by ``save_pretrained``, or its parameters do not fit its config;
             or there is no such device.
+
+    Example:
+        >>> model, x = mw.models.SequenceModel(1, 10, d_model=8, depth=1).eval(), torch.randn(2, 30, 1)
+        >>> path = mw.save_pretrained(model, "my-model")
+        >>> torch.equal(mw.load_pretrained("my-model").eval()(x), model(x))
+        True
     """
     if not (into is None or isinstance(into, nn.Module)):
         raise TypeError(f"into must be a torch.nn.Module, the dense architecture; got {into!r}")

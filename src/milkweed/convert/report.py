@@ -26,6 +26,11 @@ class ConversionReport:
         reordered: Names of layers whose common hidden units were put into another order.
         distillation_losses: Of every step of training against the dense model, if there was any; a loss of 1 is that
             of guessing each mean. The errors of layers are those before.
+
+    Example:
+        >>> report = mw.convert_(nn.Sequential(nn.Linear(256, 256)), {"0": mw.convert.LowRankConfig(rank=8)})
+        >>> report.model_parameters, report.model_parameters_after, len(report.converted)
+        (65792, 4352, 1)
     """
 
     layers: tuple[LayerReport, ...]

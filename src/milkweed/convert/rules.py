@@ -29,6 +29,12 @@ def default_rules(config: LayerConfig | None = None) -> dict[Rule, Choice]:
 
     Returns:
         Rules.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256))
+        >>> report = mw.convert_(model, mw.convert.default_rules(mw.MonarchConfig(nblocks=8)))
+        >>> len(report.converted)
+        2
     """
     return {HEADS: None, "re:.*": config or MonarchConfig()}
 
