@@ -36,9 +36,9 @@ class M2BertEncoder(nn.Module):
         token_types: Number of token types.
         pre_norm: Whether every mixer normalises its input.
         residual_long_conv: Whether every mixer adds a long convolution of its input.
-        padding: ``"masked"`` or ``"legacy"``, see [`milkweed.models.M2Bert`][].
+        padding: ``"masked"`` or ``"legacy"``, see `milkweed.models.M2Bert`.
         dropout: Probability, after the embeddings and inside the feed-forward layers.
-        kernel_options: Further arguments of [`milkweed.nn.LongConv`][], for all long convolutions.
+        kernel_options: Further arguments of `milkweed.nn.LongConv`, for all long convolutions.
 
     Raises:
         ValueError: An option is unknown or out of range.

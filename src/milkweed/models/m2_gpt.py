@@ -26,7 +26,7 @@ class HeadConv(nn.Module):
         channels: C.
         length: Longest sequence.
         heads: Kernels, a divisor of C; channel c belongs to head c modulo ``heads``.
-        options: Further arguments of [`milkweed.nn.LongConv`][].
+        options: Further arguments of `milkweed.nn.LongConv`.
     """
 
     def __init__(self, channels: int, length: int, heads: int, options: Mapping[str, Any] | None) -> None:
@@ -116,8 +116,8 @@ class HeadMonarch(nn.Module):
         channels: C.
         length: Longest sequence.
         heads: Sets of Monarch matrices, a divisor of C.
-        options: Further arguments of [`milkweed.nn.CausalMonarchMixer`][]; ``filter`` holds those of its
-            [`milkweed.nn.ImplicitFilter`][].
+        options: Further arguments of `milkweed.nn.CausalMonarchMixer`; ``filter`` holds those of its
+            `milkweed.nn.ImplicitFilter`.
     """
 
     def __init__(self, channels: int, length: int, heads: int, options: Mapping[str, Any] | None) -> None:

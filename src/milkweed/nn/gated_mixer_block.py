@@ -113,7 +113,7 @@ class GatedMixerBlockStepper(SurroundedStepper):
 
     Args:
         block: The block.
-        rate: As in [`milkweed.nn.GatedMixer`][].
+        rate: As in `milkweed.nn.GatedMixer`.
     """
 
     def __init__(self, block: GatedMixerBlock, rate: float = 1.0) -> None:

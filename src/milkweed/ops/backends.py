@@ -2,7 +2,7 @@
 
 Every operation has a ``reference`` backend (the literal definition), an ``eager`` backend (fast pure PyTorch, any
 device) and a ``float64`` backend (the eager one on tensors widened to float64). The choice is explicit: the
-``backend=`` argument, then the innermost [`use_backend`][milkweed.ops.use_backend] block, then the first backend in the
+``backend=`` argument, then the innermost `milkweed.ops.use_backend` block, then the first backend in the
 operation's order that can take the arguments. A backend that was asked for by name and cannot run raises; it is never
 replaced in silence.
 """
@@ -138,7 +138,7 @@ def available_backends(operation: str) -> tuple[str, ...]:
 
 
 class BackendBlock(AbstractContextManager[None]):
-    """A block, or a function, in which one backend runs; [`use_backend`][milkweed.ops.use_backend] makes it.
+    """A block, or a function, in which one backend runs; `milkweed.ops.use_backend` makes it.
 
     Args:
         name: The backend, or None for automatic choice.

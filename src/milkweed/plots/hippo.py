@@ -154,7 +154,7 @@ def remember(name: str, d_state: int, scaled: bool = False) -> Memory:
     """Run a signal through a basis.
 
     Args:
-        name: As in [`milkweed.ssm.hippo`][].
+        name: As in `milkweed.ssm.hippo`.
         d_state: N.
         scaled: Stretch the basis with the time that has passed; for ``legs`` only.
 
@@ -174,7 +174,7 @@ def spectrum(name: str, d_state: int) -> tuple[Tensor | None, Tensor | None]:
     """Find the eigenvalues of a basis' A and of its normal part.
 
     Args:
-        name: As in [`milkweed.ssm.hippo`][].
+        name: As in `milkweed.ssm.hippo`.
         d_state: N.
 
     Returns:

@@ -109,7 +109,7 @@ def start_from(model: nn.Module, path: str) -> None:
     """Give a model the encoder of a pretrained one, and its head if the two are alike.
 
     An encoder for shorter texts than the model's is extended by
-    [`milkweed.convert.checkpoints.m2.extend_positions`][]. Its kernels are kept if the model's ``kernel_options`` name
+    `milkweed.convert.checkpoints.m2.extend_positions`. Its kernels are kept if the model's ``kernel_options`` name
     the encoder's length as their ``time_scale``, and stretched otherwise.
 
     Args:

@@ -125,7 +125,7 @@ class CausalMonarchMixer(Filter):
         """The bases as they are now; gradients flow through them.
 
         Returns:
-            ``output_basis``, ``kernel_basis`` and ``input_basis`` as [`milkweed.structures.causal.causal_product`][]
+            ``output_basis``, ``kernel_basis`` and ``input_basis`` as [`milkweed.structures.causal_product`][]
             takes them.
         """
         kind = CONSTRUCTIONS[self.construction]

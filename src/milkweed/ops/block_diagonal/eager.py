@@ -79,7 +79,7 @@ def _backward_flops(
 
 
 def block_diagonal_mm(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
-    """Multiply by a block-diagonal matrix; see [`milkweed.ops.block_diagonal_mm`][].
+    """Multiply by a block-diagonal matrix; see `milkweed.ops.block_diagonal_mm`.
 
     Args:
         x: (batch, k * p).

@@ -227,7 +227,7 @@ def _volume(shape: Any) -> int:
 def monarch_mm(
     x: Tensor, right: Tensor, left: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
-    """Multiply by a Monarch matrix; see [`milkweed.ops.monarch_mm`][].
+    """Multiply by a Monarch matrix; see `milkweed.ops.monarch_mm`.
 
     Args:
         x: (batch, k * p).

@@ -174,7 +174,7 @@ register_differentiable(_forward, _plain, _gradients)
 def monarch_mm(
     x: Tensor, right: Tensor, left: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
-    """Multiply by a Monarch matrix; see [`milkweed.ops.monarch_mm`][].
+    """Multiply by a Monarch matrix; see `milkweed.ops.monarch_mm`.
 
     Args:
         x: (batch, k * p).
