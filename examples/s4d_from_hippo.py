@@ -517,7 +517,7 @@ inputs = torch.randn(2, 1000, 4)
 
 
 def by_recurrence(layer, inputs):
-    values = {name: value.detach().double().numpy() for name, value in layer.named_parameters()}
+    values = {name: value.detach().double().numpy() for name, value in layer.filter.named_parameters()}
     dt = np.exp(values["log_dt"])[:, None]
     A = -np.exp(values["A_real"]) + 1j * values["A_imag"]
     B, C = (values[name][..., 0] + 1j * values[name][..., 1] for name in "BC")
@@ -529,7 +529,8 @@ def by_recurrence(layer, inputs):
         x = A_step * x + B_step * u[..., None]
         outputs.append(2 * (C[0] * x).sum(-1).real + values["D"][0] * u)
     y = torch.nn.functional.gelu(torch.from_numpy(np.stack(outputs, 1)))
-    mixed = y @ torch.from_numpy(values["output.weight"]).T + torch.from_numpy(values["output.bias"])
+    output = layer.mix.output
+    mixed = y @ output.weight.double().T + output.bias.double()
     value, gate = mixed.chunk(2, -1)
     return value * torch.sigmoid(gate)
 
@@ -547,8 +548,8 @@ with torch.no_grad():
 # %%
 projection = mw.nn.S4D(COUNT, N, init="legs", b_init="legs", dt_min=dt, dt_max=dt, activation="none", output="none")
 with torch.no_grad():
-    projection.C.copy_(torch.view_as_real(V[:COUNT].contiguous())[None])
-    projection.D.zero_()
+    projection.filter.C.copy_(torch.view_as_real(V[:COUNT].contiguous())[None])
+    projection.filter.D.zero_()
     found = projection(u.float()[None, :, None].expand(-1, -1, COUNT))[0]
 remembered = states[N][:, :COUNT]
 
