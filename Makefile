@@ -1,8 +1,8 @@
-# Two commands: `make demo` trains and prints a table, `make test` checks everything.
+# `make demo` trains and prints a table, `make test` checks everything, `make docs` writes the site to build/site.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench clean
 
 demo: .venv/installed
 	$(BIN)/milkweed demo
@@ -15,6 +15,10 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The repository is the source, so that every page lies where it is read; a warning is an error.
+docs: .venv/installed
+	$(BIN)/sphinx-build -q -W --keep-going -E -c docs -d build/doctrees . build/site
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks

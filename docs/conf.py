@@ -13,7 +13,6 @@ GALLERY = ROOT / "build" / "gallery"
 sys.path.insert(0, str(HERE / "_ext"))
 
 from markdown_texts import gallery_scripts  # noqa: E402
-
 from milkweed import __version__ as release  # noqa: E402
 
 project = "milkweed"
