@@ -1,0 +1,159 @@
+"""What README and the pages show can be done: Python runs, and commands have the options that they are given."""
+
+import contextlib
+import doctest
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import milkweed as mw
+from milkweed.cli import main
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("[A-Z]*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = [page for page in dict.fromkeys(PAGES) if not {"_ext", "api"} & set(page.parts)]
+
+
+def blocks(page, language):
+    """The fenced blocks of a page in one language; `""` is for those without."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [text for of, text in fenced if of == language]
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+def _dense_encoder():
+    transformers = pytest.importorskip("transformers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "sentence", "of", "some", "words"]
+    Path("encoder").mkdir()
+    Path("encoder/vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast("encoder/vocab.txt").save_pretrained("encoder")
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(vocab_size=len(words), **sizes)
+    transformers.BertModel(config).save_pretrained("encoder")
+    return {"folder": "encoder", "texts": ["a sentence", "some words of a sentence"] * 40}
+
+
+def _published_m2_bert():
+    pytest.importorskip("transformers")
+    golden = load_file(ROOT / "tests" / "golden" / "m2_bert_tiny.safetensors")
+    Path("published").mkdir()
+    state = {key: tensor for key, tensor in golden.items() if not key.startswith("__")}
+    torch.save(state, "published/pytorch_model.bin")
+    # In place of the run: its model before training.
+    characters = "".join(sorted(set("ROMEO:\n abcdefgh")))
+    sizes = {"length": 128, "d_model": 16, "depth": 1, "vocabulary": characters}
+    mw.save_pretrained(mw.models.M2Gpt(len(characters), len(characters), **sizes), "runs/gpt")
+    return {}
+
+
+def _trained_digits():
+    pytest.importorskip("sklearn")
+    mw.save_pretrained(mw.models.SequenceModel(1, 10, d_model=8, depth=1), "runs/digits")
+    return {}
+
+
+def _operands():
+    return {
+        "u": torch.randn(2, 4, 100),
+        "kernel": torch.randn(4, 100),
+        "model": mw.nn.S4D(4),
+        "x": torch.randn(2, 100, 4),
+        "c": torch.randn(4, 8, 2),
+        "dt_a": -torch.rand(4, 8, 2),
+    }
+
+
+# What a page takes for granted.
+GIVEN = {
+    "README.md": _trained_digits,
+    "docs/conversion.md": _dense_encoder,
+    "docs/gpu.md": _operands,
+    "docs/monarch_mixer.md": _published_m2_bert,
+}
+# What it must have made or printed, beyond running.
+MADE = {
+    "README.md": lambda names, printed: "fft_conv: eager" in printed,
+    "docs/monarch_mixer.md": lambda names, printed: names["model"].options["length"] == 2048,
+}
+# The last lines of these say what a training gave that takes longer than a test.
+OF_A_TRAINING = {"README.md", "docs/monarch_mixer.md"}
+WITH_CODE = [page for page in PAGES if blocks(page, "python") or blocks(page, "pycon")]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name)
+def test_python_of_the_pages_runs(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = GIVEN.get(name(page), dict)()
+    for block in blocks(page, "python"):
+        exec(block, names)
+    assert MADE.get(name(page), lambda *_: True)(names, capsys.readouterr().out)
+    for block in blocks(page, "pycon"):
+        for example in doctest.DocTestParser().get_examples(block):
+            capsys.readouterr()
+            exec(compile(example.source, name(page), "single"), names)
+            if name(page) not in OF_A_TRAINING:
+                assert capsys.readouterr().out == example.want
+
+
+def test_no_python_is_hidden_from_the_test_above():
+    hidden = [
+        name(page) for page in PAGES for block in blocks(page, "") if ">>> " in block or "import milkweed" in block
+    ]
+    assert hidden == []
+
+
+def commands(page, program):
+    """The command lines of one program on a page, comments and prose cut off: (what follows the program)."""
+    text = page.read_text().replace("\\\n", " ")
+    # A line of options alone belongs to the line above it.
+    text = re.sub(r"\n {4,}(--\w)", r" \1", re.sub(r"   +[^\n-][^\n]*(?=\n {4,}--\w)", "", text))
+    for line in re.findall(rf"^(?:\$ |    )?{program}(?: +|$)(.*)", text, re.MULTILINE):
+        line = re.split(r"\s{3,}|\s+# |\s*…|;", line)[0]
+        yield shlex.split(line)
+
+
+MILKWEED = sorted({(name(page), shlex.join(line)) for page in PAGES for line in commands(page, "milkweed")})
+
+
+def _help(arguments, capsys):
+    with contextlib.suppress(SystemExit):  # argparse's way to end
+        assert main([*arguments, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("page", "line"), MILKWEED, ids=lambda value: value[:60])
+def test_commands_and_their_options_exist(page, line, capsys, monkeypatch, tmp_path):
+    pytest.importorskip("lightning")
+    monkeypatch.chdir(tmp_path)
+    command, *words = shlex.split(line)
+    of_recipe = [place for place, word in enumerate(words) if re.match(r"--(data|model|task|trainer|seed)\b", word)]
+    if command in {"train", "inspect"}:
+        for place in of_recipe:
+            if words[place] == "--data.file":  # a text whose characters are the vocabulary
+                Path(words[place + 1]).write_text("To be, or not to be.\n" * 100)
+        # Checks names and types of all of them, and needs neither data nor memory.
+        recipe = [word for place in of_recipe for word in words[place : place + 2]]
+        assert main(["inspect", words[0], *recipe]) == 0, capsys.readouterr().err
+        words = [word for place, word in enumerate(words) if place not in of_recipe]
+    told = _help([command], capsys) + (_help([command, words[0]], capsys) if command == "plot" else "")
+    assert [word for word in words if word.startswith("--") and not re.search(rf"{word}\b", told)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_scripts_and_their_options_exist(page):
+    for script, *words in commands(page, "python"):
+        if script == "-m":
+            assert words.pop(0) == "benchmarks"
+            source = "".join(path.read_text() for path in (ROOT / "benchmarks").rglob("*.py"))
+        elif script == "-c":
+            continue
+        else:
+            source = (ROOT / script).read_text()
+        assert [word for word in words if word.startswith("--") and f'"{word}"' not in source] == []
