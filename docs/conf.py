@@ -65,4 +65,5 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "min_reported_time": 1_000,
     "show_memory": False,
+    "write_computation_times": False,
 }

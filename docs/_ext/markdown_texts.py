@@ -6,6 +6,7 @@ a warning, and so an error of `make docs`.
 """
 
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,50 +60,47 @@ def _apart(character: str) -> bool:
 
 def to_rst(lines: Iterable[str]) -> list[str]:
     """Write a docstring or the text of a script as reStructuredText, paragraph by paragraph."""
-    source, written = list(lines), []
-    paragraph: list[str] = []
-    base, place = 0, 0
-
-    def flush() -> None:
-        if paragraph:
-            written.extend(inline("\n".join(paragraph)).split("\n"))
-            paragraph.clear()
-
+    source, written, paragraph = list(lines), [], []
+    base = place = 0
     while place < len(source):
         line = source[place]
-        indent = len(line) - len(line.lstrip())
-        stop = place + 1
         if SECTION.match(line):
             base = 4
-        elif line.strip() and not indent:
+        elif line.strip() and not line.startswith(" "):
             base = 0
-        if line.lstrip().startswith(">>> "):
-            while stop < len(source) and source[stop].strip():
-                stop += 1
-            flush()
-            written += source[place:stop]
-        elif line.lstrip().startswith("|") and stop < len(source) and RULE.match(source[stop]):
-            while stop < len(source) and source[stop].lstrip().startswith("|"):
-                stop += 1
-            flush()
-            written += _table(source[place:stop], " " * indent)
-        elif line.strip() and indent >= base + 4 and _begins_block(source[:place], base):
-            while stop < len(source) and (not source[stop].strip() or source[stop].startswith(" " * (base + 4))):
-                stop += 1
-            flush()
-            written += [" " * base + "::", "", *source[place:stop], ""]
-        elif heading := re.match(r"(#{1,3}) (.+)", line):
-            flush()
-            title = inline(heading[2])
-            written += [title, "=-~"[len(heading[1]) - 1] * len(title)]
-        elif not line.strip():
-            flush()
-            written.append(line)
-        else:
+        stop, block = _block(source, place, base)
+        if block is None:
             paragraph.append(line)
+        if paragraph and (block is not None or stop == len(source)):
+            written += inline("\n".join(paragraph)).split("\n")
+            paragraph.clear()
+        written += block or []
         place = stop
-    flush()
     return written
+
+
+def _block(source: list[str], place: int, base: int) -> tuple[int, list[str] | None]:
+    """Where the block that begins on a line ends, and what to write for it; None for a line of a paragraph."""
+    line, stop = source[place], place + 1
+    text, margin = line.lstrip(), " " * (base + 4)
+    if not text:
+        return stop, [""]
+    if text.startswith(">>> "):
+        while stop < len(source) and source[stop].strip():
+            stop += 1
+        return stop, source[place:stop]
+    if text.startswith("|") and stop < len(source) and RULE.match(source[stop]):
+        while stop < len(source) and source[stop].lstrip().startswith("|"):
+            stop += 1
+        return stop, _table(source[place:stop], line[: -len(text)])
+    if line.startswith(margin) and _begins_block(source[:place], base):
+        while stop < len(source) and (not source[stop].strip() or source[stop].startswith(margin)):
+            stop += 1
+        return stop, [" " * base + "::", "", *source[place:stop], ""]
+    if heading := re.match(r"(#{1,3}) (.+)", line):
+        title = inline(heading[2])
+        return stop, [title, "=-~"[len(heading[1]) - 1] * len(title)]
+    return stop, None
 
 
 def _begins_block(above: list[str], base: int) -> bool:
@@ -122,14 +120,13 @@ def _table(rows: list[str], indent: str) -> list[str]:
 
 
 def gallery_scripts(folder: Path, out: Path) -> None:
-    """Write the scripts of a folder as sphinx-gallery reads them."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write the scripts of a folder as sphinx-gallery reads them, in place of those written before."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
     (out / "GALLERY_HEADER.rst").write_text(_GALLERY)
     for path in folder.glob("*.py"):
-        written = to_gallery(path.read_text(), path.stem.replace("_", " ").capitalize())
-        target = out / path.name
-        if not target.exists() or target.read_text() != written:
-            target.write_text(written)
+        title = path.stem.replace("_", " ").capitalize()
+        (out / path.name).write_text(to_gallery(path.read_text(), title))
 
 
 def to_gallery(script: str, title: str) -> str:

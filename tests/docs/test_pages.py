@@ -4,6 +4,7 @@ import contextlib
 import doctest
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ PAGES = sorted([ROOT / "README.md", *ROOT.glob("[A-Z]*.md"), *(ROOT / "docs").rg
 PAGES = [page for page in dict.fromkeys(PAGES) if not {"_ext", "api"} & set(page.parts)]
 
 
+FENCE = re.compile(r"^```([^`\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
 def blocks(page, language):
     """The fenced blocks of a page in one language; `""` is for those without."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
-    return [text for of, text in fenced if of == language]
+    return [text for of, text in FENCE.findall(page.read_text()) if of == language]
 
 
 def name(page):
@@ -111,7 +114,9 @@ def test_no_python_is_hidden_from_the_test_above():
 
 def commands(page, program):
     """The command lines of one program on a page, comments and prose cut off: (what follows the program)."""
-    text = page.read_text().replace("\\\n", " ")
+    fenced = [text for language, text in FENCE.findall(page.read_text()) if language in {"", "sh", "console"}]
+    indented = re.findall(r"^    .*", FENCE.sub("", page.read_text()), re.MULTILINE)
+    text = "\n".join([*fenced, *indented]).replace("\\\n", " ")
     # A line of options alone belongs to the line above it.
     text = re.sub(r"\n {4,}(--\w)", r" \1", re.sub(r"   +[^\n-][^\n]*(?=\n {4,}--\w)", "", text))
     for line in re.findall(rf"^(?:\$ |    )?{program}(?: +|$)(.*)", text, re.MULTILINE):
@@ -157,3 +162,12 @@ def test_scripts_and_their_options_exist(page):
         else:
             source = (ROOT / script).read_text()
         assert [word for word in words if word.startswith("--") and f'"{word}"' not in source] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_targets_of_make_and_extras_exist(page):
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert [words[0] for words in commands(page, "make") if words[0] not in targets] == []
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = re.findall(r"pip install [^\n`]*\[([\w,]+)\]", page.read_text())
+    assert [extra for group in named for extra in group.split(",") if extra not in extras] == []

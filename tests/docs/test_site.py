@@ -121,6 +121,11 @@ def test_scripts_of_the_gallery_are_the_examples(path):
     assert [ast.dump(node) for node in original.body[start:]] == [ast.dump(node) for node in written.body[1:]]
 
 
+def test_the_scripts_that_run_on_the_site_exist():
+    quick = re.search(r"^QUICK = (.*)$", (ROOT / "docs" / "conf.py").read_text(), re.MULTILINE)[1]
+    assert [name for name in ast.literal_eval(quick) if not (ROOT / "examples" / f"{name}.py").exists()] == []
+
+
 def test_an_unknown_target_fails_the_build(tmp_path):
     pytest.importorskip("sphinx")
     (tmp_path / "conf.py").write_text(
