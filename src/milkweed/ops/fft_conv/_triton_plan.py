@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from milkweed.ops._triton_launch import made_once
+
 # The least side of a product that matrix units take.
 _LEAST = 16
 
@@ -229,6 +231,24 @@ def kept_columns(plan: Plan, frequencies: int) -> tuple[int, ...]:
     return (*range(count - high), *range(n3 - high, n3))
 
 
+def take_columns(table: Tensor, columns: tuple[int, ...], dim: int) -> Tensor:
+    """Select columns without a list of them, which would be copied to the device at every call.
+
+    Args:
+        table: Of any shape.
+        columns: As `kept_columns` gives them: some from the first on, and some up to the last.
+        dim: The dimension that they count.
+
+    Returns:
+        The table itself if all are taken.
+    """
+    every, count = table.shape[dim], len(columns)
+    if count == every:
+        return table
+    low = next((i for i, column in enumerate(columns) if column != i), count)
+    return torch.cat([table.narrow(dim, 0, low), table.narrow(dim, every - (count - low), count - low)], dim)
+
+
 class Tables(NamedTuple):
     """DFT matrices and twiddle factors; real parts first, imaginary parts behind them.
 
@@ -247,7 +267,7 @@ class Tables(NamedTuple):
     twiddles2: Tensor
 
 
-@functools.lru_cache(64)
+@made_once
 def tables(factors: tuple[int, int, int], columns: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tables:
     """Make the tables of a tile; they are the same for every program and stay in cache.
 
@@ -262,31 +282,32 @@ def tables(factors: tuple[int, int, int], columns: tuple[int, ...], dtype: torch
     """
     n1, n2, n3 = factors
     return Tables(
-        roots(n1, n1, n1).to(device, dtype),
-        roots(n2, n2, n2).to(device, dtype),
-        roots(n3, n3, n3)[:, :, list(columns)].to(device, dtype),
-        roots(n1, n2 * n3, n1 * n2 * n3).to(device, dtype),
-        roots(n2, n3, n2 * n3).to(device, dtype),
+        roots(n1, n1, n1, device).to(dtype),
+        roots(n2, n2, n2, device).to(dtype),
+        take_columns(roots(n3, n3, n3, device), columns, 2).to(dtype),
+        roots(n1, n2 * n3, n1 * n2 * n3, device).to(dtype),
+        roots(n2, n3, n2 * n3, device).to(dtype),
     )
 
 
-def roots(rows: int, columns: int, order: int) -> Tensor:
+def roots(rows: int, columns: int, order: int, device: torch.device) -> Tensor:
     """Evaluate exp(-2πi j k / order) for j < rows and k < columns.
 
     Args:
         rows: Of the table.
         columns: Of the table.
         order: Of the roots of unity.
+        device: Where they are computed.
 
     Returns:
         (2, rows, columns) in float64, real parts first.
     """
-    index = torch.arange(rows)[:, None] * torch.arange(columns) % order
+    index = torch.arange(rows, device=device)[:, None] * torch.arange(columns, device=device) % order
     angle = index.double() * (-2 * math.pi / order)
     return torch.stack([angle.cos(), angle.sin()])
 
 
-@functools.lru_cache(64)
+@made_once
 def outer_table(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Make the DFT matrix of a split transform's first stage.
 
@@ -298,4 +319,4 @@ def outer_table(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     Returns:
         (2, size, size).
     """
-    return roots(size, size, size).to(device, dtype)
+    return roots(size, size, size, device).to(dtype)

@@ -33,6 +33,7 @@ class FrozenKernel:
     Attributes:
         spectrum: (H, F, 2), real pairs: the discrete Fourier transform over ``points``, up to the last frequency kept.
         points: Of the transform.
+        reach: The greatest lag and the greatest negative lag; every lag of the circle if frequencies were left out.
 
     Raises:
         ValueError: A shape or a number does not fit.
@@ -67,7 +68,9 @@ class FrozenKernel:
         padded[:, : kernel.shape[1]] = kernel.detach()
         if reverse_kernel is not None:
             padded[:, self.points - reverse :] = reverse_kernel.detach().flip(-1)
-        kept = max(1, round(bandwidth * (self.points // 2 + 1)))
+        every = self.points // 2 + 1
+        kept = max(1, round(bandwidth * every))
+        self.reach = (kernel.shape[1] - 1, reverse) if kept == every else (self.points - 1, self.points - 1)
         self.spectrum = torch.view_as_real(torch.fft.rfft(padded)[:, :kept]).clone()
         self._layouts: dict[Hashable, Any] = {}
 
