@@ -12,25 +12,24 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *rest: object, **constants: object) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """Run a kernel on the device of its tensors; Triton itself takes the current one, whose stream is another.
 
     Args:
         kernel: A ``triton.jit`` function.
         grid: Programs along each axis; nothing runs if there are none.
-        first: The kernel's first argument.
-        *rest: Its others.
+        *arguments: The kernel's arguments, the first of them a tensor.
         **constants: Its ``tl.constexpr`` arguments, and Triton's options.
     """
     if 0 in grid:
         return
-    device = first.device
+    device = arguments[0].device
     # Asking costs a tenth of what entering the context does.
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            kernel[grid](first, *rest, **constants)
+            kernel[grid](*arguments, **constants)
     else:
-        kernel[grid](first, *rest, **constants)
+        kernel[grid](*arguments, **constants)
 
 
 def unwritten(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
