@@ -148,8 +148,8 @@ def test_memory_of_windows(monkeypatch):
 
 @pytest.mark.usefixtures("_channel_blocks", "_little_memory")
 def test_memory_of_split_transforms(monkeypatch):
-    tensors = draw(2020, lags=900, reverse=40)
-    assert conv.make_plan(2020, 900, 40, torch.float32, torch.device("cpu")).outer > 1
+    tensors = draw(1100, lags=1000, reverse=40)
+    assert conv.make_plan(1100, 1000, 40, torch.float32, torch.device("cpu")).outer > 1
     check_subsets(monkeypatch, convolve, literal, tensors, wanted_sets=[("pre_gate",), NAMES])
 
 
