@@ -96,7 +96,7 @@ def one_argument_each():
                 yield pytest.param(way, name, id=f"{way}-{name}")
 
 
-@pytest.mark.parametrize(("way", "name"), one_argument_each(), indirect=["way"])
+@pytest.mark.parametrize(("way", "name"), list(one_argument_each()), indirect=["way"])
 def test_one_number(monkeypatch, way, name):
     length, lags, reverse, _ = way
     tensors = draw(*way)
