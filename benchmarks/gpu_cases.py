@@ -71,6 +71,10 @@ class Case:
     shrinks: str
 
 
+class NotHereError(Exception):
+    """What a case needs is not on this machine."""
+
+
 def device() -> torch.device:
     """Where everything runs: on the GPU, or in Triton's interpreter on the CPU."""
     return torch.device("cuda" if os.environ["TRITON_INTERPRET"] == "0" else "cpu")

@@ -269,7 +269,7 @@ def fused(
     batch, channels, length, chunks, step, lead, back, ahead, batch_stride, channel_stride, conjugate,
     ROWS: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, KEPT: tl.constexpr,
     PRE: tl.constexpr, POST: tl.constexpr, OTHER: tl.constexpr, SKIP: tl.constexpr, LAGS: tl.constexpr,
-    TYPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+    GUARD: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Convolve one channel of two signals, which are the real and the imaginary part of one.
 
@@ -290,7 +290,10 @@ def fused(
     has_second = first + 1 + tl.zeros_like(t) < batch
     zr = _signal(u, pre, place, inside, PRE)
     zi = _signal(u, pre, place + batch_stride, inside & has_second, PRE)
-    zr, zi, scale, found = _fit_finite(zr, zi, TYPE)
+    if GUARD:
+        zr, zi, scale, found = _fit_finite(zr, zi, TYPE)
+    else:
+        zr, zi, scale = _fit(zr, zi, TYPE)
     cr, ci = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, ROWS, N1, N2, N3, KEPT, PRECISION)
     k = channel.to(tl.int64) * (N1 * N2 * KEPT) + _frequency_places(N1, N2, KEPT)
     yr, yi, scale = _filtered(
@@ -302,16 +305,17 @@ def fused(
     _finish(yr, u, pre, weight, post, out, other, out_other, place, keep, PRE, SKIP, POST, OTHER)
     second = place + batch_stride
     _finish(yi, u, pre, weight, post, out, other, out_other, second, keep & has_second, PRE, SKIP, POST, OTHER)
-    late, early = _reach_of_kernel(lags, channel, channels, length, conjugate, LAGS)
-    if found | (late < length) | (early > 0):
-        tl.debug_barrier()  # the finite results are written
-        start = first.to(tl.int64) * batch_stride + channel.to(tl.int64) * channel_stride
-        begin, end = chunk * step, tl.minimum((chunk + 1) * step, length)
-        for member in range(tl.minimum(batch - first, 2)):
-            _spread(
-                u, pre, out, out_other, start + member * batch_stride, begin, end, length, back, ahead, late, early,
-                PRE, OTHER, BLOCK,
-            )  # fmt: skip
+    if GUARD:
+        late, early = _reach_of_kernel(lags, channel, channels, length, conjugate, LAGS)
+        if found | (late < length) | (early > 0):
+            tl.debug_barrier()  # the finite results are written
+            start = first.to(tl.int64) * batch_stride + channel.to(tl.int64) * channel_stride
+            begin, end = chunk * step, tl.minimum((chunk + 1) * step, length)
+            for member in range(tl.minimum(batch - first, 2)):
+                _spread(
+                    u, pre, out, out_other, start + member * batch_stride, begin, end,
+                    length, back, ahead, late, early, PRE, OTHER, BLOCK,
+                )  # fmt: skip
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,8 @@ _BLOCK = 2048
 _LAGS, _SPREAD = 4096, 1024
 # Stands for a lag that there is not; no length reaches it.
 _NONE = 2**30
+# Whether what is not finite is kept from signals that it has no part in; see `unguarded`.
+_guard = [True]
 # Programs for each multiprocessor that a sum over the batch is split into if there are too few channels.
 _WAVES = 4
 
@@ -62,6 +65,20 @@ class Spectrum(NamedTuple):
         """The spectrum of some of the channels."""
         wrong = None if self.wrong is None else self.wrong[:, channels].contiguous()
         return Spectrum(self.re[channels], self.im[channels], self.scale[channels], wrong)
+
+
+@contextmanager
+def unguarded() -> Iterator[None]:
+    """Leave out the search for what is not finite where a program holds a whole window, to measure what it costs.
+
+    Yields:
+        Nothing.
+    """
+    _guard.append(False)
+    try:
+        yield
+    finally:
+        _guard.pop()
 
 
 def _operands(u: Tensor) -> torch.dtype:
@@ -176,7 +193,8 @@ class _Run:
                 kernels.fused, (self.pairs * plan.chunks * channels,),
                 u, *signals, *spectrum[:3], wrong, *self.tables,
                 self.batch, channels, self.length, plan.chunks, plan.step, lead, back, ahead, *strides, sign,
-                ROWS=plan.rows, **self._tile(), **flags, **lags, **self._precision(), num_warps=plan.tile.warps,
+                ROWS=plan.rows, **self._tile(), **flags, **lags, GUARD=_guard[-1], **self._precision(),
+                num_warps=plan.tile.warps,
             )  # fmt: skip
             return
         re, im, found = self._planes(u, pre)
