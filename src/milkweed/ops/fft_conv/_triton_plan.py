@@ -49,6 +49,8 @@ _MEASURED: dict[str, dict[int, Tile]] = {}
 _LARGEST = {torch.float16: 16384, torch.float32: 2048}
 _LARGEST_SUM = {torch.float16: 8192, torch.float32: 2048}
 _LARGEST_BEFORE_HOPPER, _LARGEST_SUM_BEFORE_HOPPER = 8192, 2048
+# Transforms that the first stage of a split one may leave: with 512, its matrix exceeds every GPU's shared memory.
+_MOST_PLANES = 256
 # What the two further passes over memory of a split transform cost, in products per number. Not measured yet.
 _PASSES = 64
 
@@ -83,6 +85,39 @@ def _largest(dtype: torch.dtype, device: torch.device, summing: bool = False) ->
     if not _is_hopper(device):
         largest = min(largest, _LARGEST_SUM_BEFORE_HOPPER if summing else _LARGEST_BEFORE_HOPPER)
     return largest
+
+
+def operands(u: Tensor) -> torch.dtype:
+    """Choose the operands of products; bfloat16 signals take float16, which is eight times as precise.
+
+    Args:
+        u: A signal. Tiles have a scale of their own, so its range does not matter.
+
+    Returns:
+        ``torch.float32`` or ``torch.float16``.
+    """
+    return torch.float32 if u.dtype == torch.float32 else torch.float16
+
+
+def too_long(u: Tensor, points: int, reach: int, summing: bool) -> str | None:
+    """Say whether a convolution is longer than the kernels can split it.
+
+    Args:
+        u: (B, H, L).
+        points: That the transform of the whole signal needs.
+        reach: Greatest distance between two of the kernel's lags; a short kernel is convolved in windows.
+        summing: Whether gradients may be wanted, for which programs hold less.
+
+    Returns:
+        The reason with the fix, or None.
+    """
+    largest = _largest(operands(u), u.device, summing)
+    if points <= _MOST_PLANES * largest or reach <= largest // 2:
+        return None
+    return (
+        f"it takes transforms of {_MOST_PLANES * largest} points at most here, got {u.shape[-1]} steps and a kernel "
+        f"that reaches over {reach + 1}, which need {points}; use backend='eager'"
+    )
 
 
 @dataclass(frozen=True)
@@ -176,7 +211,7 @@ def make_plan(
         if window < points and step > 0:
             plans.append(Plan(length, 1, window, -(-length // step), step, lags - 1, reverse_lags, device))
         window *= 2
-    return min(plans, key=lambda plan: plan.products)
+    return min(plans, key=lambda plan: (plan.outer > _MOST_PLANES, plan.products))
 
 
 def make_frozen_plan(length: int, points: int, dtype: torch.dtype, device: torch.device) -> Plan:

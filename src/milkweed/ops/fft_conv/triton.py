@@ -21,6 +21,7 @@ from milkweed.ops.fft_conv._triton_plan import (
     kept_columns,
     make_frozen_plan,
     make_plan,
+    operands,
     outer_table,
     tables,
     take_columns,
@@ -81,18 +82,13 @@ def unguarded() -> Iterator[None]:
         _guard.pop()
 
 
-def _operands(u: Tensor) -> torch.dtype:
-    """Of products. bfloat16 signals take float16, which is eight times as precise: tiles have a scale of their own."""
-    return torch.float32 if u.dtype == torch.float32 else torch.float16
-
-
 class _Run:
     """The launches of one convolution, whose kernel has lags from 0 to ``back`` and from -1 to -``ahead``."""
 
     def __init__(self, u: Tensor, plan: Plan, back: int, ahead: int, columns: tuple[int, ...] | None = None) -> None:
         self.batch, self.channels, self.length = u.shape
         self.pairs = -(-self.batch // 2)
-        self.plan, self.device, self.dtype = plan, u.device, _operands(u)
+        self.plan, self.device, self.dtype = plan, u.device, operands(u)
         self.back, self.ahead = min(back, self.length - 1), min(ahead, self.length - 1)
         self.precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
         self.columns = columns or tuple(range(plan.tile.factors[2]))
@@ -101,12 +97,12 @@ class _Run:
     @classmethod
     def with_kernels(cls, u: Tensor, kernel: Tensor, reverse_kernel: Tensor | None, *, summing: bool = False) -> _Run:
         reverse = 0 if reverse_kernel is None else reverse_kernel.shape[-1]
-        plan = make_plan(u.shape[-1], kernel.shape[-1], reverse, _operands(u), u.device, summing)
+        plan = make_plan(u.shape[-1], kernel.shape[-1], reverse, operands(u), u.device, summing)
         return cls(u, plan, kernel.shape[-1] - 1, reverse)
 
     @classmethod
     def with_spectrum(cls, u: Tensor, points: int, frequencies: int, back: int, ahead: int) -> _Run:
-        plan = make_frozen_plan(u.shape[-1], points, _operands(u), u.device)
+        plan = make_frozen_plan(u.shape[-1], points, operands(u), u.device)
         return cls(u, plan, back, ahead, kept_columns(plan, frequencies))
 
     def channel_blocks(self) -> Iterator[slice]:
