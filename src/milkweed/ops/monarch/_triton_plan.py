@@ -25,7 +25,7 @@ _BALANCE = 240
 # Of the cache, for numbers between two launches.
 _SHARE = 3
 # By the start of the device's name: where one launch was compared with float64. It takes batched products in a loop,
-# which compilers have got wrong on devices (triton-lang/triton issue 5620), and `benchmarks/gpu.py` checks it.
+# which compilers have got wrong on devices (triton-lang/triton issue 5620), and `python -m benchmarks` checks it.
 _CHECKED: tuple[str, ...] = ()
 _forced: list[bool] = []
 
