@@ -43,7 +43,7 @@ def layer_work(layer: nn.Module, plain: Function, size: Size, tolerance: float, 
         flops: See `Work`.
     """
     lengths = [size[axis] for axis in ("length", "height", "width") if axis in size]
-    parameters = dict(layer.named_parameters())
+    parameters = by_equation(layer)
     u, cotangent = (draw(size["batch"], *lengths, size["d_model"]) for _ in range(2))
     inputs = {"u": u.requires_grad_(), **parameters}
     turned_u, turned_cotangent = (x.detach().movedim(-1, 1).contiguous() for x in (u, cotangent))
@@ -71,11 +71,16 @@ def layer_work(layer: nn.Module, plain: Function, size: Size, tolerance: float, 
     )
 
 
+def by_equation(layer: nn.Module) -> dict[str, Tensor]:
+    """A layer's parameters by the names that they have in its equations."""
+    return {name.removeprefix("filter.").removeprefix("mix."): p for name, p in layer.named_parameters()}
+
+
 def kernel_share(kernel: Work, layer: nn.Module, size: Size) -> Work:
     """A kernel alone against its whole layer under bfloat16 autocast, forward and backward."""
     u = draw(size["batch"], size["length"], size["d_model"], gradient=True)
     cotangent = draw(*u.shape, dtype=torch.bfloat16)
-    inputs = {"u": u, **dict(layer.named_parameters())}
+    inputs = {"u": u, **by_equation(layer)}
 
     def run(tensors: Inputs) -> Tensor:
         with torch.autocast(u.device.type, dtype=torch.bfloat16):

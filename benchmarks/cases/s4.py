@@ -17,7 +17,14 @@ from benchmarks.differentiable import (
     differentiable,
     mix_flops,
 )
-from benchmarks.state_space import THREE_PASSES, kernel_share, layer_work, plain_output, register_large
+from benchmarks.state_space import (
+    THREE_PASSES,
+    by_equation,
+    kernel_share,
+    layer_work,
+    plain_output,
+    register_large,
+)
 from milkweed import nn, ops, ssm
 
 _SIZE = {"batch": 8, "d_model": 256, "d_state": 64, "length": 4096}
@@ -44,14 +51,14 @@ def build_kernel(size: Size, *, triton: bool = False, share: bool = False) -> Wo
 
     def ours(tensors: Inputs, backend: str | None) -> Tensor:
         with ops.use_backend(backend) if backend else nullcontext():
-            kernel: Tensor = layer.system().kernel(length)[0]
+            kernel: Tensor = layer.filter.system().kernel(length)[0]
             return kernel
 
     def four_channels(name: str, x: Tensor) -> Tensor:
         return x if name == "lags" or not triton else x[:, :4] if name in {"P", "C"} else x[:4]
 
     own = ("log_dt", "A_real", "A_imag", "P", "B", "C")
-    parameters = {name: p for name, p in layer.named_parameters() if name in own}
+    parameters = {name: p for name, p in by_equation(layer).items() if name in own}
     work = differentiable(
         by_backend(ours, plain_kernel, triton=triton),
         plain_kernel,

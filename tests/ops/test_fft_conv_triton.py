@@ -177,6 +177,23 @@ def test_compiles_and_autocasts():
     assert (y.double() - exact).norm() / exact.norm() < 1e-6
 
 
+def test_what_is_too_long_is_refused_and_windows_are_not():
+    """A kernel as long as the signal; memory stands for none of these."""
+    u = torch.empty(1, 1, 1, device="meta").expand(1, 1, 2**22)
+    with pytest.raises(ValueError, match=r"transforms of 524288 points at most here, got 4194304 steps"):
+        ops.fft_conv(u, torch.empty(1, 2**22, device="meta"), backend="triton")
+    with pytest.raises(ValueError, match="points at most"):
+        ops.fft_conv(u.half(), torch.empty(1, 2**22, device="meta"), backend="triton")
+    for dtype in (torch.float32, torch.float16):
+        assert plans.too_long(u.to(dtype), 2**22 + 1000, 1000, True) is None
+        assert plans.make_plan(2**22, 1000, 0, plans.operands(u.to(dtype)), u.device, True).chunks > 1
+        for length in (2**18, 2**19, 2**20):
+            points = 2 * length - 1
+            fits = plans.too_long(u.to(dtype), points, length, False) is None
+            plan = plans.make_plan(length, length, 0, plans.operands(u.to(dtype)), u.device)
+            assert fits == (plan.outer <= 256)
+
+
 def test_float64_is_refused():
     with pytest.raises(ValueError, match=r"takes float32, bfloat16 and float16, got torch\.float64"):
         ops.fft_conv(torch.randn(1, 1, 8).double(), torch.randn(1, 8).double(), backend="triton")

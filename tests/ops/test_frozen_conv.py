@@ -71,7 +71,7 @@ def test_the_triton_backend_skips_them(points, bandwidth, monkeypatch):
     length = points // 2
     u, kernel = torch.randn(2, 1, length), torch.randn(1, length)
     frozen = ops.FrozenKernel(kernel, length=length, bandwidth=bandwidth)
-    run = triton._Run.with_spectrum(u, points, frozen.spectrum.shape[1])
+    run = triton._Run.with_spectrum(u, points, frozen.spectrum.shape[1], *frozen.reach)
     if bandwidth < 0.2:
         assert len(run.columns) < run.plan.tile.factors[2]
     y = ops.fft_conv(u, frozen, backend="triton")

@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from milkweed.ops import _triton_gemm_kernels as kernels
+from milkweed.ops import _triton_launch as gpu
 from milkweed.ops._triton_configs import Tile, power_of_two, tile_for
 
 # Bytes that a GPU's memory moves at a time: writing fewer of them costs as much.
@@ -82,7 +83,7 @@ def multiply(
     """
     blocks, outputs, inputs = weight.shape
     rows = x.shape[0]
-    out = x.new_empty(rows, blocks * outputs) if out is None else out
+    out = gpu.unwritten(x, rows, blocks * outputs) if out is None else out
     if out.numel() == 0:
         return out
     # Blocks whose results stand side by side: a program may take several.
@@ -93,8 +94,9 @@ def multiply(
         tile = dataclasses.replace(tile, outputs=min(tile.outputs, 128))
     group, columns = _group(most, writes.stride, tile, outputs, inputs, x.element_size())
     programs = blocks // group * triton.cdiv(outputs, columns) * triton.cdiv(rows, tile.rows)
-    kernels.multiply[(programs,)](
-        x, weight, bias, out, kept, rows, blocks, outputs, inputs,
+    gpu.launch(
+        kernels.multiply, (programs,),
+        x, weight, None if bias is None else bias.contiguous(), out, kept, rows, blocks, outputs, inputs,
         x.stride(0), reads.per, reads.stride,
         weight.stride(0), weight.stride(1), weight.stride(2),
         out.stride(0), writes.per, writes.stride,
@@ -145,9 +147,9 @@ def sum_outer(grad: Tensor, x: Tensor, shape: torch.Size, grads: Places = PLAIN)
     tiles = blocks * triton.cdiv(outputs, tile.outputs) * triton.cdiv(inputs, tile.inputs)
     # Few and small blocks leave a large GPU idle: share the rows out.
     parts = max(1, min(_PROGRAMS // tiles, rows // 512))
-    out = x.new_empty(parts, *shape, dtype=torch.float32 if parts > 1 else x.dtype)
-    kernels.sum_outer[(tiles * parts,)](
-        grad, x, out, rows, blocks, outputs, inputs,
+    out = gpu.unwritten(x, parts, *shape, dtype=torch.float32 if parts > 1 else x.dtype)
+    gpu.launch(
+        kernels.sum_outer, (tiles * parts,), grad, x, out, rows, blocks, outputs, inputs,
         grad.stride(0), grads.per, grads.stride, x.stride(0), triton.cdiv(rows, parts),
         ROWS=tile.rows, OUTPUTS=tile.outputs, INPUTS=tile.inputs, READS=grads.order, PRECISION=float32_precision(),
         num_warps=tile.warps, num_stages=tile.stages,
@@ -173,14 +175,15 @@ def gather(
     if blocks == 1 and kept is None and not sums:
         return grad, None
     rows, width = grad.shape
-    out = grad.new_empty(rows, width)
+    out = gpu.unwritten(grad, rows, width)
     most = min(64, power_of_two(blocks, 1))
     columns = min(power_of_two(width // blocks), 1024 // most)
     tiles = triton.cdiv(blocks, most) * triton.cdiv(width // blocks, columns)
     parts = max(1, min(triton.cdiv(4 * _PROGRAMS, tiles), triton.cdiv(rows, 64)))
-    partial = grad.new_empty(parts, width, dtype=torch.float32) if sums else None
-    kernels.gather[(tiles * parts,)](
-        grad, kept, out, partial, rows, blocks, width // blocks, grad.stride(0), triton.cdiv(rows, parts),
+    partial = gpu.unwritten(grad, parts, width, dtype=torch.float32) if sums else None
+    gpu.launch(
+        kernels.gather, (tiles * parts,), grad, kept, out, partial,
+        rows, blocks, width // blocks, grad.stride(0), triton.cdiv(rows, parts),
         ROWS=8, OUTPUTS=columns, BLOCKS=most, EXACT=most == blocks, ACTIVATION=activation,
     )  # fmt: skip
     return out, None if partial is None else partial.sum(0).to(grad.dtype)

@@ -83,7 +83,8 @@ def _tile(
             mask = (row < rows)[:, None] & (i < inputs)[None, :]
             a = tl.load(x + row[:, None] * x_row + places[None, :], mask=mask, other=0.0)
             lower = _features(i, inputs, x_per, READS)
-            w = weight + block.to(tl.int64) * w_block + lower[:, None] * w_input + feature[None, :] * w_output
+            w = weight + block.to(tl.int64) * w_block + lower.to(tl.int64)[:, None] * w_input
+            w += feature.to(tl.int64)[None, :] * w_output
             b = tl.load(w, mask=(i < inputs)[:, None] & (column < outputs)[None, :], other=0.0)
             total = dot(a, b, total, PRECISION)
         if bias is not None:

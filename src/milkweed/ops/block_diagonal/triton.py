@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from milkweed.ops import _triton_launch as gpu
 from milkweed.ops._common import register_differentiable
 from milkweed.ops._triton_gemm import gather, multiply, sum_outer
 from milkweed.ops.block_diagonal import reference
@@ -17,8 +18,8 @@ from milkweed.ops.block_diagonal import reference
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, keep_sum: bool
 ) -> tuple[Tensor, Tensor]:
-    out = x.new_empty(x.shape[0], weight.shape[0] * weight.shape[1])
-    kept = torch.empty_like(out) if keep_sum else None
+    out = gpu.unwritten(x, x.shape[0], weight.shape[0] * weight.shape[1])
+    kept = gpu.unwritten(x, *out.shape) if keep_sum else None
     multiply(x.contiguous(), weight, bias=bias, activation=activation, out=out, kept=kept)
     return out, x.new_empty(0) if kept is None else kept
 

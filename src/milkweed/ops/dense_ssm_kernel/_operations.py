@@ -52,6 +52,11 @@ def gradients_like(
     )
 
 
+def _wanted(found: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor]:
+    """Gradients as `gradients_like` says: of the right shape and contiguous, or empty."""
+    return [g.contiguous() if need else g.new_empty(0) for g, need in zip(found, needed, strict=True)]
+
+
 def kernel_operation(
     name: str, kernel: Kernel, gradients: Gradients, plain: Callable[..., Tensor]
 ) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
@@ -79,7 +84,9 @@ def kernel_operation(
     def backward(
         grad: Tensor, a: Tensor, b: Tensor, c: Tensor, need_a: bool, need_b: bool, need_c: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return gradients(grad, a, b, c, need_a, need_b, need_c, False)
+        found = gradients(grad, a, b, c, need_a, need_b, need_c, False)
+        grad_a, grad_b, grad_c = _wanted(found, (need_a, need_b, need_c))
+        return grad_a, grad_b, grad_c
 
     @backward.register_fake
     def _(
@@ -133,7 +140,8 @@ def state_operation(
         grad_u = kernel(a, b, grad, u.shape[-1], True) if need_u else u.new_empty(0)
         if not (need_a or need_b):
             return grad_u, a.new_empty(0), b.new_empty(0)
-        grad_a, grad_b, _ = gradients(u, a, b, grad, need_a, need_b, False, True)
+        found = gradients(u, a, b, grad, need_a, need_b, False, True)
+        grad_a, grad_b, _ = _wanted(found, (need_a, need_b, False))
         return grad_u, grad_a, grad_b
 
     @backward.register_fake

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from milkweed.ops import _triton_launch as gpu
 from milkweed.ops._triton_configs import power_of_two
 from milkweed.ops.dense_ssm_kernel import eager
 from milkweed.ops.dense_ssm_kernel._operations import kernel_operation, state_operation
@@ -255,21 +256,21 @@ class _Plan:
 def _powers(a: Tensor, plan: _Plan) -> Tensor:
     """a^(2^k) - 1 for all k: (powers, rows, N, N)."""
     rows, modes, _ = a.shape
-    out = a.new_empty(plan.powers, rows, modes, modes)
+    out = gpu.unwritten(a, plan.powers, rows, modes, modes)
     precise = eager.precise_powers(a, plan.powers)
     torch.stack(precise, out=out[: len(precise)])
     if len(precise) < plan.powers:
-        _square[(rows,)](out, len(precise) - 1, plan.powers, rows, modes, N=plan.tile)
+        gpu.launch(_square, (rows,), out, len(precise) - 1, plan.powers, rows, modes, N=plan.tile)
     return out
 
 
 def _kernel(a: Tensor, b: Tensor, c: Tensor, length: int, reverse: bool) -> Tensor:
     batch, rows, modes = c.shape
-    out = c.new_empty(batch, rows, length)
+    out = gpu.unwritten(c, batch, rows, length)
     if out.numel():
         plan = _Plan(modes, length)
-        _krylov[(batch * rows,)](
-            _powers(a, plan), b.contiguous(), c.contiguous(), out, out, out,
+        gpu.launch(
+            _krylov, (batch * rows,), _powers(a, plan), b.contiguous(), c.contiguous(), out, out, out,
             batch, rows, modes, length, *_direction(length, reverse), *plan.steps, KEEP=False, **plan.sizes,
         )  # fmt: skip
     return out
@@ -282,11 +283,11 @@ def _direction(length: int, reverse: bool) -> tuple[int, int]:
 
 def _final_state(u: Tensor, a: Tensor, b: Tensor) -> Tensor:
     batch, rows, length = u.shape
-    out = u.new_empty(batch, rows, a.shape[-1])
+    out = gpu.unwritten(u, batch, rows, a.shape[-1])
     if out.numel():
         plan = _Plan(a.shape[-1], length)
-        _state[(batch * rows,)](
-            _powers(a, plan), b.contiguous(), u.contiguous(), out,
+        gpu.launch(
+            _state, (batch * rows,), _powers(a, plan), b.contiguous(), u.contiguous(), out,
             batch, rows, a.shape[-1], length, *plan.steps, **plan.sizes,
         )  # fmt: skip
     return out
@@ -298,34 +299,37 @@ def _gradients(
     """Gradients of sum(g * kernel(a, b, c)); that of a costs most, and is left out where it is not needed."""
     batch, rows, modes = c.shape
     length = g.shape[-1]
-    grad_a, grad_b, grad_c = a.new_empty(a.shape if need_a else 0), torch.empty_like(b), torch.empty_like(c)
+    # Contiguous, as the kernels write them: empty_like would keep a transposed argument's order.
+    grad_a = gpu.unwritten(a, *a.shape) if need_a else a.new_empty(0)
+    grad_b, grad_c = gpu.unwritten(b, *b.shape), gpu.unwritten(c, *c.shape)
     if g.numel() == 0:
         return grad_a.zero_(), grad_b.zero_(), grad_c
     plan = _Plan(modes, length)
     g, b, c = g.contiguous(), b.contiguous(), c.contiguous()
     powers, sizes = _powers(a, plan), plan.sizes
-    columns = c.new_empty(rows, modes, _COLUMNS)
-    vectors = c.new_empty(batch, rows, plan.strides * _ROWS, modes)
+    columns = gpu.unwritten(c, rows, modes, _COLUMNS)
+    vectors = gpu.unwritten(c, batch, rows, plan.strides * _ROWS, modes)
     lags = (length, *_direction(length, reverse))
-    _krylov[(batch * rows,)](
-        powers, b, c, g, columns, vectors, batch, rows, modes, *lags, *plan.steps, KEEP=True, **sizes
-    )
-    grad_columns, grad_rows = torch.empty_like(columns), c.new_empty(batch, rows, _ROWS, modes)
+    gpu.launch(
+        _krylov, (batch * rows,), powers, b, c, g, columns, vectors,
+        batch, rows, modes, *lags, *plan.steps, KEEP=True, **sizes,
+    )  # fmt: skip
+    grad_columns, grad_rows = gpu.unwritten(c, *columns.shape), gpu.unwritten(c, batch, rows, _ROWS, modes)
     # Of a single lag, the one power there is has no share.
-    grad_powers = torch.zeros_like(powers) if length == 1 else torch.empty_like(powers)
-    _chain_adjoint[(rows,)](
-        powers, g, columns, vectors, grad_columns, grad_rows, grad_powers,
+    grad_powers = torch.zeros_like(powers) if length == 1 else gpu.unwritten(powers, *powers.shape)
+    gpu.launch(
+        _chain_adjoint, (rows,), powers, g, columns, vectors, grad_columns, grad_rows, grad_powers,
         batch, rows, modes, *lags, *plan.steps[2:],
         POWERS=need_a, num_warps=plan.backward_warps, **sizes,
     )  # fmt: skip
-    _bits_adjoint[(rows,)](
-        powers, columns, vectors, grad_columns, grad_rows, grad_powers, grad_b, grad_c,
+    gpu.launch(
+        _bits_adjoint, (rows,), powers, columns, vectors, grad_columns, grad_rows, grad_powers, grad_b, grad_c,
         batch, rows, modes, *plan.steps[:3],
         POWERS=need_a, num_warps=plan.backward_warps, **sizes,
     )  # fmt: skip
     if need_a:
-        _square_adjoint[(rows,)](
-            powers, grad_powers, grad_a, plan.powers, rows, modes,
+        gpu.launch(
+            _square_adjoint, (rows,), powers, grad_powers, grad_a, plan.powers, rows, modes,
             N=plan.tile, PRECISION=_PRECISION, num_warps=plan.backward_warps,
         )  # fmt: skip
     return grad_a, grad_b, grad_c

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from milkweed.ops import backends
 from milkweed.ops._common import check_real, needs_plain_formula
-from milkweed.ops._triton import triton_backend
+from milkweed.ops._triton import refuses, triton_backend
 from milkweed.ops.fft_conv import eager, reference
+from milkweed.ops.fft_conv._triton_plan import too_long
 from milkweed.ops.fft_conv.frozen import FrozenKernel
 
 
@@ -46,16 +49,30 @@ def _triton(*args: Tensor | None) -> Tensor:
     return triton.fft_conv(*args)
 
 
+def _triton_refusal(
+    u: Tensor, kernel: Tensor, reverse_kernel: Tensor | None = None, *rest: Tensor | None
+) -> str | None:
+    tensors = [t for t in (u, kernel, reverse_kernel, *rest) if t is not None]
+    summing = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    reverse = 0 if reverse_kernel is None else reverse_kernel.shape[-1]
+    points = eager.least_points(u.shape[-1], kernel.shape[-1], reverse)
+    return refuses(*tensors) or too_long(u, points, kernel.shape[-1] - 1 + reverse, summing)
+
+
+def _frozen_triton_refusal(u: Tensor, kernel: FrozenKernel, *rest: Tensor | None) -> str | None:
+    return refuses(u, *rest) or too_long(u, kernel.points, kernel.points - 1, False)
+
+
 backends.register(
     "fft_conv",
-    triton_backend(_triton),
+    dataclasses.replace(triton_backend(_triton), refusal=_triton_refusal),
     backends.Backend("eager", eager.fft_conv, needs_plain_formula),
     backends.Backend("reference", reference.fft_conv),
 )
 
 backends.register(
     "frozen_conv",
-    triton_backend(_frozen_triton),
+    dataclasses.replace(triton_backend(_frozen_triton), refusal=_frozen_triton_refusal),
     backends.Backend("eager", _frozen(eager.frozen_conv), needs_plain_formula),
     backends.Backend("reference", _frozen(reference.frozen_conv)),
     backends.Backend("float64", _frozen_float64, _frozen_float64_refusal),

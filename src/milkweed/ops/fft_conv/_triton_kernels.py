@@ -14,6 +14,9 @@ import triton.language as tl
 
 # Of the operands of products.
 TYPES = {torch.float16: tl.float16, torch.float32: tl.float32}
+# What a sign leaves of a float32's bits, and the bits of infinity.
+_MAGNITUDE = tl.constexpr(0x7FFFFFFF)
+_INFINITY = tl.constexpr(0x7F800000)
 
 
 @triton.jit
@@ -29,6 +32,28 @@ def _times(ar, ai, br, bi):
 
 
 @triton.jit
+def _magnitude(x):
+    """The bits of |x|: as integers they are in the order of the numbers, with infinity and then NaN above all."""
+    return x.to(tl.int32, bitcast=True) & _MAGNITUDE
+
+
+@triton.jit
+def wrong(x):
+    """Whether a float32 is infinite or NaN."""
+    return _magnitude(x) >= _INFINITY
+
+
+@triton.jit
+def _scaled(re, im, greatest, TYPE: tl.constexpr):
+    scale = 1.0
+    if TYPE == tl.float16:  # noqa: SIM300
+        size = greatest.to(tl.float32, bitcast=True)
+        scale = tl.where(size > 0, size, 1.0)
+        re, im = re / scale, im / scale
+    return re.to(TYPE), im.to(TYPE), scale
+
+
+@triton.jit
 def _fit(re, im, TYPE: tl.constexpr):
     """Cast a tile to the operands' dtype, divided by its greatest number if that is float16.
 
@@ -38,12 +63,26 @@ def _fit(re, im, TYPE: tl.constexpr):
     Returns:
         Both parts and what to multiply results by.
     """
-    scale = 1.0
+    greatest = 0
     if TYPE == tl.float16:  # noqa: SIM300
-        greatest = tl.maximum(tl.max(tl.abs(re)), tl.max(tl.abs(im)))
-        scale = tl.where(greatest > 0, greatest, 1.0)
-        re, im = re / scale, im / scale
-    return re.to(TYPE), im.to(TYPE), scale
+        greatest = tl.max(tl.maximum(_magnitude(re), _magnitude(im)))
+    return _scaled(re, im, greatest, TYPE)
+
+
+@triton.jit
+def _fit_finite(re, im, TYPE: tl.constexpr):
+    """The same with zero for what is not finite, which would spread over the whole tile and both of its signals.
+
+    Returns:
+        Both parts, what to multiply results by, and whether something was not finite.
+    """
+    greatest = tl.max(tl.maximum(_magnitude(re), _magnitude(im)))
+    found = greatest >= _INFINITY
+    if found:
+        re, im = tl.where(wrong(re), 0.0, re), tl.where(wrong(im), 0.0, im)
+        greatest = tl.max(tl.maximum(_magnitude(re), _magnitude(im)))
+    re, im, scale = _scaled(re, im, greatest, TYPE)
+    return re, im, scale, found
 
 
 @triton.jit
@@ -161,6 +200,55 @@ def _finish(
 
 
 @triton.jit
+def _spread(
+    values, gate, out, out_other, start, first, last, length, back, ahead, late, early,
+    GATED: tl.constexpr, OTHER: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Store NaN for every result t in first .. last - 1 of a signal that depends on something not finite.
+
+    That is an input in t - back .. t + ahead, or, for t from ``late`` on and below ``early``, a number of the kernel.
+    The signal starts at ``start``. Whoever wrote finite results there before must be done.
+    """
+    i = tl.arange(0, BLOCK)
+    # How many inputs are not finite among those that result first - 1 depends on.
+    count = 0
+    end = tl.minimum(first + ahead, length)
+    for begin in range(tl.maximum(first - 1 - back, 0), end, BLOCK):
+        s = begin + i
+        count += tl.sum(wrong(_signal(values, gate, start + s, s < end, GATED)).to(tl.int32))
+    for begin in range(first, last, BLOCK):
+        t = begin + i
+        enters, leaves = t + ahead, t - 1 - back
+        change = wrong(_signal(values, gate, start + enters, enters < length, GATED)).to(tl.int32)
+        change -= wrong(_signal(values, gate, start + leaves, (leaves >= 0) & (leaves < length), GATED)).to(tl.int32)
+        touched = (count + tl.cumsum(change, 0) > 0) | (t >= late) | (t < early)
+        touched &= t < last
+        tl.store(out + start + t, tl.full((BLOCK,), float("nan"), out.dtype.element_ty), mask=touched)
+        if OTHER:
+            nothing = tl.full((BLOCK,), float("nan"), out_other.dtype.element_ty)
+            tl.store(out_other + start + t, nothing, mask=touched)
+        count += tl.sum(change)
+
+
+@triton.jit
+def _reach_of_kernel(lags, channel, channels, length, conjugate, LAGS: tl.constexpr):
+    """Find which results depend on a number of the kernel that is not finite.
+
+    ``lags`` (2, channels) holds the first such lag, and the first of a reverse kernel. A conjugate spectrum has its
+    lags the other way round.
+
+    Returns:
+        From and below which t they are.
+    """
+    late, early = length, 0
+    if LAGS:
+        turned = tl.where(conjugate < 0, channels, 0)
+        late = tl.load(lags + turned + channel)
+        early = length - tl.load(lags + channels - turned + channel)
+    return late, early
+
+
+@triton.jit
 def _filtered(
     cr, ci, scale, spectrum_re, spectrum_im, spectrum_scale, conjugate, dft1, dft2, dft3, twiddles1, twiddles2,
     ROWS: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, KEPT: tl.constexpr,
@@ -176,16 +264,17 @@ def _filtered(
 
 @triton.jit
 def fused(
-    u, pre, post, other, skip, out, out_other, spectrum_re, spectrum_im, scales,
+    u, pre, post, other, skip, out, out_other, spectrum_re, spectrum_im, scales, lags,
     dft1, dft2, dft3, twiddles1, twiddles2,
-    batch, length, chunks, step, lead, batch_stride, channel_stride, conjugate,
+    batch, channels, length, chunks, step, lead, back, ahead, batch_stride, channel_stride, conjugate,
     ROWS: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, KEPT: tl.constexpr,
-    PRE: tl.constexpr, POST: tl.constexpr, OTHER: tl.constexpr, SKIP: tl.constexpr,
-    TYPE: tl.constexpr, PRECISION: tl.constexpr,
+    PRE: tl.constexpr, POST: tl.constexpr, OTHER: tl.constexpr, SKIP: tl.constexpr, LAGS: tl.constexpr,
+    GUARD: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Convolve one channel of two signals, which are the real and the imaginary part of one.
 
-    Chunk i reads the window that starts ``lead`` before i * step and keeps the ``step`` numbers from there.
+    Chunk i reads the window that starts ``lead`` before i * step and keeps the ``step`` numbers from there. Result t
+    depends on the inputs t - back .. t + ahead.
     """
     # Signals are the fastest axis of the grid: those that share a spectrum run at about the same time.
     pairs = tl.cdiv(batch, 2)
@@ -201,7 +290,10 @@ def fused(
     has_second = first + 1 + tl.zeros_like(t) < batch
     zr = _signal(u, pre, place, inside, PRE)
     zi = _signal(u, pre, place + batch_stride, inside & has_second, PRE)
-    zr, zi, scale = _fit(zr, zi, TYPE)
+    if GUARD:
+        zr, zi, scale, found = _fit_finite(zr, zi, TYPE)
+    else:
+        zr, zi, scale = _fit(zr, zi, TYPE)
     cr, ci = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, ROWS, N1, N2, N3, KEPT, PRECISION)
     k = channel.to(tl.int64) * (N1 * N2 * KEPT) + _frequency_places(N1, N2, KEPT)
     yr, yi, scale = _filtered(
@@ -213,22 +305,70 @@ def fused(
     _finish(yr, u, pre, weight, post, out, other, out_other, place, keep, PRE, SKIP, POST, OTHER)
     second = place + batch_stride
     _finish(yi, u, pre, weight, post, out, other, out_other, second, keep & has_second, PRE, SKIP, POST, OTHER)
+    if GUARD:
+        late, early = _reach_of_kernel(lags, channel, channels, length, conjugate, LAGS)
+        if found | (late < length) | (early > 0):
+            tl.debug_barrier()  # the finite results are written
+            start = first.to(tl.int64) * batch_stride + channel.to(tl.int64) * channel_stride
+            begin, end = chunk * step, tl.minimum((chunk + 1) * step, length)
+            for member in range(tl.minimum(batch - first, 2)):
+                _spread(
+                    u, pre, out, out_other, start + member * batch_stride, begin, end,
+                    length, back, ahead, late, early, PRE, OTHER, BLOCK,
+                )  # fmt: skip
+
+
+@triton.jit
+def spread(
+    u, pre, found, lags, out, out_other,
+    batch, channels, length, back, ahead, batch_stride, channel_stride, conjugate, tiles,
+    PRE: tl.constexpr, OTHER: tl.constexpr, LAGS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What `fused` does at its end, for a split transform: ``found`` (channel, pair, tile) says what `outer_in` met."""
+    pairs = tl.cdiv(batch, 2)
+    pair, channel = tl.program_id(0) % pairs, tl.program_id(0) // pairs
+    i = tl.arange(0, TILES)
+    met = tl.max(tl.load(found + tl.program_id(0).to(tl.int64) * tiles + i, mask=i < tiles, other=0))
+    late, early = _reach_of_kernel(lags, channel, channels, length, conjugate, LAGS)
+    if (met > 0) | (late < length) | (early > 0):
+        start = (2 * pair).to(tl.int64) * batch_stride + channel.to(tl.int64) * channel_stride
+        for member in range(tl.minimum(batch - 2 * pair, 2)):
+            _spread(
+                u, pre, out, out_other, start + member * batch_stride, 0, length, length, back, ahead, late, early,
+                PRE, OTHER, BLOCK,
+            )  # fmt: skip
+
+
+@triton.jit
+def _reach(found, opposite, position, length):
+    """Find the lags of the products g_t v_(t - lag) in which something is not finite: all from 0 on up to one.
+
+    ``found`` says where g is not finite, ``opposite`` where v is; exchanged, the lags are those of a reverse kernel.
+
+    Returns:
+        The last such lag for each position; -1 if there is none.
+    """
+    return tl.maximum(tl.where(found, position, -1), tl.where(opposite, length - 1 - position, -1))
 
 
 @triton.jit
 def correlate(
-    u, pre, grad, post, sum_re, sum_im, sum_skip, dft1, dft2, dft3, twiddles1, twiddles2,
+    u, pre, grad, post, sum_re, sum_im, sum_skip, reach, dft1, dft2, dft3, twiddles1, twiddles2,
     batch, channels, length, chunks, step, lead, batch_stride, channel_stride, splits,
     ROWS: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, KEPT: tl.constexpr,
-    PRE: tl.constexpr, POST: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
+    PRE: tl.constexpr, POST: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sum G conj(V), of the spectra of g and v, over a share of the pairs and chunks of one channel; and g v itself."""
+    """Sum G conj(V), of the spectra of g and v, over a share of the pairs and chunks of one channel; and g v itself.
+
+    ``reach`` (2, programs) receives the last lag, and the last of a reverse kernel, that something not finite reaches.
+    """
     channel, split = tl.program_id(0) % channels, tl.program_id(0) // channels
     pairs = tl.cdiv(batch, 2)
     t = tl.arange(0, ROWS)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :]
     total_re = tl.zeros((N2 * N1, KEPT), tl.float32)
     total_im = tl.zeros((N2 * N1, KEPT), tl.float32)
     total_skip = 0.0
+    forward, reverse = -1, -1
     for i in range(split, pairs * chunks, splits):
         first, chunk = 2 * (i % pairs), i // pairs
         position = chunk * step - lead + t
@@ -238,20 +378,33 @@ def correlate(
         place = first.to(tl.int64) * batch_stride + channel.to(tl.int64) * channel_stride + position
         wr = _signal(u, pre, place, inside, PRE)
         wi = _signal(u, pre, place + batch_stride, inside & has_second, PRE)
-        zr, zi, v_scale = _fit(wr, wi, TYPE)
+        zr, zi, v_scale, v_found = _fit_finite(wr, wi, TYPE)
         vr, vi = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, ROWS, N1, N2, N3, KEPT, PRECISION)
         hr = _signal(grad, post, place, keep, POST)
         hi = _signal(grad, post, place + batch_stride, keep & has_second, POST)
         total_skip += tl.sum(wr * hr) + tl.sum(wi * hi)
-        zr, zi, g_scale = _fit(hr, hi, TYPE)
+        zr, zi, g_scale, g_found = _fit_finite(hr, hi, TYPE)
         gr, gi = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, ROWS, N1, N2, N3, KEPT, PRECISION)
         re, im = _times(gr, gi, vr, -vi)
         total_re += re * (v_scale * g_scale)
         total_im += im * (v_scale * g_scale)
+        if v_found | g_found:
+            # Read again: kept until here, the tiles would take registers that every program needs.
+            start = first.to(tl.int64) * batch_stride + channel.to(tl.int64) * channel_stride
+            for member in range(tl.minimum(batch - first, 2)):
+                for begin in range(chunk * step, tl.minimum((chunk + 1) * step, length), BLOCK):
+                    p = begin + tl.arange(0, BLOCK)
+                    source, there = start + member * batch_stride + p, p < length
+                    v_wrong = wrong(_signal(u, pre, source, there, PRE))
+                    g_wrong = wrong(_signal(grad, post, source, there, POST))
+                    forward = tl.maximum(forward, tl.max(_reach(g_wrong, v_wrong, p, length)))
+                    reverse = tl.maximum(reverse, tl.max(_reach(v_wrong, g_wrong, p, length)))
     k = tl.program_id(0).to(tl.int64) * (N1 * N2 * KEPT) + _frequency_places(N1, N2, KEPT)
     tl.store(sum_re + k, total_re)
     tl.store(sum_im + k, total_im)
     tl.store(sum_skip + tl.program_id(0), total_skip)
+    tl.store(reach + tl.program_id(0), forward)
+    tl.store(reach + tl.num_programs(0) + tl.program_id(0), reverse)
 
 
 @triton.jit
@@ -264,11 +417,14 @@ def _outer_twiddles(r, M: tl.constexpr, inner):
 
 @triton.jit
 def outer_in(
-    u, pre, planes_re, planes_im, dft, batch, length, inner, batch_stride, channel_stride,
+    u, pre, planes_re, planes_im, found, dft, batch, length, inner, batch_stride, channel_stride,
     ROWS: tl.constexpr, M: tl.constexpr, COLUMNS: tl.constexpr,
     PRE: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The first stage of a transform too long for one program: planes (channel, pair, k1, r) of M transforms left."""
+    """The first stage of a transform too long for one program: planes (channel, pair, k1, r) of M transforms left.
+
+    ``found`` (channel, pair, tile) receives whether something was not finite; zero took its place.
+    """
     pairs, tiles = tl.cdiv(batch, 2), inner // COLUMNS
     plane = tl.program_id(0) // tiles
     pair, channel = plane % pairs, plane // pairs
@@ -278,7 +434,8 @@ def outer_in(
     place = (2 * pair).to(tl.int64) * batch_stride + channel.to(tl.int64) * channel_stride + position
     zr = _signal(u, pre, place, inside, PRE)
     zi = _signal(u, pre, place + batch_stride, inside & (2 * pair + 1 + tl.zeros_like(position) < batch), PRE)
-    zr, zi, scale = _fit(zr, zi, TYPE)
+    zr, zi, scale, met = _fit_finite(zr, zi, TYPE)
+    tl.store(found + tl.program_id(0), met.to(tl.int32))
     fr, fi = _load_pair(dft, dft + M * M, M, 1, M, ROWS)
     ar, ai = _table_dot(fr, fi, zr, zi, PRECISION)
     tr, ti = _outer_twiddles(r, M, inner)
@@ -376,15 +533,21 @@ def inner_correlate(
 
 @triton.jit
 def inner_products(
-    u, pre, grad, post, out, batch, length, batch_stride, channel_stride,
+    u, pre, grad, post, out, reach, batch, length, batch_stride, channel_stride,
     BLOCK: tl.constexpr, PRE: tl.constexpr, POST: tl.constexpr,
 ):  # fmt: skip
-    """Sum g v over the batch and time of one channel."""
+    """Sum g v over the batch and time of one channel, and find the ``reach`` (2, channels) of what is not finite."""
     channel = tl.program_id(0).to(tl.int64)
     total = tl.zeros((BLOCK,), tl.float32)
+    forward, reverse = tl.full((BLOCK,), -1, tl.int32), tl.full((BLOCK,), -1, tl.int32)
     for b in range(batch):
         for start in range(0, length, BLOCK):
             t = start + tl.arange(0, BLOCK)
             place = channel * channel_stride + tl.cast(b, tl.int64) * batch_stride + t
-            total += _signal(u, pre, place, t < length, PRE) * _signal(grad, post, place, t < length, POST)
+            v, g = _signal(u, pre, place, t < length, PRE), _signal(grad, post, place, t < length, POST)
+            total += v * g
+            forward = tl.maximum(forward, _reach(wrong(g), wrong(v), t, length))
+            reverse = tl.maximum(reverse, _reach(wrong(v), wrong(g), t, length))
     tl.store(out + channel, tl.sum(total))
+    tl.store(reach + channel, tl.max(forward))
+    tl.store(reach + tl.num_programs(0) + channel, tl.max(reverse))

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from milkweed.ops._triton_launch import made_once
+
 # The least side of a product that matrix units take.
 _LEAST = 16
 
@@ -47,6 +49,8 @@ _MEASURED: dict[str, dict[int, Tile]] = {}
 _LARGEST = {torch.float16: 16384, torch.float32: 2048}
 _LARGEST_SUM = {torch.float16: 8192, torch.float32: 2048}
 _LARGEST_BEFORE_HOPPER, _LARGEST_SUM_BEFORE_HOPPER = 8192, 2048
+# Transforms that the first stage of a split one may leave: with 512, its matrix exceeds every GPU's shared memory.
+_MOST_PLANES = 256
 # What the two further passes over memory of a split transform cost, in products per number. Not measured yet.
 _PASSES = 64
 
@@ -81,6 +85,39 @@ def _largest(dtype: torch.dtype, device: torch.device, summing: bool = False) ->
     if not _is_hopper(device):
         largest = min(largest, _LARGEST_SUM_BEFORE_HOPPER if summing else _LARGEST_BEFORE_HOPPER)
     return largest
+
+
+def operands(u: Tensor) -> torch.dtype:
+    """Choose the operands of products; bfloat16 signals take float16, which is eight times as precise.
+
+    Args:
+        u: A signal. Tiles have a scale of their own, so its range does not matter.
+
+    Returns:
+        ``torch.float32`` or ``torch.float16``.
+    """
+    return torch.float32 if u.dtype == torch.float32 else torch.float16
+
+
+def too_long(u: Tensor, points: int, reach: int, summing: bool) -> str | None:
+    """Say whether a convolution is longer than the kernels can split it.
+
+    Args:
+        u: (B, H, L).
+        points: That the transform of the whole signal needs.
+        reach: Greatest distance between two of the kernel's lags; a short kernel is convolved in windows.
+        summing: Whether gradients may be wanted, for which programs hold less.
+
+    Returns:
+        The reason with the fix, or None.
+    """
+    largest = _largest(operands(u), u.device, summing)
+    if points <= _MOST_PLANES * largest or reach <= largest // 2:
+        return None
+    return (
+        f"it takes transforms of {_MOST_PLANES * largest} points at most here, got {u.shape[-1]} steps and a kernel "
+        f"that reaches over {reach + 1}, which need {points}; use backend='eager'"
+    )
 
 
 @dataclass(frozen=True)
@@ -174,7 +211,7 @@ def make_plan(
         if window < points and step > 0:
             plans.append(Plan(length, 1, window, -(-length // step), step, lags - 1, reverse_lags, device))
         window *= 2
-    return min(plans, key=lambda plan: plan.products)
+    return min(plans, key=lambda plan: (plan.outer > _MOST_PLANES, plan.products))
 
 
 def make_frozen_plan(length: int, points: int, dtype: torch.dtype, device: torch.device) -> Plan:
@@ -229,6 +266,24 @@ def kept_columns(plan: Plan, frequencies: int) -> tuple[int, ...]:
     return (*range(count - high), *range(n3 - high, n3))
 
 
+def take_columns(table: Tensor, columns: tuple[int, ...], dim: int) -> Tensor:
+    """Select columns without a list of them, which would be copied to the device at every call.
+
+    Args:
+        table: Of any shape.
+        columns: As `kept_columns` gives them: some from the first on, and some up to the last.
+        dim: The dimension that they count.
+
+    Returns:
+        The table itself if all are taken.
+    """
+    every, count = table.shape[dim], len(columns)
+    if count == every:
+        return table
+    low = next((i for i, column in enumerate(columns) if column != i), count)
+    return torch.cat([table.narrow(dim, 0, low), table.narrow(dim, every - (count - low), count - low)], dim)
+
+
 class Tables(NamedTuple):
     """DFT matrices and twiddle factors; real parts first, imaginary parts behind them.
 
@@ -247,7 +302,7 @@ class Tables(NamedTuple):
     twiddles2: Tensor
 
 
-@functools.lru_cache(64)
+@made_once
 def tables(factors: tuple[int, int, int], columns: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tables:
     """Make the tables of a tile; they are the same for every program and stay in cache.
 
@@ -262,31 +317,32 @@ def tables(factors: tuple[int, int, int], columns: tuple[int, ...], dtype: torch
     """
     n1, n2, n3 = factors
     return Tables(
-        roots(n1, n1, n1).to(device, dtype),
-        roots(n2, n2, n2).to(device, dtype),
-        roots(n3, n3, n3)[:, :, list(columns)].to(device, dtype),
-        roots(n1, n2 * n3, n1 * n2 * n3).to(device, dtype),
-        roots(n2, n3, n2 * n3).to(device, dtype),
+        roots(n1, n1, n1, device).to(dtype),
+        roots(n2, n2, n2, device).to(dtype),
+        take_columns(roots(n3, n3, n3, device), columns, 2).to(dtype),
+        roots(n1, n2 * n3, n1 * n2 * n3, device).to(dtype),
+        roots(n2, n3, n2 * n3, device).to(dtype),
     )
 
 
-def roots(rows: int, columns: int, order: int) -> Tensor:
+def roots(rows: int, columns: int, order: int, device: torch.device) -> Tensor:
     """Evaluate exp(-2πi j k / order) for j < rows and k < columns.
 
     Args:
         rows: Of the table.
         columns: Of the table.
         order: Of the roots of unity.
+        device: Where they are computed.
 
     Returns:
         (2, rows, columns) in float64, real parts first.
     """
-    index = torch.arange(rows)[:, None] * torch.arange(columns) % order
+    index = torch.arange(rows, device=device)[:, None] * torch.arange(columns, device=device) % order
     angle = index.double() * (-2 * math.pi / order)
     return torch.stack([angle.cos(), angle.sin()])
 
 
-@functools.lru_cache(64)
+@made_once
 def outer_table(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Make the DFT matrix of a split transform's first stage.
 
@@ -298,4 +354,4 @@ def outer_table(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     Returns:
         (2, size, size).
     """
-    return roots(size, size, size).to(device, dtype)
+    return roots(size, size, size, device).to(dtype)

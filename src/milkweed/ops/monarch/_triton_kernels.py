@@ -35,7 +35,8 @@ def both_factors(
         i = start + tl.arange(0, INPUTS)
         inside = (block < k) & (row < rows)[None, :, None] & (i < p)[None, None, :]
         a = tl.load(x + row[None, :, None] * (k * p) + block * p + i[None, None, :], mask=inside, other=0.0)
-        w = right + block * right_block + feature * right_output + i[None, :, None] * right_input
+        w = right + block.to(tl.int64) * right_block + feature.to(tl.int64) * right_output
+        w += i.to(tl.int64)[None, :, None] * right_input
         b = tl.load(w, mask=(block < k) & is_feature & (i < p)[None, :, None], other=0.0)
         total = dot(a, b, total, PRECISION)
     between = tl.permute(tl.reshape(total.to(x.dtype.element_ty), (K, ROWS, PER, L)), (3, 1, 0, 2))
@@ -49,7 +50,8 @@ def both_factors(
         tl.store(middle + place, between, mask=(block < l) & (row < rows)[None, :, None] & is_inner[None, None, :])
     for start in range(0, s, OUTPUTS):
         o = start + tl.arange(0, OUTPUTS)
-        w = left + block * left_block + inner[None, :, None] * left_input + o[None, None, :] * left_output
+        w = left + block.to(tl.int64) * left_block + inner.to(tl.int64)[None, :, None] * left_input
+        w += o.to(tl.int64)[None, None, :] * left_output
         b = tl.load(w, mask=(block < l) & is_inner[None, :, None] & (o < s)[None, None, :], other=0.0)
         y = dot(between, b, tl.zeros((L, ROWS, OUTPUTS), tl.float32), PRECISION)
         y = tl.reshape(tl.permute(y, (1, 2, 0)), (ROWS, OUTPUTS * L))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -22,6 +24,29 @@ _CACHE_RATIO = 2.0
 _BALANCE = 240
 # Of the cache, for numbers between two launches.
 _SHARE = 3
+# By the start of the device's name: where one launch was compared with float64. It takes batched products in a loop,
+# which compilers have got wrong on devices (triton-lang/triton issue 5620), and `python -m benchmarks` checks it.
+_CHECKED: tuple[str, ...] = ()
+_forced: list[bool] = []
+
+
+@contextmanager
+def one_launch() -> Iterator[None]:
+    """Apply both factors in one launch inside the block, wherever it fits, to check and to measure it.
+
+    Yields:
+        Nothing.
+    """
+    _forced.append(True)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+@functools.cache
+def _is_checked(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_name(device).startswith(_CHECKED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +73,8 @@ class Fused:
 def fused_tile(right: Tensor, left: Tensor) -> Fused | None:
     """Decide whether one kernel applies both factors.
 
-    It does where a tile of rows fits in registers, and where reading both factors anew for every tile costs less than
-    writing the numbers between to memory and reading them back.
+    It does, on devices where that has been checked, where a tile of rows fits in registers, and where reading both
+    factors anew for every tile costs less than writing the numbers between to memory and reading them back.
 
     Args:
         right: (k, q, p).
@@ -60,7 +85,7 @@ def fused_tile(right: Tensor, left: Tensor) -> Fused | None:
     """
     k, q, p = right.shape
     l, s, _ = left.shape  # noqa: E741 - the paper's letter
-    if q % l or shared_memory(right.device) < _SHARED:
+    if q % l or shared_memory(right.device) < _SHARED or not (_forced or _is_checked(right.device)):
         return None
     padded_k, padded_l, per = power_of_two(k, 1), power_of_two(l, 1), power_of_two(q // l, 1)
     per = max(per, 16 // padded_l, 16 // padded_k)

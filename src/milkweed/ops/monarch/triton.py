@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from milkweed.ops import _triton_launch as gpu
 from milkweed.ops._common import register_differentiable
 from milkweed.ops._triton_gemm import PLAIN, Places, float32_precision, gather, interleaved, multiply, sum_outer
 from milkweed.ops.monarch import reference
@@ -36,11 +37,11 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = x.contiguous()
     rows, blocks = x.shape[0], left.shape[0]
-    out = x.new_empty(rows, blocks * left.shape[1])
-    kept = torch.empty_like(out) if keep_sum else None
+    out = gpu.unwritten(x, rows, blocks * left.shape[1])
+    kept = gpu.unwritten(x, *out.shape) if keep_sum else None
     tile = fused_tile(right, left)
     step = 0 if tile else rows_at_a_time(x, right)
-    middle = x.new_empty(rows if keep_middle else step, right.shape[0] * right.shape[1])
+    middle = gpu.unwritten(x, rows if keep_middle else step, right.shape[0] * right.shape[1])
     if tile and rows:
         _in_one_launch(tile, x, right, left, bias, activation, out, middle if keep_middle else None, kept)
     elif rows:
@@ -74,9 +75,10 @@ def _in_one_launch(
 ) -> None:
     k, q, p = right.shape
     l, s, _ = left.shape  # noqa: E741 - the paper's letter
-    both_factors[(triton.cdiv(x.shape[0], tile.rows),)](
-        x, right, left, bias, out, middle, kept, x.shape[0], k, p, l, s, q // l,
-        *right.stride(), *left.stride(),
+    gpu.launch(
+        both_factors, (triton.cdiv(x.shape[0], tile.rows),),
+        x, right, left, None if bias is None else bias.contiguous(), out, middle, kept,
+        x.shape[0], k, p, l, s, q // l, *right.stride(), *left.stride(),
         ROWS=tile.rows, K=tile.k, L=tile.l, PER=tile.per, INPUTS=tile.inputs, OUTPUTS=tile.outputs,
         EXACT=(tile.k, tile.l, tile.per) == (k, l, q // l), PRECISION=float32_precision(), ACTIVATION=activation,
         num_warps=8, num_stages=2,

@@ -22,7 +22,8 @@ Moments = Callable[[Tensor, Tensor, bool, bool], tuple[Tensor, Tensor]]
 
 
 def _conjugate(a: Tensor) -> Tensor:
-    return a * a.new_tensor([1.0, -1.0])
+    # No constant that would have to be copied to the device.
+    return torch.stack([a[..., 0], -a[..., 1]], -1)
 
 
 def kernel_operation(name: str, sum_of_modes: SumOfModes, moments: Moments) -> Callable[[Tensor, Tensor, int], Tensor]:
@@ -55,7 +56,7 @@ def kernel_operation(name: str, sum_of_modes: SumOfModes, moments: Moments) -> C
 
     @backward.register_fake
     def _(grad: Tensor, c: Tensor, dt_a: Tensor, need_dt_a: bool) -> tuple[Tensor, Tensor]:
-        return torch.empty_like(c), dt_a.new_empty(dt_a.shape if need_dt_a else 0)
+        return c.new_empty(c.shape), dt_a.new_empty(dt_a.shape if need_dt_a else 0)
 
     def gradients(
         grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]

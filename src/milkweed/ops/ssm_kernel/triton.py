@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from milkweed.ops import _triton_launch as gpu
 from milkweed.ops._triton_configs import power_of_two
 from milkweed.ops.ssm_kernel._operations import kernel_operation, state_operation
 
@@ -133,11 +134,12 @@ def _direction(length: int, reverse: bool) -> tuple[int, int]:
 
 def _kernel(c: Tensor, dt_a: Tensor, length: int, reverse: bool) -> Tensor:
     batch, rows, modes, _ = c.shape
-    out = c.new_empty(batch, rows, length)
+    out = gpu.unwritten(c, batch, rows, length)
     if out.numel() == 0:
         return out
     tile = min(_KERNEL_ROWS, power_of_two(triton.cdiv(length, _COLUMNS)))
-    _sum_of_modes[batch * rows, triton.cdiv(length, tile * _COLUMNS)](
+    gpu.launch(
+        _sum_of_modes, (batch * rows, triton.cdiv(length, tile * _COLUMNS)),
         c.contiguous(), dt_a.contiguous(), out, rows, modes, length, *_direction(length, reverse),
         ROWS=tile, COLUMNS=_COLUMNS, MODES=_KERNEL_MODES,
         PRECISION=_PRECISION,
@@ -151,10 +153,11 @@ def _both_moments(g: Tensor, dt_a: Tensor, first: bool, reverse: bool) -> tuple[
     tile_modes = min(_MOMENT_MODES, power_of_two(modes))
     tiles = triton.cdiv(length, _MOMENT_ROWS * _COLUMNS)
     parts = min(tiles, triton.cdiv(_ENOUGH_PROGRAMS, max(batch * rows, 1)))
-    zeroth = g.new_empty(parts, batch, rows, modes, 2)
-    moment = g.new_empty(zeroth.shape if first else 0)
+    zeroth = gpu.unwritten(g, parts, batch, rows, modes, 2)
+    moment = gpu.unwritten(g, *zeroth.shape) if first else g.new_empty(0)
     if zeroth.numel():
-        _moments[batch * rows * triton.cdiv(modes, tile_modes), parts](
+        gpu.launch(
+            _moments, (batch * rows * triton.cdiv(modes, tile_modes), parts),
             g.contiguous(), dt_a.contiguous(), zeroth, moment, rows, modes, length, *_direction(length, reverse),
             tiles, triton.cdiv(tiles, parts),
             FIRST=first, ROWS=_MOMENT_ROWS, COLUMNS=_COLUMNS, MODES=tile_modes, PRECISION=_PRECISION,
