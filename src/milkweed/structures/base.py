@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._registry import register_subclass, requires
+
 # The dtype of a matrix without numbers, such as a permutation: promoting it with any other gives the other.
 NEUTRAL = torch.bool
 
@@ -25,8 +27,12 @@ class StructuredMatrix(ABC):
     structure with a ``crop`` field is the top-left part of a larger one: inputs are padded with zeros, outputs cut.
 
     A subclass defines ``_full_shape``, ``_apply``, ``_transpose`` and ``_flops``; ``inverse`` and ``slogdet`` if they
-    are cheap.
+    are cheap. Files know it by its class name, or by the one that `milkweed.register` gave it.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        register_subclass("structure", cls)
 
     @property
     @abstractmethod
@@ -281,6 +287,14 @@ class StructuredMatrix(ABC):
 
         fields = dataclasses.fields(self)
         return type(self)(**{field.name: changed(getattr(self, field.name)) for field in fields})
+
+
+def _check_class(cls: type, name: str) -> None:
+    if not issubclass(cls, StructuredMatrix):
+        raise TypeError(f"structure {name!r} must be a subclass of milkweed.structures.StructuredMatrix; got {cls!r}")
+
+
+requires("structure", _check_class)
 
 
 def _holds_numbers(tensor: Tensor) -> bool:
