@@ -53,8 +53,8 @@ def register(kind: str, name: str | None = None, cls: type | None = None) -> Any
             [`milkweed.nn.StructuredLinear`][]. ``"layer"``: a layer on (B, L, d_model), called as
             ``layer(u, lengths=lengths)`` and made from ``d_model`` and plain options, or a
             [`milkweed.nn.filters.Filter`][], which gets a [`milkweed.nn.SequenceLayer`][] around it. ``"config"``: a
-            [`milkweed.convert.LayerConfig`][]. ``"model"``: a [`milkweed.models.Model`][]. Structures and models
-            have the name of their class from the start, unless it is taken.
+            [`milkweed.convert.LayerConfig`][]. ``"model"``: a [`milkweed.models.Model`][], which has the name of its
+            class from the start, unless that is taken.
         name: Letters, digits, ``_``, ``-`` and dots. By default the class's own ``name``, or else that of the class.
         cls: The class; left out, this is a decorator.
 
@@ -108,8 +108,8 @@ def register(kind: str, name: str | None = None, cls: type | None = None) -> Any
     return cls
 
 
-def register_subclass(kind: str, cls: type) -> None:
-    """Register a class under its own name as it is defined, if it is none to derive from and the name is free.
+def register_if_free(kind: str, cls: type) -> None:
+    """Register a class under its own name, if it is no abstract one and the name is free.
 
     A name that another class has stays with that one: files that name it must go on meaning it.
 

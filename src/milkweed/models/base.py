@@ -30,7 +30,7 @@ class Model(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _registry.register_subclass("model", cls)
+        _registry.register_if_free("model", cls)
 
     @property
     def config(self) -> dict[str, Any]:

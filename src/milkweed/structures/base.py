@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Self
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from milkweed._registry import register_subclass, requires
+from milkweed._registry import requires
 
 # The dtype of a matrix without numbers, such as a permutation: promoting it with any other gives the other.
 NEUTRAL = torch.bool
@@ -27,12 +28,8 @@ class StructuredMatrix(ABC):
     structure with a ``crop`` field is the top-left part of a larger one: inputs are padded with zeros, outputs cut.
 
     A subclass defines ``_full_shape``, ``_apply``, ``_transpose`` and ``_flops``; ``inverse`` and ``slogdet`` if they
-    are cheap. Files know it by its class name, or by the one that `milkweed.register` gave it.
+    are cheap. Files know those that `milkweed.register` gave a name.
     """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        register_subclass("structure", cls)
 
     @property
     @abstractmethod
@@ -292,6 +289,11 @@ class StructuredMatrix(ABC):
 def _check_class(cls: type, name: str) -> None:
     if not issubclass(cls, StructuredMatrix):
         raise TypeError(f"structure {name!r} must be a subclass of milkweed.structures.StructuredMatrix; got {cls!r}")
+    if inspect.get_annotations(cls) and "__dataclass_params__" not in vars(cls):
+        raise TypeError(
+            f"structure {name!r}: {cls.__name__} must be a dataclass; put "
+            "@dataclasses.dataclass(frozen=True, eq=False, repr=False) between @milkweed.register and the class"
+        )
 
 
 requires("structure", _check_class)

@@ -36,7 +36,9 @@ def save(matrix: StructuredMatrix, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> StructuredMatrix:
-    """Read a structure that ``save`` wrote; classes of your own must be defined before.
+    """Read a structure that ``save`` wrote.
+
+    Classes of your own must have been registered before, see `milkweed.register`.
 
     Args:
         path: The file.
@@ -76,7 +78,10 @@ def _describe(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = (torch.view_as_real(plain) if plain.is_complex() else plain).clone().contiguous()
         return {"tensor": name, "complex": value.is_complex()}
     if isinstance(value, StructuredMatrix):
-        kind = _registry.name_of("structure", type(value))
+        try:
+            kind = _registry.name_of("structure", type(value))
+        except TypeError as error:
+            raise TypeError(f"cannot save a {type(value).__name__}: {error}") from error
         fields = [field.name for field in dataclasses.fields(value)]
         names = [f"{name}.{field}" if name else field for field in fields]
         parts = [_describe(getattr(value, field), each, tensors) for field, each in zip(fields, names, strict=True)]
