@@ -1,12 +1,14 @@
 """Classes of a user's own, by name: saved, read in another process, named in recipes and on the command line."""
 
 import dataclasses
+import doctest
 import inspect
 import json
 import os
 import subprocess
 import sys
 import threading
+from typing import ClassVar
 
 import pytest
 import torch
@@ -458,8 +460,38 @@ def test_many_threads_register_at_once(table):
     assert sum(name.startswith("thread") for name in registered("linear")) == 400
 
 
+def test_the_example_in_the_docstring(table):
+    (example,) = doctest.DocTestFinder(recurse=False).find(mw.register, "register", globs={})
+    assert doctest.DocTestRunner().run(example).failed == 0
+    assert "doubled_low_rank" in registered("linear")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed(LayerConfig):
+    width: int
+    depth: int | None = None
+    share: float = 0.5
+    kind: str = "a"
+    sizes: tuple[int, ...] = (1, 2)
+    name: ClassVar[str] = "mixed"
+
+
+def test_fields_of_configurations_that_are_no_whole_numbers(table):
+    mw.register("config", None, Mixed)
+    assert Mixed(2).spec() == {"name": "mixed", "width": 2, "share": 0.5, "kind": "a", "sizes": (1, 2)}
+    for options in ({"width": 0}, {"width": 2, "depth": 0}):
+        with pytest.raises(ValueError, match="must be at least 1; got 0"):
+            Mixed(**options)
+    for options in ({"width": 1.0}, {"width": None}, {"width": 2, "depth": "3"}, {"width": True}):
+        with pytest.raises(TypeError, match="must be an integer"):
+            Mixed(**options)
+    model = nn.Sequential(nn.Linear(4, 4)).to("meta")
+    with pytest.raises(ValueError, match=r"Mixed\.name='mixed' is unknown.*milkweed\.register\('linear'"):
+        mw.plan_conversion(model, {"0": Mixed(2)})
+
+
 def test_what_the_library_registers():
-    public = {"structure": mw.structures, "linear": mw.nn, "layer": mw.nn, "config": mw.convert, "model": mw.models}
+    public = {"structure": mw.structures, "linear": mw.nn, "layer": mw.nn, "config": mw.nn, "model": mw.models}
     for kind, room in public.items():
         own = {cls for cls in registered(kind).values() if cls.__module__.startswith("milkweed.")}
         assert own

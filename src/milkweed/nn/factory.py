@@ -96,13 +96,11 @@ def _build(kind: str, spec: Mapping[str, Any], *sizes: int) -> nn.Module:
     make = maker(_registry.find(kind, name, f"{kind}.name"))
     parameters = list(inspect.signature(make).parameters.values())[len(sizes) :]
     # Where a layer lives is decided by its network, not by a recipe.
-    accepted = {each.name: each.default for each in parameters if each.name not in {"device", "dtype"}}
-    for each in parameters:
-        if each.kind in _VARIADIC:
-            del accepted[each.name]
+    decided = {"device", "dtype"}
+    accepted = {p.name: p.default for p in parameters if p.kind not in _VARIADIC and p.name not in decided}
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
     for option, value in options.items():
-        if option in {"device", "dtype"} or (option not in accepted and not takes_any):
+        if option in decided or (option not in accepted and not takes_any):
             raise ValueError(unknown(f"{kind} {name}: option", option, accepted))
         _check_type(f"{kind}.{option}", value, accepted.get(option))
     missing = [option for option, default in accepted.items() if default is inspect.Parameter.empty]

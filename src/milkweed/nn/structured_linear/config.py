@@ -91,7 +91,7 @@ def is_whole(field: dataclasses.Field[Any]) -> bool:
     Returns:
         True for ``int`` and ``int | None``.
     """
-    return field.type in {"int", "int | None", "None | int", "Optional[int]", int} or field.type == int | None
+    return field.type in ("int", "int | None", "None | int", "Optional[int]", int, int | None)
 
 
 def _check_config(cls: type, name: str) -> None:
