@@ -228,52 +228,55 @@ def test_every_kind_is_read_in_another_process(saved):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_file_imports_nothing(saved):
-    code = "import sys, milkweed as mw\n"
-    for name in ("average", "delay", "mixer", "net", "converted"):
-        code += f"try: mw.load_pretrained({name!r})\nexcept ValueError as error: print(error)\n"
-    code += "try: mw.structures.load('matrix.safetensors')\nexcept ValueError as error: print(error)\n"
-    code += "assert 'my_parts' not in sys.modules"
-    done = python(saved, code)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 6
-    for line, name in zip(
-        lines, ("mine.average", "delay", "toeplitz", "mine.net", "mine.net", "Reflection"), strict=True
-    ):
-        assert f"{name!r} is unknown" in line
-        assert "milkweed.register(" in line
+def test_a_file_imports_nothing(saved, monkeypatch):
+    monkeypatch.chdir(saved)
+    monkeypatch.syspath_prepend(saved)
+    names = {
+        "average": "mine.average",
+        "delay": "delay",
+        "mixer": "toeplitz",
+        "net": "mine.net",
+        "converted": "mine.net",
+    }
+    for folder, name in names.items():
+        with pytest.raises(ValueError, match=rf"{name!r} is unknown.*milkweed\.register\("):
+            mw.load_pretrained(folder)
+    with pytest.raises(ValueError, match=r"'Reflection' is unknown.*milkweed\.register\("):
+        mw.structures.load("matrix.safetensors")
+    assert "my_parts" not in sys.modules
 
 
-def test_a_recipe_and_a_run_name_them(saved):
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch, table):
+    """A working folder with the user's module, which this process has not imported, neither before nor afterwards."""
+    (tmp_path / "my_parts.py").write_text(PARTS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    sys.modules.pop("my_parts", None)
+
+
+def test_a_recipe_and_a_run_name_them(elsewhere, monkeypatch, capsys):
     recipe = """
 data: {class_path: Digits, init_args: {batch_size: 64}}
 model: {class_path: SequenceModel, init_args: {d_model: 4, depth: 1, layer: {name: delay, scale: 0.5}}}
 task: {class_path: Classification, init_args: {}}
 trainer: {max_epochs: 1, limit_train_batches: 2, limit_val_batches: 1, limit_test_batches: 1}
 """
-    (saved / "mine.yaml").write_text(recipe)
-    command = "import sys; from milkweed.cli import main; sys.exit(main(sys.argv[1:]))"
-
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-c", command, *arguments], cwd=saved, env=ENVIRONMENT, capture_output=True, text=True
-        )
-
-    done = run("--import", "my_parts", "train", "mine.yaml", "--name", "first")
-    assert done.returncode == 0, done.stderr
-    assert "scale: 0.5" in (saved / "runs" / "first" / "config.yaml").read_text()
-    done = run("evaluate", "runs/first")
-    assert done.returncode == 2
-    assert "layer.name='delay' is unknown" in done.stderr
-    done = run("--import=my_parts.py", "evaluate", "runs/first")
-    assert done.returncode == 0, done.stderr
+    (elsewhere / "mine.yaml").write_text(recipe)
+    with monkeypatch.context() as inner:
+        inner.setattr(_registry, "_classes", {kind: dict(known) for kind, known in _registry._classes.items()})
+        assert main(["--import", "my_parts", "train", "mine.yaml", "--name", "first"]) == 0
+    assert "scale: 0.5" in (elsewhere / "runs" / "first" / "config.yaml").read_text()
+    sys.modules.pop("my_parts")
+    capsys.readouterr()
+    assert main(["evaluate", "runs/first"]) == 2
+    assert "layer.name='delay' is unknown" in capsys.readouterr().err
+    assert main(["--import=my_parts.py", "evaluate", "runs/first"]) == 0
 
 
-def test_a_recipe_names_a_model(saved, monkeypatch, capsys, table):
-    monkeypatch.syspath_prepend(saved)
-    monkeypatch.chdir(saved)
-    (saved / "net.yaml").write_text(
+def test_a_recipe_names_a_model(elsewhere, capsys):
+    (elsewhere / "net.yaml").write_text(
         "data: {class_path: Digits}\nmodel: {class_path: mine.net}\ntask: {class_path: Classification}\n"
         "trainer: {max_epochs: 1}\n"
     )
@@ -289,7 +292,6 @@ def test_a_recipe_names_a_model(saved, monkeypatch, capsys, table):
     assert "--device DEVICE" in shown  # the command's own
     assert main(["train", "digits", "--help"]) == 0
     assert "mine.average" in capsys.readouterr().out
-    sys.modules.pop("my_parts")
 
 
 def test_a_module_to_import_that_is_not_there(capsys):
