@@ -1,6 +1,7 @@
 """Sub-quadratic building blocks for PyTorch: Monarch matrices, long convolutions and state spaces."""
 
 from milkweed import convert, models, nn, ops, ssm, structures
+from milkweed._registry import register
 from milkweed._version import __version__
 from milkweed.convert import (
     AdapterConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "ops",
     "plan_conversion",
     "project_monarch",
+    "register",
     "remove_adapters_",
     "save_adapters",
     "save_pretrained",

@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 import milkweed as mw
 from milkweed import ssm
+from milkweed._registry import registered
 from milkweed.convert.bounds import limited
-from milkweed.models.base import _registered
-from milkweed.nn.factory import LINEAR_LAYERS, SEQUENCE_LAYERS
+from milkweed.nn.factory import maker
 
 SMALL = {
     "Gpt2": {"d_input": 3, "d_output": 3, "length": 16, "d_model": 16, "depth": 1},
@@ -47,18 +47,18 @@ def options_of(kind, sizes):
 def configs():
     """Every model with each of its options absurd, and every layer in it with each of its own."""
     for name, small in SMALL.items():
-        for option in options_of(_registered[name], 0):
+        for option in options_of(registered("model")[name], 0):
             yield from ({"name": name, "options": small | {option: value}} for value in ABSURD)
-    for layer, kind in SEQUENCE_LAYERS.items():
+    for layer, kind in registered("layer").items():
         for host, inits in (("SequenceModel", ("legs", "hippo", "rand", "diag")), ("Sashimi", ("legs",))):
-            for option in options_of(kind, 1):
+            for option in options_of(maker(kind), 1):
                 for value in ABSURD:
                     spec = {"name": layer, **NEEDED.get(layer, {}), option: value}
                     yield {"name": host, "options": SMALL[host] | {"layer": spec}}
             for init in inits if layer.startswith("s4") else ():
                 spec = {"name": layer, "init": init, "d_state": 10**5}
                 yield {"name": host, "options": SMALL[host] | {"d_model": 2**30, "layer": spec}}
-    for layer, kind in LINEAR_LAYERS.items():
+    for layer, kind in registered("linear").items():
         for option in options_of(kind, 2):
             for value in ABSURD:
                 spec = {"name": layer, **NEEDED.get(layer, {}), option: value}
@@ -89,7 +89,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_every_registered_model_is_tried():
-    assert {name for name, kind in _registered.items() if kind.__module__.startswith("milkweed.")} == set(SMALL)
+    assert {name for name, kind in registered("model").items() if kind.__module__.startswith("milkweed.")} == set(SMALL)
 
 
 def test_sizes_that_a_small_file_cannot_hold(tmp_path, monkeypatch):

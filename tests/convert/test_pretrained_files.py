@@ -356,3 +356,18 @@ def test_a_doubled_name_in_the_header_is_refused(kind, tmp_path):
     file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
     with pytest.raises(ValueError, match=r"in its header the key 'format' is there twice"):
         mw.load_pretrained(file, into=network()) if kind == "model" else mw.structures.load(file)
+
+
+def test_a_tensor_with_three_names(tmp_path):
+    def tied(seed):
+        model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+        torch.manual_seed(seed)
+        nn.init.normal_(model[0].weight)
+        model[1].weight = model[2].weight = model[0].weight
+        return model
+
+    model = tied(1)
+    mw.save_pretrained(model, tmp_path)
+    loaded = mw.load_pretrained(tmp_path, into=tied(2))
+    assert same(model, loaded)
+    assert loaded[0].weight is loaded[1].weight is loaded[2].weight

@@ -5,9 +5,9 @@ import torch
 from tests.contracts import sequence_layer as contract
 
 import milkweed as mw
+from milkweed._registry import registered
 from milkweed.models import SequenceModel
 from milkweed.nn import CausalMonarchMixer, ImplicitFilter, LongConv, ResidualBlock, SequenceLayer, build_sequence_layer
-from milkweed.nn.factory import SEQUENCE_LAYERS
 
 CAUSAL = [
     {"name": "causal_monarch", "seq_len": 200, "heads": 2},
@@ -42,7 +42,7 @@ def build(spec, device="cpu"):
 
 
 def test_all_names_are_tested():
-    assert {spec["name"] for spec in CAUSAL + BOTH_WAYS} == set(SEQUENCE_LAYERS)
+    assert {spec["name"] for spec in CAUSAL + BOTH_WAYS} == set(registered("layer"))
 
 
 @causal

@@ -1,9 +1,11 @@
 """The `milkweed` command."""
 
 import importlib
+import importlib.util
 import os
 import sys
 import warnings
+from contextlib import suppress
 
 from milkweed._suggest import unknown
 from milkweed._version import __version__
@@ -25,6 +27,7 @@ milkweed train digits --model.d_model 96     every value of a recipe is an optio
 milkweed evaluate runs/digits                test the result again
 milkweed convert MODEL --plan                what Monarch matrices would make of a transformers model
 milkweed plot monarch dct                    a matrix and its Monarch factors, as a PNG
+milkweed --import my_layers train my.yaml    with classes of your own, which my_layers.py registers
 milkweed COMMAND --help                      more, with an example"""
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -67,6 +70,8 @@ def dispatch(arguments: list[str]) -> int:
     Raises:
         UsageError: If there is no such command.
     """
+    while arguments and arguments[0].partition("=")[0] == "--import":
+        arguments = import_module(arguments)
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in {"--help", "-h", "help"}:
         print_overview()
@@ -78,6 +83,35 @@ def dispatch(arguments: list[str]) -> int:
         raise UsageError(unknown("command", command, COMMANDS))
     with warnings.catch_warnings():
         return importlib.import_module(f"milkweed.cli.{command}").run(rest)
+
+
+def import_module(arguments: list[str]) -> list[str]:
+    """Import a module of the user's, which registers classes; it is looked for in the working folder too.
+
+    Args:
+        arguments: The command line, which begins with `--import`.
+
+    Returns:
+        The rest of it.
+
+    Raises:
+        UsageError: There is no such module.
+    """
+    _, equals, name = arguments[0].partition("=")
+    name, rest = (name, arguments[1:]) if equals else ("".join(arguments[1:2]), arguments[2:])
+    name, spec = name.removesuffix(".py"), None
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    if all(map(str.isidentifier, name.split("."))):
+        with suppress(ModuleNotFoundError):  # of a package around it
+            spec = importlib.util.find_spec(name)
+    if spec is None:
+        raise UsageError(
+            f"--import {name}: there is no such module; give the name by which Python imports it, e.g. my_layers for "
+            "my_layers.py in this folder"
+        )
+    importlib.import_module(name)
+    return rest
 
 
 def print_overview() -> None:

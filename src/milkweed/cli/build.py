@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
 
 from milkweed import data, models, tasks
+from milkweed._registry import registered
 from milkweed._suggest import unknown
 from milkweed.cli.check import check_kind, check_names, check_trainer
 from milkweed.cli.errors import UsageError, readable_type_error
@@ -21,12 +22,6 @@ from milkweed.train.densify import DensifyOptions
 from milkweed.train.run_config import WAY_OUT, StoredConfig, check_complete
 from milkweed.train.seeding import seed_generators
 
-# Short class names stand for these; anything else is an import path.
-CLASSES = {
-    "data": {name: getattr(data, name) for name in data.__all__},
-    "model": {name: getattr(models, name) for name in models.__all__},
-    "task": {name: getattr(tasks, name) for name in tasks.__all__},
-}
 SECTION_KEYS = ("class_path", "init_args", "dict_kwargs")
 BASES = {"data": data.SequenceData, "model": models.Model, "task": LightningModule}
 
@@ -118,6 +113,17 @@ def resolve(values: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     return as_plain(parser, parser.parse_object(changed))
 
 
+def classes() -> dict[str, dict[str, type]]:
+    """The classes that short names stand for; anything else is an import path.
+
+    Returns:
+        For each section, classes by name.
+    """
+    rooms = {"data": data, "task": tasks}
+    found = {section: {name: getattr(room, name) for name in room.__all__} for section, room in rooms.items()}
+    return found | {"model": registered("model")}
+
+
 def complete(parser: ArgumentParser, values: dict[str, Any]) -> dict[str, Any]:
     """Check a recipe and fill in all defaults.
 
@@ -131,6 +137,12 @@ def complete(parser: ArgumentParser, values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: If a key is no option, or a value out of its range.
     """
+    # A copy, as the parser fills in the defaults of classes in lists where they stand.
+    values = copy.deepcopy(values)
+    name = values["model"].get("class_path")
+    model = registered("model").get(name) if isinstance(name, str) else None
+    if model is not None:  # whose name may be another than the class's, which the parser looks for
+        values["model"]["class_path"] = f"{model.__module__}.{model.__qualname__}"
     for section, base in BASES.items():
         for key in values[section]:
             if key not in SECTION_KEYS:
@@ -138,10 +150,9 @@ def complete(parser: ArgumentParser, values: dict[str, Any]) -> dict[str, Any]:
         name = values[section].get("class_path")
         check_class_name(section, name)
         check_kind(section, name, base)
-    check_names(values, CLASSES, list(vars(parser.get_defaults().trainer)))
+    check_names(values, classes(), list(vars(parser.get_defaults().trainer)))
     check_trainer(values["trainer"])
-    # A copy, as the parser fills in the defaults of classes in lists where they stand.
-    return as_plain(parser, parser.parse_object(copy.deepcopy(values)))
+    return as_plain(parser, parser.parse_object(values))
 
 
 @contextmanager
@@ -178,7 +189,7 @@ def check_class_name(section: str, name: Any) -> None:
     Raises:
         UsageError: If it is neither one of this library's classes nor an import path.
     """
-    known = {key: kind for key, kind in CLASSES[section].items() if isinstance(kind, type)}
+    known = {key: kind for key, kind in classes()[section].items() if isinstance(kind, type)}
     usable = [key for key, kind in known.items() if kind is not BASES[section] and not inspect.isabstract(kind)]
     if not isinstance(name, str) or ("." not in name and name not in usable):
         hint = unknown(f"{section}.class_path", name, usable)

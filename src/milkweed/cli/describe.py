@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from milkweed._registry import registered
 from milkweed.cli.options import natural_options
 from milkweed.cli.recipe import Recipe
 
@@ -31,6 +32,8 @@ def print_options(console: Console, recipe: Recipe) -> None:
     meanings |= {f"trainer.{name}": text for name, text in documented("lightning.pytorch.Trainer").items()}
     meanings["trainer.checkpoint_every_n_steps"] = "Save also within epochs, after every so many optimiser steps"
     options, densify = with_densify(natural_options(config))
+    for kind in ("layer", "linear"):
+        meanings[f"model.{kind}.name"] = f"One of {', '.join(sorted(registered(kind)))}"
     table = Table.grid(padding=(0, 2))
     # Names fold where a terminal is too narrow for them; rich would cut them.
     table.add_column(overflow="fold", width=min(max(map(len, options)) + 4, console.width // 2))

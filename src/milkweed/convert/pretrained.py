@@ -181,7 +181,9 @@ def _by_names_of_today(
     """What a file says, in the names that this version uses."""
 
     def today(names: list[str]) -> list[str]:
-        return list(renamed(dict.fromkeys(names), skeleton, version))
+        different = list(dict.fromkeys(names))  # one tensor may have several aliases
+        found = dict(zip(different, renamed(dict.fromkeys(different), skeleton, version), strict=True))
+        return [found[name] for name in names]
 
     conversion = [{**entry, "names": today(entry["names"])} for entry in conversion]
     aliases = dict(zip(today(list(aliases)), today(list(aliases.values())), strict=True)) if aliases else {}

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed import _registry
 from milkweed._suggest import unknown
 from milkweed.ops._common import check_tensor
-
-_registered: dict[str, type[Model]] = {}
 
 
 class Model(nn.Module):
     """Base of networks that are built from plain values.
 
     A subclass calls ``super().__init__(option=value, ...)`` with all its constructor arguments; they become
-    ``options`` and, with the class name, ``config``. Subclasses register themselves by name.
+    ``options`` and, with the class's name, ``config``. Subclasses register themselves under their class names; one
+    whose name is taken needs another one by `milkweed.register` before it can be saved.
 
     Args:
         **options: The subclass's constructor arguments, JSON values only.
@@ -35,19 +35,19 @@ class Model(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _registered[cls.__name__] = cls
+        _registry.register_if_free("model", cls)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The class name and options from which `build_model` makes the same architecture."""
-        return {"name": type(self).__name__, "options": self.options}
+        """The name and options from which `build_model` makes the same architecture."""
+        return {"name": _registry.name_of("model", type(self)), "options": self.options}
 
 
 def build_model(config: dict[str, Any]) -> Model:
     """Build a model from its config.
 
     Args:
-        config: ``{"name": class name, "options": constructor arguments}``.
+        config: ``{"name": registered name, "options": constructor arguments}``.
 
     Returns:
         The model with fresh parameters.
@@ -61,13 +61,20 @@ def build_model(config: dict[str, Any]) -> Model:
         'SequenceModel'
     """
     name, options = config.get("name"), config.get("options", {})
-    if name not in _registered:
-        raise ValueError(unknown("model name", name, _registered))
-    accepted = list(inspect.signature(_registered[name]).parameters)
+    kind: type[Model] = _registry.find("model", name, "model name")
+    parameters = inspect.signature(kind).parameters
     for option in options:
-        if option not in accepted:
-            raise ValueError(unknown(f"option of {name}", option, accepted))
-    return _registered[name](**options)
+        if option not in parameters and not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            raise ValueError(unknown(f"option of {name}", option, parameters))
+    return kind(**options)
+
+
+def _check_class(cls: type, name: str) -> None:
+    if not issubclass(cls, Model):
+        raise TypeError(f"model {name!r} must be a subclass of milkweed.models.Model; got {cls!r}")
+
+
+_registry.requires("model", _check_class)
 
 
 def check_inputs(inputs: Tensor, d_input: int) -> None:

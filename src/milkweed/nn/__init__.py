@@ -1,6 +1,6 @@
 """Layers on (batch, length, d_model) and structured linear layers."""
 
-from milkweed.nn import filters
+from milkweed.nn import filters, structured_linear
 from milkweed.nn.block_diagonal_glu import BlockDiagonalGlu
 from milkweed.nn.blocks import ResidualBlock, SequenceNorm
 from milkweed.nn.factory import build_linear, build_sequence_layer, check_spec
@@ -21,24 +21,13 @@ from milkweed.nn.parameter_groups import parameter_groups
 from milkweed.nn.s4_layers import S4, S4D, S4ND
 from milkweed.nn.sequence_layer import SequenceLayer
 from milkweed.nn.stepping import Stepper
-from milkweed.nn.structured_linear import (
-    AdaptedLinear,
-    BlockDiagonalLinear,
-    ButterflyLinear,
-    LowRankLinear,
-    MonarchLinear,
-    PixelflyLinear,
-    StructuredLinear,
-)
+from milkweed.nn.structured_linear import *  # noqa: F403 - each is listed there, and nowhere else
 
 __all__ = [
     "S4",
     "S4D",
     "S4ND",
-    "AdaptedLinear",
     "BlockDiagonalGlu",
-    "BlockDiagonalLinear",
-    "ButterflyLinear",
     "CausalMonarchMixer",
     "ConvState",
     "ExplicitFilter",
@@ -48,21 +37,18 @@ __all__ = [
     "LearnableTransform",
     "LearnableTransform2d",
     "LongConv",
-    "LowRankLinear",
     "Mlp",
-    "MonarchLinear",
     "MonarchMixer",
     "OnlineConv",
-    "PixelflyLinear",
     "ResidualBlock",
     "SequenceLayer",
     "SequenceNorm",
     "ShortConv",
     "Stepper",
-    "StructuredLinear",
     "build_linear",
     "build_sequence_layer",
     "check_spec",
     "filters",
     "parameter_groups",
 ]
+__all__ += structured_linear.__all__

@@ -8,63 +8,22 @@ from typing import Any
 
 from torch import nn
 
+from milkweed import _registry
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter
-from milkweed.nn.filters.causal_monarch import CausalMonarchMixer
-from milkweed.nn.filters.long_conv import LongConv
-from milkweed.nn.gated_mixer import GatedMixer
-from milkweed.nn.monarch_mixer import MonarchMixer
-from milkweed.nn.s4_layers import S4, S4D
 from milkweed.nn.sequence_layer import SequenceLayer, divide_options
-from milkweed.nn.structured_linear import (
-    BlockDiagonalLinear,
-    ButterflyLinear,
-    LowRankLinear,
-    MonarchLinear,
-    PixelflyLinear,
-    StructuredLinear,
-)
+from milkweed.nn.structured_linear import StructuredLinear
+from milkweed.nn.structured_linear.base import constructor_options
 
-
-def _layer_around(kind: Callable[..., Filter]) -> Callable[..., nn.Module]:
-    """Make a `SequenceLayer` around a filter from the arguments of both."""
-
-    def build(d_model: int, **options: Any) -> nn.Module:
-        own, mixing = divide_options(options)
-        return SequenceLayer(kind(d_model, **own), **mixing)
-
-    own, mixing = (list(inspect.signature(each).parameters.values()) for each in (kind, SequenceLayer))
-    taken = {parameter.name for parameter in own} | {"filter"}
-    merged = [*own, *(parameter for parameter in mixing if parameter.name not in taken)]
-    build.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
-    return build
-
-
-SEQUENCE_LAYERS: dict[str, Callable[..., nn.Module]] = {
-    "causal_monarch": _layer_around(CausalMonarchMixer),
-    "gated_mixer": GatedMixer,
-    "long_conv": _layer_around(LongConv),
-    "monarch_mixer": MonarchMixer,
-    "s4": S4,
-    "s4d": S4D,
-}
-LINEAR_LAYERS: dict[str, Callable[..., nn.Module]] = {
-    "block_diagonal": BlockDiagonalLinear,
-    "butterfly": ButterflyLinear,
-    "dense": nn.Linear,
-    "low_rank": LowRankLinear,
-    "monarch": MonarchLinear,
-    "pixelfly": PixelflyLinear,
-}
+_VARIADIC = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
 def build_sequence_layer(spec: Mapping[str, Any], d_model: int) -> nn.Module:
     """Build a layer on (B, L, d_model) from plain values.
 
     Args:
-        spec: ``{"name": "s4d", **options}``, the options being the layer's own arguments. ``"long_conv"`` and
-            ``"causal_monarch"`` stand for a [`milkweed.nn.SequenceLayer`][] around these filters, and take the
-            arguments of both.
+        spec: ``{"name": "s4d", **options}``, the options being the layer's own arguments. The names of filters, such
+            as ``"long_conv"``, stand for a [`milkweed.nn.SequenceLayer`][] around them, and take the arguments of both.
         d_model: Channels.
 
     Returns:
@@ -75,7 +34,7 @@ def build_sequence_layer(spec: Mapping[str, Any], d_model: int) -> nn.Module:
         >>> layer(torch.randn(2, 50, 8)).shape
         torch.Size([2, 50, 8])
     """
-    return _build("layer", SEQUENCE_LAYERS, spec, d_model)
+    return _build("layer", spec, d_model)
 
 
 def build_linear(spec: Mapping[str, Any], in_features: int, out_features: int) -> nn.Module:
@@ -93,7 +52,7 @@ def build_linear(spec: Mapping[str, Any], in_features: int, out_features: int) -
         >>> mw.nn.build_linear({"name": "monarch", "nblocks": 2}, 64, 32)
         MonarchLinear(in_features=64, out_features=32, nblocks=2, bias=True)
     """
-    return _build("linear", LINEAR_LAYERS, spec, in_features, out_features)
+    return _build("linear", spec, in_features, out_features)
 
 
 def linear_spec(layer: nn.Linear | StructuredLinear) -> dict[str, Any]:
@@ -106,13 +65,20 @@ def linear_spec(layer: nn.Linear | StructuredLinear) -> dict[str, Any]:
         ``{"name": ..., "bias": ..., **options}``, plain values.
 
     Raises:
-        TypeError: It is of a class that has no name.
+        TypeError: It is of a class that has no name, or one of its options is not kept.
     """
-    for name, kind in LINEAR_LAYERS.items():
-        if type(layer) is kind:
-            options = layer.options if isinstance(layer, StructuredLinear) else {}
-            return {"name": name, "bias": layer.bias is not None, **options}
-    raise TypeError(f"layer must be one of {', '.join(LINEAR_LAYERS)}; got {type(layer).__name__}")
+    spec = {"name": _registry.name_of("linear", type(layer)), "bias": layer.bias is not None}
+    if isinstance(layer, nn.Linear):
+        return spec
+    spec |= layer.options
+    # A subclass may have options that those of the class before it do not tell of.
+    for option, default in constructor_options(type(layer)).items():
+        if option not in spec and not hasattr(layer, option):
+            kind = type(layer).__name__
+            raise TypeError(f"{kind} cannot be written down: it must keep its option {option!r} as an attribute")
+        if option not in spec and getattr(layer, option) != default:
+            spec[option] = getattr(layer, option)
+    return spec
 
 
 def check_spec(kind: str, spec: Any) -> dict[str, Any]:
@@ -137,26 +103,79 @@ def check_spec(kind: str, spec: Any) -> dict[str, Any]:
     return dict(spec)
 
 
-def _build(kind: str, known: Mapping[str, Callable[..., nn.Module]], spec: Mapping[str, Any], *sizes: int) -> nn.Module:
+def _build(kind: str, spec: Mapping[str, Any], *sizes: int) -> nn.Module:
     options = check_spec(kind, spec)
     name = options.pop("name")
-    if name not in known:
-        raise ValueError(unknown(f"{kind}.name", name, known))
+    make = maker(_registry.find(kind, name, f"{kind}.name"))
+    parameters = list(inspect.signature(make).parameters.values())[len(sizes) :]
     # Where a layer lives is decided by its network, not by a recipe.
-    accepted = {
-        option: parameter.default
-        for option, parameter in list(inspect.signature(known[name]).parameters.items())[len(sizes) :]
-        if option not in {"device", "dtype"}
-    }
+    decided = {"device", "dtype"}
+    accepted = {p.name: p.default for p in parameters if p.kind not in _VARIADIC and p.name not in decided}
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
     for option, value in options.items():
-        if option not in accepted:
+        if option in decided or (option not in accepted and not takes_any):
             raise ValueError(unknown(f"{kind} {name}: option", option, accepted))
-        _check_type(f"{kind}.{option}", value, accepted[option])
+        _check_type(f"{kind}.{option}", value, accepted.get(option))
     missing = [option for option, default in accepted.items() if default is inspect.Parameter.empty]
     for option in missing:
         if option not in options:
             raise ValueError(f"{kind} {name} needs {option}, e.g. {{'name': {name!r}, {option!r}: 1024}}")
-    return known[name](*sizes, **options)
+    return make(*sizes, **options)
+
+
+def maker(cls: type[nn.Module]) -> Callable[..., nn.Module]:
+    """Find what makes a registered layer.
+
+    Args:
+        cls: Its class.
+
+    Returns:
+        The class; for a filter a function that makes a `SequenceLayer` around it, from the arguments of both.
+    """
+    if not issubclass(cls, Filter):
+        return cls
+
+    def build(d_model: int, **options: Any) -> nn.Module:
+        own, mixing = divide_options(options)
+        return SequenceLayer(cls(d_model, **own), **mixing)
+
+    own, mixing = (list(inspect.signature(each).parameters.values()) for each in (cls, SequenceLayer))
+    taken = {parameter.name for parameter in own} | {"filter"}
+    merged = [*own, *(parameter for parameter in mixing if parameter.name not in taken)]
+    build.__signature__ = inspect.Signature(sorted(merged, key=lambda each: each.kind))  # type: ignore[attr-defined]
+    return build
+
+
+def _check_layer(cls: type, name: str) -> None:
+    if not issubclass(cls, nn.Module):
+        raise TypeError(f"layer {name!r} must be a torch.nn.Module or a milkweed.nn.filters.Filter; got {cls!r}")
+    _check_sizes("layer", name, cls, ("d_model",))
+    if issubclass(cls, Filter):
+        shared = divide_options(dict.fromkeys(inspect.signature(cls).parameters))[0]
+        for option in inspect.signature(cls).parameters:
+            if option not in shared:
+                raise TypeError(
+                    f"layer {name!r}: {option!r} is an option of the SequenceLayer around the filter; rename that of "
+                    f"{cls.__name__}, or register a layer of your own instead of a filter"
+                )
+
+
+def _check_linear(cls: type, name: str) -> None:
+    if not issubclass(cls, StructuredLinear) and cls is not nn.Linear:
+        raise TypeError(f"linear {name!r} must be a subclass of milkweed.nn.StructuredLinear; got {cls!r}")
+    _check_sizes("linear", name, cls, ("in_features", "out_features"))
+    if "bias" not in inspect.signature(cls).parameters:
+        raise TypeError(f"linear {name!r}: {cls.__name__} must take bias, which a dense layer may have or not")
+
+
+def _check_sizes(kind: str, name: str, cls: type, sizes: tuple[str, ...]) -> None:
+    """Refuse a constructor that cannot be called with the sizes, which a network decides, by position."""
+    found = tuple(inspect.signature(cls).parameters.values())[: len(sizes)]
+    positional = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    if len(found) < len(sizes) or any(each.kind not in positional for each in found):
+        raise TypeError(
+            f"{kind} {name!r}: {cls.__name__} must take {', '.join(sizes)} first; it takes {inspect.signature(cls)}"
+        )
 
 
 def _check_type(option: str, value: Any, default: Any) -> None:
@@ -165,3 +184,8 @@ def _check_type(option: str, value: Any, default: Any) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if expected in {bool, int, float, str} and not (type(value) is expected or (expected is float and whole)):
         raise ValueError(f"{option} must be {expected.__name__}; got {value!r}")
+
+
+_registry.requires("layer", _check_layer)
+_registry.requires("linear", _check_linear)
+_registry.register("linear", "dense", nn.Linear)

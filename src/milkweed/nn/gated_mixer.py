@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._registry import register
 from milkweed.nn.filters.long_conv import LongConv
 from milkweed.nn.filters.online_conv import ConvState, OnlineConv
 from milkweed.nn.lengths import check_lengths, valid_steps
@@ -89,6 +90,7 @@ class ShortConv(nn.Module):
         return y
 
 
+@register("layer", "gated_mixer")
 class GatedMixer(nn.Module):
     """Mix a sequence: ``out(conv(v * x1) * x2 + conv'(u))`` with x1, x2, v short convolutions of projections of u.
 

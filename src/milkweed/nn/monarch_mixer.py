@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed._registry import register
 from milkweed._suggest import unknown
 from milkweed.nn.lengths import without_padding
 from milkweed.nn.options import check_dtype, check_kind
@@ -21,6 +22,7 @@ SEQUENCE_STARTS = ("dft", "hadamard", "random")
 FEATURE_STARTS = ("hadamard", "random")
 
 
+@register("layer", "monarch_mixer")
 class MonarchMixer(nn.Module):
     """``X̃ = M₂(K₁ ⊙ M₁ X)`` along the sequence, then ``norm(M₄ σ(M₃ X̃) + X̃)`` along the features.
 

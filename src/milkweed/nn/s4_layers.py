@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from milkweed._registry import register
 from milkweed.nn.filters.s4 import S4Filter
 from milkweed.nn.filters.s4d import S4DFilter
 from milkweed.nn.filters.s4nd import S4NDFilter
@@ -14,6 +15,7 @@ from milkweed.nn.options import takes_options_of
 from milkweed.nn.sequence_layer import Mixing, SequenceLayer, divide_options
 
 
+@register("layer", "s4d")
 class S4D(SequenceLayer):
     """Diagonal state space layer: ``y = GLU(W gelu(K * u + D u))`` with the kernels K of a diagonal system per channel.
 
@@ -44,6 +46,7 @@ class S4D(SequenceLayer):
         super().__init__(S4DFilter(d_model, *args, **own), **mixing)
 
 
+@register("layer", "s4")
 class S4(SequenceLayer):
     """State space layer with any HiPPO basis: ``y = GLU(W gelu(K * u + D u))``, one system per channel.
 

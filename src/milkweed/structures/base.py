@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Self
@@ -11,6 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from milkweed._registry import requires
 
 # The dtype of a matrix without numbers, such as a permutation: promoting it with any other gives the other.
 NEUTRAL = torch.bool
@@ -25,7 +28,7 @@ class StructuredMatrix(ABC):
     structure with a ``crop`` field is the top-left part of a larger one: inputs are padded with zeros, outputs cut.
 
     A subclass defines ``_full_shape``, ``_apply``, ``_transpose`` and ``_flops``; ``inverse`` and ``slogdet`` if they
-    are cheap.
+    are cheap. Files know those that `milkweed.register` gave a name.
 
     Example:
         >>> W = mw.monarch_hadamard(4)
@@ -286,6 +289,19 @@ class StructuredMatrix(ABC):
 
         fields = dataclasses.fields(self)
         return type(self)(**{field.name: changed(getattr(self, field.name)) for field in fields})
+
+
+def _check_class(cls: type, name: str) -> None:
+    if not issubclass(cls, StructuredMatrix):
+        raise TypeError(f"structure {name!r} must be a subclass of milkweed.structures.StructuredMatrix; got {cls!r}")
+    if inspect.get_annotations(cls) and "__dataclass_params__" not in vars(cls):
+        raise TypeError(
+            f"structure {name!r}: {cls.__name__} must be a dataclass; put "
+            "@dataclasses.dataclass(frozen=True, eq=False, repr=False) between @milkweed.register and the class"
+        )
+
+
+requires("structure", _check_class)
 
 
 def _holds_numbers(tensor: Tensor) -> bool:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from milkweed import ops
+from milkweed._registry import register
 from milkweed.structures.base import StructuredMatrix, check_crop, check_numbers
 
 
+@register("structure")
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class BlockDiagonal(StructuredMatrix):
     """Blocks along the diagonal, all of one shape.

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from milkweed import ops
+from milkweed._registry import register
 from milkweed.structures.base import StructuredMatrix, check_crop, check_numbers
 from milkweed.structures.block_diagonal import BlockDiagonal
 from milkweed.structures.permutation import Permutation
 from milkweed.structures.product import Product
 
 
+@register("structure")
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Chain(StructuredMatrix):
     """Order-p Monarch matrix: p block-diagonal factors, each on one digit of the index.

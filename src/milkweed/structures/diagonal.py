@@ -7,9 +7,11 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from milkweed._registry import register
 from milkweed.structures.base import StructuredMatrix, check_numbers
 
 
+@register("structure")
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Diagonal(StructuredMatrix):
     """Diagonal matrix.

@@ -11,49 +11,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from milkweed import _json
+from milkweed import _json, _registry
 from milkweed._files import atomic_write
-from milkweed._suggest import unknown
 from milkweed._tensor_files import read_safetensors_header, write_tensors
 from milkweed.structures.base import StructuredMatrix
-from milkweed.structures.block_diagonal import BlockDiagonal
-from milkweed.structures.chain import Chain
-from milkweed.structures.diagonal import Diagonal
-from milkweed.structures.flat_butterfly import FlatBlockButterfly
-from milkweed.structures.low_rank import LowRank
-from milkweed.structures.monarch import Monarch
-from milkweed.structures.permutation import Permutation
-from milkweed.structures.product import Product, Sum
-from milkweed.structures.toeplitz import Circulant, Toeplitz
 
 _KEY = "milkweed.structure"
-_CLASSES: dict[str, type[StructuredMatrix]] = {
-    cls.__name__: cls
-    for cls in (
-        BlockDiagonal,
-        Chain,
-        Circulant,
-        Diagonal,
-        FlatBlockButterfly,
-        LowRank,
-        Monarch,
-        Permutation,
-        Product,
-        Sum,
-        Toeplitz,
-    )
-}
 
 
 def save(matrix: StructuredMatrix, path: str | os.PathLike[str]) -> None:
     """Write a structure to one safetensors file, atomically.
 
     Args:
-        matrix: Any structure of this package; complex numbers are stored as real pairs.
+        matrix: Any structure, also of a class of your own; complex numbers are stored as real pairs.
         path: The file.
 
     Raises:
-        TypeError: It holds a structure of a class that ``load`` does not know.
+        TypeError: It holds a structure of a class that has no name, see `milkweed.register`, or other objects.
 
     Example:
         >>> mw.structures.save(mw.monarch_dct(100), "dct.safetensors")
@@ -61,16 +35,15 @@ def save(matrix: StructuredMatrix, path: str | os.PathLike[str]) -> None:
         4000
     """
     tensors: dict[str, Tensor] = {}
-    for name, tensor in matrix.named_tensors():
-        plain = tensor.detach().resolve_conj()
-        tensors[name] = (torch.view_as_real(plain) if plain.is_complex() else plain).clone().contiguous()
-    metadata = {_KEY: json.dumps(_describe(matrix), sort_keys=True)}
+    metadata = {_KEY: json.dumps(_describe(matrix, "", tensors), sort_keys=True)}
     with atomic_write(path) as temporary:
         write_tensors(tensors, temporary, metadata)
 
 
 def load(path: str | os.PathLike[str]) -> StructuredMatrix:
     """Read a structure that ``save`` wrote.
+
+    Classes of your own must have been registered before, see `milkweed.register`.
 
     Args:
         path: The file.
@@ -108,20 +81,28 @@ def load(path: str | os.PathLike[str]) -> StructuredMatrix:
         raise ValueError(f"cannot read a structure from {os.fspath(path)!r}: {error}") from error
 
 
-def _describe(value: Any, name: str = "") -> Any:
-    """Plain values that say how to make the structure; tensors appear by name."""
+def _describe(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Plain values that say how to make the structure; tensors appear by name, under which they are collected."""
     if isinstance(value, Tensor):
+        plain = value.detach().resolve_conj()
+        tensors[name] = (torch.view_as_real(plain) if plain.is_complex() else plain).clone().contiguous()
         return {"tensor": name, "complex": value.is_complex()}
     if isinstance(value, StructuredMatrix):
-        kind = type(value).__name__
-        if _CLASSES.get(kind) is not type(value):
-            raise TypeError(f"cannot save a {kind}; known structures are {', '.join(_CLASSES)}")
-        fields = dataclasses.fields(value)
-        prefix = f"{name}." if name else ""
-        return {"class": kind, "fields": {f.name: _describe(getattr(value, f.name), prefix + f.name) for f in fields}}
+        try:
+            kind = _registry.name_of("structure", type(value))
+        except TypeError as error:
+            raise TypeError(f"cannot save a {type(value).__name__}: {error}") from error
+        fields = [field.name for field in dataclasses.fields(value)]
+        names = [f"{name}.{field}" if name else field for field in fields]
+        parts = [_describe(getattr(value, field), each, tensors) for field, each in zip(fields, names, strict=True)]
+        return {"class": kind, "fields": dict(zip(fields, parts, strict=True))}
     if isinstance(value, tuple):
-        return [_describe(part, f"{name}.{index}") for index, part in enumerate(value)]
-    return value
+        return [_describe(part, f"{name}.{index}", tensors) for index, part in enumerate(value)]
+    if value is None or type(value) in {bool, int, float, str}:
+        return value
+    raise TypeError(
+        f"{name} must be a tensor, a structure, a number, a text, None or a tuple of such to be saved; got {value!r}"
+    )
 
 
 def _rebuild(description: Any, tensors: dict[str, Tensor]) -> Any:
@@ -136,7 +117,5 @@ def _rebuild(description: Any, tensors: dict[str, Tensor]) -> Any:
         tensor = tensors.pop(description["tensor"])
         # A copy, since the file may place it at any address and complex products need an aligned one.
         return torch.view_as_complex(tensor.clone()) if description["complex"] else tensor
-    if description["class"] not in _CLASSES:
-        raise ValueError(unknown("structure", description["class"], _CLASSES))
-    fields = {name: _rebuild(value, tensors) for name, value in description["fields"].items()}
-    return _CLASSES[description["class"]](**fields)
+    kind = _registry.find("structure", description["class"], "structure")
+    return kind(**{name: _rebuild(value, tensors) for name, value in description["fields"].items()})

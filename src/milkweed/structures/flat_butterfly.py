@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from milkweed import ops
+from milkweed._registry import register
 from milkweed.structures.base import StructuredMatrix, check_crop, check_numbers
 
 
@@ -26,6 +27,7 @@ def butterfly_neighbours(nblocks: int, count: int, device: torch.device | None =
     return torch.stack([rows, *(rows ^ (1 << stage) for stage in range(count - 1))], 1)
 
 
+@register("structure")
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FlatBlockButterfly(StructuredMatrix):
     """A block-sparse matrix with the pattern of a sum of butterfly factors.

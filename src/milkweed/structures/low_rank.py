@@ -6,9 +6,11 @@ import dataclasses
 
 from torch import Tensor
 
+from milkweed._registry import register
 from milkweed.structures.base import StructuredMatrix, check_numbers
 
 
+@register("structure")
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LowRank(StructuredMatrix):
     """The product of a tall and a wide matrix.

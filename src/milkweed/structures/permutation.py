@@ -7,9 +7,11 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from milkweed._registry import register
 from milkweed.structures.base import StructuredMatrix
 
 
+@register("structure")
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Permutation(StructuredMatrix):
     """Permutation matrix: (P x)[i] = x[index[i]].

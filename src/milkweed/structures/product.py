@@ -9,6 +9,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from milkweed._registry import register
 from milkweed.structures.base import StructuredMatrix, check_crop
 
 
@@ -17,6 +18,7 @@ def _check_parts(name: str, parts: tuple[StructuredMatrix, ...]) -> None:
         raise TypeError(f"{name} must be a tuple of structures, at least one; got {parts!r}")
 
 
+@register("structure")
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Product(StructuredMatrix):
     """A product of structures, such as M₁ M₂* or, cropped, the classes (MM*)^w_e of the Monarch paper.
@@ -104,6 +106,7 @@ class Product(StructuredMatrix):
         return reduce(torch.mul, signs), reduce(torch.add, logarithms)
 
 
+@register("structure")
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sum(StructuredMatrix):
     """A sum of structures, such as flat block butterfly plus low rank (Pixelfly).

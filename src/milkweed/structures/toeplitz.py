@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from milkweed._registry import register
 from milkweed.structures.base import StructuredMatrix, check_numbers
 
 
@@ -30,6 +31,7 @@ def _fft_flops(n: int) -> int:
     return round(10 * n * math.log2(max(n, 2))) + 6 * n
 
 
+@register("structure")
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Circulant(StructuredMatrix):
     """Circular convolution: C[i, j] = column[(i - j) mod n].
@@ -91,6 +93,7 @@ class Circulant(StructuredMatrix):
         return sign if self.column.is_complex() else sign.real.sign(), eigenvalues.abs().log().sum()
 
 
+@register("structure")
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Toeplitz(StructuredMatrix):
     """Constant along its diagonals: T[i, j] = column[i - j] for i ≥ j, row[j - i - 1] above.

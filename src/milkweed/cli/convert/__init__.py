@@ -4,18 +4,20 @@ import argparse
 import copy
 import dataclasses
 import importlib.util
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
+from milkweed._registry import registered
 from milkweed.cli.arguments import CommandParser
 from milkweed.cli.convert.destination import check_space, copy_side_files, staged, writing
 from milkweed.cli.convert.progress import Steps, watch
 from milkweed.cli.convert.texts import read_texts
 from milkweed.cli.errors import UsageError
+from milkweed.nn.structured_linear.config import is_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +28,11 @@ if TYPE_CHECKING:
     from milkweed.cli.convert.timing import Timing
     from milkweed.convert import ConversionPlan, ConversionReport
 
-STRUCTURES = ("monarch", "low_rank", "block_diagonal", "pixelfly")
+OPTIONS = {
+    "nblocks": "blocks, of each factor in a Monarch matrix; default: 4",
+    "rank": "of each slice (monarch; default: all that fits), or of the low-rank matrix",
+    "refine": "rounds of least squares after projecting (monarch)",
+}
 DTYPES = ("float32", "bfloat16", "float16")
 DISTILL_LR = 1e-3
 EXAMPLE = """\
@@ -60,6 +66,7 @@ def make_parser() -> CommandParser:
     add_calibration(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="compute and save in this; default: as the model is stored")
     parser.add_argument("--device", default="cpu", help="where to compute, e.g. cuda; default: cpu")
+    add_structure_options(parser)
     return parser
 
 
@@ -70,12 +77,7 @@ def add_structure(parser: CommandParser) -> None:
         parser: Changed in place.
     """
     group = parser.add_argument_group("what becomes what")
-    group.add_argument("--structure", choices=STRUCTURES, default="monarch", help="default: monarch")
-    group.add_argument("--nblocks", type=positive, help="blocks, of each factor in a Monarch matrix; default: 4")
-    group.add_argument(
-        "--rank", type=positive, help="of each slice (monarch; default: all that fits), or of the low-rank matrix"
-    )
-    group.add_argument("--refine", type=positive, metavar="ROUNDS", help="least squares after projecting (monarch)")
+    group.add_argument("--structure", choices=sorted(registered("config")), default="monarch", help="default: monarch")
     group.add_argument(
         "--layers",
         action="append",
@@ -91,6 +93,27 @@ def add_structure(parser: CommandParser) -> None:
         help="at most so many parameters in the layers to convert, or up to 1: such a share of what they have. Each "
         "stays dense or gets a Monarch matrix of 2 to 8 blocks, by measured error; needs --calibrate",
     )
+
+
+def add_structure_options(parser: CommandParser) -> None:
+    """Add the whole numbers among the fields of the structures' configurations, after all other options.
+
+    Args:
+        parser: Changed in place; its default `structure_options` becomes what was added.
+    """
+    group = parser.add_argument_group("options of the structure")
+    owners: dict[str, list[str]] = {}
+    for structure, config in registered("config").items():
+        for field in filter(is_whole, dataclasses.fields(config)):
+            owners.setdefault(field.name, []).append(structure)
+    offered = []
+    for name, structures in owners.items():
+        text = OPTIONS.get(name, f"an option of {', '.join(structures)}")
+        # A field of a user's configuration may be called like an option of the command, which then keeps its meaning.
+        with suppress(argparse.ArgumentError):
+            group.add_argument(f"--{name}", type=positive, help=text)
+            offered.append(name)
+    parser.set_defaults(structure_options=offered)
 
 
 def add_calibration(parser: CommandParser) -> None:

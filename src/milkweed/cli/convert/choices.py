@@ -4,10 +4,10 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
+from milkweed._registry import find
 from milkweed.cli.errors import UsageError
 from milkweed.convert import ConversionReport, LayerConfig, MonarchConfig, default_rules, plan_conversion
 from milkweed.convert.candidates import Budget
-from milkweed.convert.configs import CONFIGS
 from milkweed.convert.rules import Choice, Rule, match_rules
 from milkweed.convert.sites import find_sites
 
@@ -98,9 +98,9 @@ def make_config(options: argparse.Namespace) -> LayerConfig:
             if given:
                 raise UsageError(f"{option} and --parameters exclude each other: under a budget, nblocks is chosen")
         return MonarchConfig(nblocks=1)
-    kind = CONFIGS[options.structure]
+    kind = find("config", options.structure, "--structure")
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    given = {name: getattr(options, name) for name in ("nblocks", "rank", "refine") if getattr(options, name)}
+    given = {name: getattr(options, name) for name in options.structure_options if getattr(options, name)}
     for name in given:
         if name not in fields:
             raise UsageError(f"--{name} does not belong to --structure {kind.name}, which has: {', '.join(fields)}")

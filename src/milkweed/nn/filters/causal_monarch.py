@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._registry import register
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter, check_rate_is_one
 from milkweed.nn.filters.implicit_filter import ImplicitFilter
@@ -34,6 +35,7 @@ CONSTRUCTIONS: dict[str, type[CausalBasis]] = {
 }
 
 
+@register("layer", "causal_monarch")
 class CausalMonarchMixer(Filter):
     """``y = M₀⁻¹(M₁ k ⊙ M₂ u) + D u``, where Monarch matrices M evaluate polynomials and no output sees the future.
 

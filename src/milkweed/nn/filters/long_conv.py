@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from milkweed import ops
+from milkweed._registry import register
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter, check_rate_is_one, check_signal_dtype
 from milkweed.nn.filters.explicit_filter import ExplicitFilter
@@ -20,6 +21,7 @@ from milkweed.nn.options import check_kind
 KERNELS = ("explicit", "implicit")
 
 
+@register("layer", "long_conv")
 class LongConv(Filter):
     """``y = post_gate * (K * v + D v)`` with ``v = pre_gate * u``: every channel has a kernel as long as the sequence.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from milkweed.structures import StructuredMatrix
 class StructuredLinear(nn.Module, ABC):
     """A linear layer whose weight is a structured matrix made of the layer's parameters.
 
-    A subclass creates its parameters and defines ``matrix`` and ``reset_parameters``.
+    A subclass takes ``in_features, out_features`` first and ``bias`` by name, creates its parameters and defines
+    ``matrix`` and ``reset_parameters``; ``from_linear`` where a dense layer can become one.
 
     Args:
         in_features: Size of each input.
@@ -145,6 +147,19 @@ class StructuredLinear(nn.Module, ABC):
                 layer.bias.copy_(linear.bias).requires_grad_(linear.bias.requires_grad)
         return layer.train(linear.training)
 
+    @classmethod
+    def from_linear(cls, *args: Any, **options: Any) -> Self:
+        """Project a dense layer; a subclass that can says here how.
+
+        Args:
+            *args: The dense layer, and options by position.
+            **options: Those of the projection, ``input_covariance`` among them.
+
+        Raises:
+            TypeError: It cannot.
+        """
+        raise TypeError(f"{cls.__name__} has no projection: define from_linear there, or project in its configuration")
+
     def _reset_bias(self) -> None:
         if self.bias is not None:
             bound = 1 / math.sqrt(self.in_features)
@@ -152,8 +167,11 @@ class StructuredLinear(nn.Module, ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The constructor's options beside sizes and bias that are not at their defaults, as plain values."""
-        return {}
+        """The constructor's options beside sizes and bias, as plain values: the attributes of the same names.
+
+        A subclass may leave out what is at its default.
+        """
+        return {name: getattr(self, name) for name in constructor_options(type(self)) if hasattr(self, name)}
 
     def extra_repr(self) -> str:
         """Describe the layer in one line.
@@ -164,6 +182,21 @@ class StructuredLinear(nn.Module, ABC):
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, "
         return sizes + (options and f"{options}, ") + f"bias={self.bias is not None}"
+
+
+def constructor_options(cls: type) -> dict[str, Any]:
+    """List what a linear layer is made of beside sizes and bias.
+
+    Args:
+        cls: Its class.
+
+    Returns:
+        Defaults by option.
+    """
+    decided = {"in_features", "out_features", "bias", "device", "dtype"}
+    parameters = inspect.signature(cls).parameters.values()
+    variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    return {each.name: each.default for each in parameters if each.name not in decided and each.kind not in variadic}
 
 
 def dense_weight(linear: nn.Linear) -> Tensor:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from milkweed import ops
+from milkweed._registry import register
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
+from milkweed.nn.structured_linear.config import LayerConfig
 from milkweed.structures import BlockDiagonal, Chain, project_block_diagonal
 
 
+@register("linear", "block_diagonal")
 class BlockDiagonalLinear(StructuredLinear):
     """Linear layer with a block-diagonal matrix: ``nblocks`` groups of features that do not meet.
 
@@ -96,6 +100,25 @@ class BlockDiagonalLinear(StructuredLinear):
     def options(self) -> dict[str, Any]:
         """The constructor's options beside sizes and bias; see the base class."""
         return {"nblocks": self.nblocks} | ({"shuffle": True} if self.shuffle else {})
+
+
+@register("config")
+@dataclasses.dataclass(frozen=True)
+class BlockDiagonalConfig(LayerConfig):
+    """Replace by [`milkweed.nn.BlockDiagonalLinear`][].
+
+    Args:
+        nblocks: Blocks.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 10))
+        >>> report = mw.convert_(model, {"0": mw.convert.BlockDiagonalConfig(nblocks=4)})
+        >>> model[0]
+        BlockDiagonalLinear(in_features=256, out_features=256, nblocks=4, bias=True)
+    """
+
+    nblocks: int = 4
+    name: ClassVar[str] = "block_diagonal"
 
 
 def check_nblocks(in_features: int, out_features: int, nblocks: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from milkweed._registry import register
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, orthogonal_blocks
 from milkweed.structures import Chain, project_chain
 from milkweed.structures.project import padded
@@ -16,6 +17,7 @@ from milkweed.structures.project import padded
 _MOST_DIGITS = 64
 
 
+@register("linear", "butterfly")
 class ButterflyLinear(StructuredLinear):
     """Linear layer with a chain of block-diagonal factors; a butterfly for digits of 2.
 

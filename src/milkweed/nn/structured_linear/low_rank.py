@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+import dataclasses
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from milkweed._registry import register
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
+from milkweed.nn.structured_linear.config import LayerConfig
 from milkweed.structures import LowRank, project_low_rank
 
 
+@register("linear", "low_rank")
 class LowRankLinear(StructuredLinear):
     """Linear layer through ``rank`` features, with nn.Linear's output variance.
 
@@ -81,6 +85,25 @@ class LowRankLinear(StructuredLinear):
     def options(self) -> dict[str, Any]:
         """The constructor's options beside sizes and bias; see the base class."""
         return {"rank": self.rank}
+
+
+@register("config")
+@dataclasses.dataclass(frozen=True)
+class LowRankConfig(LayerConfig):
+    """Replace by [`milkweed.nn.LowRankLinear`][].
+
+    Args:
+        rank: Features between.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(256, 256))
+        >>> report = mw.convert_(model, {"0": mw.convert.LowRankConfig(rank=16)})
+        >>> model[0]
+        LowRankLinear(in_features=256, out_features=256, rank=16, bias=True)
+    """
+
+    rank: int
+    name: ClassVar[str] = "low_rank"
 
 
 def check_rank(in_features: int, out_features: int, rank: int) -> None:

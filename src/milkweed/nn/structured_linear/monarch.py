@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from milkweed import ops
+from milkweed._registry import register
 from milkweed._suggest import unknown
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, orthogonal_blocks, uniform_with_variance
+from milkweed.nn.structured_linear.config import LayerConfig
 from milkweed.structures import Monarch, monarch_shapes, project_monarch
 from milkweed.structures.transforms import monarch_hadamard
 
 
+@register("linear", "monarch")
 class MonarchLinear(StructuredLinear):
     """Linear layer with a Monarch matrix: two block-diagonal factors with a permutation after each.
 
@@ -146,6 +150,45 @@ class MonarchLinear(StructuredLinear):
         """The constructor's options beside sizes and bias; see the base class."""
         rank = {} if self.rank is None else {"rank": self.rank}
         return {"nblocks": self.nblocks, **rank} | ({} if self.init == "kaiming" else {"init": self.init})
+
+
+@register("config")
+@dataclasses.dataclass(frozen=True)
+class MonarchConfig(LayerConfig):
+    """Replace by [`milkweed.nn.MonarchLinear`][].
+
+    Args:
+        nblocks: Blocks per factor.
+        rank: Rank of each slice; as much as fits by default.
+        refine: Rounds of least squares after the projection; used where there is calibration.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(256, 256))
+        >>> report = mw.convert_(model, {"0": mw.MonarchConfig(nblocks=4)})
+        >>> model[0]
+        MonarchLinear(in_features=256, out_features=256, nblocks=4, bias=True)
+    """
+
+    nblocks: int = 4
+    rank: int | None = None
+    refine: int = 0
+    name: ClassVar[str] = "monarch"
+    fitting: ClassVar[tuple[str, ...]] = ("refine",)
+
+    def project(self, linear: nn.Linear, input_covariance: Tensor | None) -> StructuredLinear:
+        """Project to the nearest Monarch matrix; see the base class.
+
+        Args:
+            linear: The dense layer.
+            input_covariance: Of its inputs.
+
+        Returns:
+            The layer.
+        """
+        refine = self.refine if input_covariance is not None else 0
+        return MonarchLinear.from_linear(
+            linear, self.nblocks, self.rank, input_covariance=input_covariance, refine=refine
+        )
 
 
 def _kaiming(layer: MonarchLinear) -> None:

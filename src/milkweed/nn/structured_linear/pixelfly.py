@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+import dataclasses
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from milkweed._registry import register
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
 from milkweed.nn.structured_linear.block_diagonal import check_nblocks
+from milkweed.nn.structured_linear.config import LayerConfig
 from milkweed.nn.structured_linear.low_rank import check_rank
 from milkweed.structures import FlatBlockButterfly, LowRank, Sum, project_pixelfly
 
 
+@register("linear", "pixelfly")
 class PixelflyLinear(StructuredLinear):
     """Pixelfly: block-sparse weights in a butterfly pattern plus a low-rank matrix.
 
@@ -122,3 +126,26 @@ class PixelflyLinear(StructuredLinear):
     def options(self) -> dict[str, Any]:
         """The constructor's options beside sizes and bias; see the base class."""
         return {"nblocks": self.nblocks, "rank": self.rank, "neighbours": self.neighbours}
+
+
+@register("config")
+@dataclasses.dataclass(frozen=True)
+class PixelflyConfig(LayerConfig):
+    """Replace by [`milkweed.nn.PixelflyLinear`][].
+
+    Args:
+        nblocks: Block rows and columns, a power of two.
+        rank: Of the low-rank part.
+        neighbours: Blocks in each block row.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(256, 256))
+        >>> report = mw.convert_(model, {"0": mw.convert.PixelflyConfig(nblocks=8, rank=4)})
+        >>> model[0]
+        PixelflyLinear(in_features=256, out_features=256, nblocks=8, rank=4, neighbours=4, bias=True)
+    """
+
+    nblocks: int = 4
+    rank: int = 8
+    neighbours: int | None = None
+    name: ClassVar[str] = "pixelfly"
