@@ -20,6 +20,11 @@ class ConcatLinear(nn.Module):
 
     Raises:
         ValueError: There is none, or they read inputs of different sizes or dtypes.
+
+    Example:
+        >>> packed = mw.nn.ConcatLinear([mw.nn.MonarchLinear(64, 64, nblocks=4) for _ in range(3)])
+        >>> packed(torch.randn(2, 64)).shape
+        torch.Size([2, 192])
     """
 
     def __init__(self, parts: Sequence[StructuredLinear]) -> None:
