@@ -49,11 +49,11 @@ def register(kind: str, name: str | None = None, cls: type | None = None) -> Any
     nothing. A class may have several names: all of them are read, the last one is written.
 
     Args:
-        kind: What the class is. ``"structure"``: a [`milkweed.structures.StructuredMatrix`][]. ``"linear"``: a
-            [`milkweed.nn.StructuredLinear`][]. ``"layer"``: a layer on (B, L, d_model), called as
+        kind: What the class is. ``"structure"``: a `milkweed.structures.StructuredMatrix`. ``"linear"``: a
+            `milkweed.nn.StructuredLinear`. ``"layer"``: a layer on (B, L, d_model), called as
             ``layer(u, lengths=lengths)`` and made from ``d_model`` and plain options, or a
-            [`milkweed.nn.filters.Filter`][], which gets a [`milkweed.nn.SequenceLayer`][] around it. ``"config"``: a
-            [`milkweed.convert.LayerConfig`][]. ``"model"``: a [`milkweed.models.Model`][], which has the name of its
+            `milkweed.nn.filters.Filter`, which gets a `milkweed.nn.SequenceLayer` around it. ``"config"``: a
+            `milkweed.convert.LayerConfig`. ``"model"``: a `milkweed.models.Model`, which has the name of its
             class from the start, unless that is taken.
         name: Letters, digits, ``_``, ``-`` and dots. By default the class's own ``name``, or else that of the class.
         cls: The class; left out, this is a decorator.
