@@ -87,6 +87,20 @@ def test_tied_embeddings_stay_tied(tmp_path):
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 
 
+def test_a_tensor_with_three_names_is_loaded_under_all(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(
+        vocab_size=50, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    mw.convert_(model, mw.MonarchConfig(4, rank=1))
+    mw.save_pretrained(model, tmp_path)
+    loaded = mw.load_pretrained(tmp_path)
+    assert loaded.encoder.embed_tokens.weight is loaded.decoder.embed_tokens.weight is loaded.shared.weight
+    inputs = {"input_ids": torch.arange(6)[None], "decoder_input_ids": torch.arange(4)[None]}
+    assert torch.equal(output(loaded, inputs), output(model, inputs))
+
+
 def test_a_packed_layer_becomes_three_matrices():
     model = build("gpt2")
     weight, bias = (p.detach().clone() for p in model.transformer.h[0].attn.c_attn.parameters())

@@ -173,7 +173,8 @@ def _by_names_of_today(
         return list(renamed(dict.fromkeys(names), skeleton, version))
 
     conversion = [{**entry, "names": today(entry["names"])} for entry in conversion]
-    aliases = dict(zip(today(list(aliases)), today(list(aliases.values())), strict=True)) if aliases else {}
+    # Several names may stand for one tensor.
+    aliases = {name: today([stored])[0] for name, stored in renamed(aliases, skeleton, version).items()}
     return renamed(header, skeleton, version), conversion, aliases
 
 
