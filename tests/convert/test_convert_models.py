@@ -18,7 +18,7 @@ from milkweed.nn.structured_linear import ConcatLinear
 def test_every_family_there_and_back(family, sequential, tmp_path):
     model, inputs = build(family), batches(family)
     converted = copy.deepcopy(model)
-    plan = mw.plan_conversion(converted, mw.MonarchConfig(2), inputs, sequential=sequential, tokens=None)
+    plan = mw.plan_conversion(converted, mw.MonarchConfig(3), inputs, sequential=sequential, tokens=None)
     report = mw.convert_(converted, plan)
     assert (len(report.converted), len(report.layers)) == CONVERTED[family]
     assert report.model_parameters == sum(p.numel() for p in model.parameters())
@@ -223,11 +223,11 @@ def test_the_first_matching_rule_wins():
     model = nn.ModuleDict({"a": nn.Linear(16, 16), "b": nn.Linear(16, 16), "c": nn.Linear(16, 16)})
     rules = [
         ("a", None),
-        (lambda name, module: name == "b", mw.MonarchConfig(2)),
+        (lambda name, module: name == "b", mw.MonarchConfig(3)),
         ("re:[abc]", mw.MonarchConfig(4)),
     ]
     lines = mw.plan_conversion(model, rules, tokens=None).report.layers
-    assert [line.layer and line.layer["nblocks"] for line in lines] == [None, 2, 4]
+    assert [line.layer and line.layer["nblocks"] for line in lines] == [None, 3, 4]
 
 
 def test_the_plan_prints_as_a_table():
@@ -318,13 +318,13 @@ class TestBadInput:
         class Keyword(nn.Module):
             def __init__(self):
                 super().__init__()
-                self.inner = nn.Linear(12, 12)
+                self.inner = nn.Linear(16, 16)
 
             def forward(self, x):
                 return self.inner(input=x)
 
         with pytest.raises(ValueError, match="'inner' is not called with a tensor as its first argument"):
-            mw.plan_conversion(Keyword(), None, [torch.randn(3, 12)])
+            mw.plan_conversion(Keyword(), None, [torch.randn(3, 16)])
 
     def test_a_plan_for_another_model(self):
         plan = mw.plan_conversion(network(), mw.MonarchConfig(2), tokens=None)

@@ -9,17 +9,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from milkweed.convert.calibrate import Calibration
-from milkweed.convert.candidates import Budget, count_parameters
+from milkweed.convert.candidates import Budget
 from milkweed.convert.configs import LayerConfig
-from milkweed.convert.layer_report import LayerReport
+from milkweed.convert.costs import dense_costs, layer_costs
+from milkweed.convert.layer_report import KeptMatrix, LayerReport
+from milkweed.convert.passes.select import keep_useful, select
+from milkweed.convert.passes.survey import share_in, survey
 from milkweed.convert.permute import HiddenPair, check_pairs, hidden_orders, reordered, reordered_sites
 from milkweed.convert.projection import project_site, weight_and_output_error
 from milkweed.convert.report import ConversionReport
-from milkweed.convert.rules import HEADS, Rules, default_rules, match_rules
+from milkweed.convert.rules import Rules, default_rules
 from milkweed.convert.sequential import project_sequentially
-from milkweed.convert.sites import LinearSite, digest, find_sites, has_ordinary_weight
+from milkweed.convert.sites import LinearSite, digest, find_sites
 from milkweed.convert.speed import measured_speedups
-from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
 from milkweed.nn.wrappers import is_sharded, through_wrappers
 
 Progress = Callable[[str, int, int], None]
@@ -94,14 +96,19 @@ def plan_conversion(
         raise TypeError("the parameters of model are spread over processes; convert it before fully_shard")
     rules = default_rules(rules) if rules is None or isinstance(rules, LayerConfig) else rules
     sites = {site.name: site for site in find_sites(model)}
-    matched = match_rules(rules, list(sites.values()))
-    choices, reasons = _selected(sites, matched)
+    kept = survey(model, sites.values())
+    if not sites:
+        raise ValueError(f"the model has no linear layers{_largest(kept)}")
+    selection = select(sites, rules)
+    if parameters is None:
+        selection = keep_useful(selection, sites)
+    choices, reasons = selection.choices, selection.reasons
     tell = progress or (lambda *_: None)
     batches = _batches(calibration, sequential=sequential, permute=permute, parameters=parameters)
     if permute:
         check_pairs(sites, choices)
     chosen_from = {name: sites[name] for name in choices}
-    budget = None if parameters is None else Budget(chosen_from, parameters, candidates)
+    budget = None if parameters is None else Budget(chosen_from, parameters, candidates, selection.named)
     moments = None
     if batches is not None and (not sequential or permute or budget is not None):
         moments = Calibration(model, {name: sites[name].module for name in choices}, batches)
@@ -121,38 +128,16 @@ def plan_conversion(
         ),
         sum(p.numel() for p in model.parameters()),
         tuple(pair.names for pair in orders),
+        kept=kept,
+        share=share_in(model, sites.values(), kept),
+        notes=selection.notes,
     )
     return ConversionPlan(report, layers, {name: digest(sites[name].module) for name in layers})
 
 
-def _selected(
-    sites: Mapping[str, LinearSite], matched: Mapping[str, Any]
-) -> tuple[dict[str, LayerConfig], dict[str, str]]:
-    choices: dict[str, LayerConfig] = {}
-    reasons: dict[str, str] = {}
-    for name, site in sites.items():
-        if matched[name] is None:
-            reasons[name] = "no rule matches it"
-            continue
-        choice, rule = matched[name]
-        if choice is None:
-            reasons[name] = _why_kept(rule)
-        elif site.obstacle is not None and (rule in site.names or not has_ordinary_weight(site.module)):
-            raise TypeError(f"layer {name!r} cannot be converted: {site.obstacle}; skip it with {{{name!r}: None}}")
-        elif site.obstacle is not None:
-            reasons[name] = site.obstacle
-        else:
-            choices[name] = choice
-    if not choices:
-        why = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:5])
-        raise ValueError(f"nothing to convert among {len(sites)} linear layers. {why}")
-    return choices, reasons
-
-
-def _why_kept(rule: Any) -> str:
-    if rule == HEADS:
-        return "it is a head"
-    return f"rule {rule!r} keeps it" if isinstance(rule, str) else "a rule keeps it"
+def _largest(kept: Sequence[KeptMatrix]) -> str:
+    line = max(kept, key=lambda each: each.parameters, default=None)
+    return "" if line is None else f"; its largest matrix is {line.name}: {line.reason}"
 
 
 def _batches(calibration: Iterable[Any] | None, **options: object) -> Iterable[Any] | None:
@@ -222,19 +207,18 @@ def _line(
     speedup: float | None,
 ) -> LayerReport:
     relative, output = errors or (None, None)
-    dense = count_parameters(site.module)
-    parts = list(layer.parts) if isinstance(layer, ConcatLinear) else [layer]
-    flops = sum(part.matrix().flops(1) for part in parts if isinstance(part, StructuredLinear))
+    before = dense_costs(site)
+    after = before if layer is None else layer_costs(layer)
     return LayerReport(
         names=site.names,
         in_features=site.in_features,
         out_features=site.out_features,
         layer=None if config is None or layer is None else config.spec(),
         parts=site.parts,
-        parameters_before=dense,
-        parameters_after=dense if layer is None else count_parameters(layer),
-        flops_before=2 * site.in_features * site.out_features,
-        flops_after=2 * site.in_features * site.out_features if layer is None else flops,
+        parameters_before=before.parameters,
+        parameters_after=after.parameters,
+        flops_before=before.flops,
+        flops_after=after.flops,
         relative_error=relative,
         output_error=output,
         speedup=speedup,

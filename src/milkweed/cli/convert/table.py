@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from milkweed.convert import ConversionReport
-from milkweed.convert.groups import LayerGroup, by_outcome
+from milkweed.convert.groups import LayerGroup, by_outcome, by_reason
 from milkweed.convert.report import describe
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ def print_plan(console: Console, report: ConversionReport, every: bool) -> None:
     for group in groups:
         row = _row(group, "output_error" if calibrated else "relative_error")
         table.add_row(*map(escape, row), style=None if group.lines[0].layer else "dim")
+    beside = [LayerGroup(line.name, (line,)) for line in report.kept] if every else by_reason(report.kept)
+    for matrices in beside:
+        first = matrices.lines[0]
+        title = f"{matrices.name}\n  {' × '.join(map(str, first.shape))}, stays: {first.reason}"
+        table.add_row(escape(title), _count(matrices.total("parameters")), "", "", style="dim")
     console.print(table, highlight=False)
     console.print(escape(report.summary()), highlight=False)
     for warning in report.warnings:
