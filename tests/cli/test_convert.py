@@ -375,7 +375,7 @@ def test_families_that_are_called_in_other_ways(folder, family, capsys):
 
 
 def test_the_decoder_reads_the_texts_one_token_later(folder):
-    from milkweed.cli.convert.inputs import with_decoder
+    from milkweed.convert.hub.inputs import with_decoder
 
     model = save_other(folder, "bart")
     tokens, mask = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])

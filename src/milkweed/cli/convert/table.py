@@ -12,7 +12,7 @@ from milkweed.convert.groups import LayerGroup, by_outcome, by_reason
 from milkweed.convert.report import describe
 
 if TYPE_CHECKING:
-    from milkweed.cli.convert.timing import Timing
+    from milkweed.convert.hub.timing import Timing
 
 
 def print_plan(console: Console, report: ConversionReport, every: bool) -> None:
@@ -52,12 +52,7 @@ def print_timing(console: Console, timing: "Timing | None") -> None:
         timing: What was measured, if anything was.
     """
     if timing is not None:
-        shape = " × ".join(map(str, timing.shape))
-        console.print(
-            f"the whole model on {timing.device}, inputs {shape}: {1e3 * timing.before:,.0f} ms dense, "
-            f"{1e3 * timing.after:,.0f} ms converted, {timing.before / timing.after:.2f}×",
-            highlight=False,
-        )
+        console.print(timing.summary(), highlight=False)
 
 
 def _row(group: LayerGroup, error: str) -> list[str]:
