@@ -8,20 +8,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from milkweed.convert.calibrate import Calibration
-from milkweed.convert.candidates import Budget
 from milkweed.convert.configs import LayerConfig
-from milkweed.convert.costs import dense_costs, layer_costs
-from milkweed.convert.layer_report import KeptMatrix, LayerReport
-from milkweed.convert.passes.select import keep_useful, select
-from milkweed.convert.passes.survey import share_in, survey
-from milkweed.convert.permute import HiddenPair, check_pairs, hidden_orders, reordered, reordered_sites
-from milkweed.convert.projection import project_site, weight_and_output_error
+from milkweed.convert.layer_report import KeptMatrix
+from milkweed.convert.passes.base import Draft, Pass
+from milkweed.convert.passes.budget import WithinBudget
+from milkweed.convert.passes.calibrate import Calibrate
+from milkweed.convert.passes.measure import Measure
+from milkweed.convert.passes.order import Order
+from milkweed.convert.passes.project import Project, ProjectSequentially
+from milkweed.convert.passes.report import report
+from milkweed.convert.passes.select import Select
+from milkweed.convert.passes.survey import survey
 from milkweed.convert.report import ConversionReport
 from milkweed.convert.rules import Rules, default_rules
-from milkweed.convert.sequential import project_sequentially
-from milkweed.convert.sites import LinearSite, digest, find_sites
-from milkweed.convert.speed import measured_speedups
+from milkweed.convert.sites import digest, find_sites
 from milkweed.nn.wrappers import is_sharded, through_wrappers
 
 Progress = Callable[[str, int, int], None]
@@ -94,45 +94,57 @@ def plan_conversion(
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     if is_sharded(model):
         raise TypeError("the parameters of model are spread over processes; convert it before fully_shard")
-    rules = default_rules(rules) if rules is None or isinstance(rules, LayerConfig) else rules
-    sites = {site.name: site for site in find_sites(model)}
-    kept = survey(model, sites.values())
-    if not sites:
-        raise ValueError(f"the model has no linear layers{_largest(kept)}")
-    selection = select(sites, rules)
-    if parameters is None:
-        selection = keep_useful(selection, sites)
-    choices, reasons = selection.choices, selection.reasons
-    tell = progress or (lambda *_: None)
     batches = _batches(calibration, sequential=sequential, permute=permute, parameters=parameters)
+    rules = default_rules(rules) if rules is None or isinstance(rules, LayerConfig) else rules
+    passes: list[Pass] = []
+    if batches is not None and (not sequential or permute or parameters is not None):
+        passes.append(Calibrate())
+    if parameters is not None:
+        passes.append(WithinBudget(parameters, candidates))
     if permute:
-        check_pairs(sites, choices)
-    chosen_from = {name: sites[name] for name in choices}
-    budget = None if parameters is None else Budget(chosen_from, parameters, candidates, selection.named)
-    moments = None
-    if batches is not None and (not sequential or permute or budget is not None):
-        moments = Calibration(model, {name: sites[name].module for name in choices}, batches)
-    if budget is not None and moments is not None:
-        chosen = budget.choose(model, moments, list(batches or ()), tell)
-        reasons |= {name: "dense within the budget" for name, config in chosen.items() if config is None}
-        choices = {name: config for name, config in chosen.items() if config is not None}
-    orders = {}
-    if permute and moments is not None:
-        orders = hidden_orders(model, sites, choices, moments, list(batches or ()), tell)
-    layers, errors = _project(model, sites, choices, orders, moments, list(batches or ()) if sequential else None, tell)
-    speedups = measured_speedups(sites, layers, tokens) if tokens else {}
-    report = ConversionReport(
-        tuple(
-            _line(site, choices.get(name), layers.get(name), errors.get(name), reasons.get(name), speedups.get(name))
-            for name, site in sites.items()
-        ),
-        sum(p.numel() for p in model.parameters()),
-        tuple(pair.names for pair in orders),
-        kept=kept,
-        share=share_in(model, sites.values(), kept),
-        notes=selection.notes,
+        passes.append(Order())
+    passes.append(ProjectSequentially() if sequential else Project())
+    if tokens:
+        passes.append(Measure(tokens))
+    return run_passes(model, Select(rules, useful=parameters is None), passes, batches, progress)
+
+
+def run_passes(
+    model: nn.Module,
+    select: Select,
+    passes: Sequence[Pass],
+    batches: Any = None,
+    progress: Progress | None = None,
+) -> ConversionPlan:
+    """Plan with passes of one's own: layers are selected, every pass is checked, and then they are run in their order.
+
+    Args:
+        model: The model; it is not changed.
+        select: Selects the layers.
+        passes: The others; one of them must project.
+        batches: What the model can be called with, a list where passes read it more than once.
+        progress: As for `plan_conversion`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: The model has no linear layer, or a pass cannot be done.
+    """
+    draft = Draft(model, {site.name: site for site in find_sites(model)}, batches=batches)
+    if progress is not None:
+        draft.tell = progress
+    kept = survey(model, draft.sites.values())
+    if not draft.sites:
+        raise ValueError(f"the model has no linear layers{_largest(kept)}")
+    select.run(draft)
+    for each in passes:
+        each.check(draft)
+    for each in passes:
+        each.run(draft)
+    return ConversionPlan(
+        report(draft, kept), draft.layers, {name: digest(draft.sites[name].module) for name in draft.layers}
     )
-    return ConversionPlan(report, layers, {name: digest(sites[name].module) for name in layers})
 
 
 def _largest(kept: Sequence[KeptMatrix]) -> str:
@@ -151,76 +163,3 @@ def _batches(calibration: Iterable[Any] | None, **options: object) -> Iterable[A
     if not batches:
         raise ValueError(f"{asked[0]} needs calibration: batches that the model can be called with")
     return batches
-
-
-def _project(
-    model: nn.Module,
-    sites: Mapping[str, LinearSite],
-    choices: Mapping[str, LayerConfig],
-    orders: Mapping[HiddenPair, Tensor],
-    moments: Calibration | None,
-    batches: Sequence[Any] | None,
-    tell: Progress,
-) -> tuple[dict[str, nn.Module], dict[str, tuple[float | None, float | None]]]:
-    """The converted layers, and their relative errors in weights and in outputs."""
-    layers: dict[str, nn.Module] = {}
-    errors: dict[str, tuple[float | None, float | None]] = {}
-    if batches is not None:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            tell("projecting", done, len(choices))
-
-        with reordered(model, sites, orders) as there:
-            layers, output_errors = project_sequentially(model, choices, there, batches, advance)
-        return layers, {
-            name: (weight_and_output_error(there[name], layer, None)[0], output_errors[name])
-            for name, layer in layers.items()
-        }
-    there = {**sites, **reordered_sites(sites, orders)}
-    columns = {pair.reader: order for pair, order in orders.items()}
-    for done, (name, config) in enumerate(choices.items(), 1):
-        layers[name], errors[name] = _project_one(there[name], config, moments, columns.get(name))
-        tell("projecting", done, len(choices))
-    return layers, errors
-
-
-def _project_one(
-    site: LinearSite, config: LayerConfig, moments: Calibration | None, columns: Tensor | None
-) -> tuple[nn.Module, tuple[float | None, float | None]]:
-    # A function of its own, so that one layer's moments are let go before the next one's are gathered.
-    read = None if moments is None else moments[site.name]
-    if read is not None and columns is not None:
-        read = read.reordered(columns)
-    layer = project_site(site, config, read)
-    return layer, weight_and_output_error(site, layer, read)
-
-
-def _line(
-    site: LinearSite,
-    config: LayerConfig | None,
-    layer: nn.Module | None,
-    errors: tuple[float | None, float | None] | None,
-    reason: str | None,
-    speedup: float | None,
-) -> LayerReport:
-    relative, output = errors or (None, None)
-    before = dense_costs(site)
-    after = before if layer is None else layer_costs(layer)
-    return LayerReport(
-        names=site.names,
-        in_features=site.in_features,
-        out_features=site.out_features,
-        layer=None if config is None or layer is None else config.spec(),
-        parts=site.parts,
-        parameters_before=before.parameters,
-        parameters_after=after.parameters,
-        flops_before=before.flops,
-        flops_after=after.flops,
-        relative_error=relative,
-        output_error=output,
-        speedup=speedup,
-        reason=reason if layer is None else None,
-    )

@@ -13,7 +13,6 @@ from typing import Any
 from torch import nn
 
 from milkweed.convert.apply import convert_
-from milkweed.convert.candidates import Budget
 from milkweed.convert.configs import LayerConfig, MonarchConfig
 from milkweed.convert.hub.batches import WatchedBatches, make_batches
 from milkweed.convert.hub.destination import REPORT, check_space, copy_side_files, staged, writing
@@ -22,6 +21,7 @@ from milkweed.convert.hub.memory import give_back, inner_layers_only
 from milkweed.convert.hub.progress import FolderError, Progress
 from milkweed.convert.hub.source import Source, check_device, find_source, load_model, quiet_transformers
 from milkweed.convert.hub.timing import Timing, time_model
+from milkweed.convert.passes.budget import Budget
 from milkweed.convert.passes.select import select
 from milkweed.convert.plan import ConversionPlan, plan_conversion
 from milkweed.convert.pretrained import save_pretrained

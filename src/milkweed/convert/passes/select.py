@@ -8,6 +8,7 @@ from typing import Any
 
 from milkweed.convert.configs import LayerConfig
 from milkweed.convert.costs import Costs, dense_costs, structured_costs
+from milkweed.convert.passes.base import Draft, Pass
 from milkweed.convert.rules import HEADS, Rule, Rules, match_rules
 from milkweed.convert.sites import LinearSite, has_ordinary_weight
 
@@ -129,3 +130,27 @@ def _why_useless(config: LayerConfig, costs: Costs, dense: Costs) -> str:
         f"{config} saves nothing, {costs.parameters:,} parameters against {dense.parameters:,} and {costs.flops:,} "
         f"FLOPs against {dense.flops:,}; take {fix}, or name the layer exactly"
     )
+
+
+class Select(Pass):
+    """Applies rules.
+
+    Args:
+        rules: As for `milkweed.plan_conversion`.
+        useful: Leave dense what would be no smaller or is too small; a budget sees to that itself.
+    """
+
+    def __init__(self, rules: Rules, *, useful: bool = True) -> None:
+        self.rules, self.useful = rules, useful
+
+    def run(self, draft: Draft) -> None:
+        """Choose the layers; see the base class.
+
+        Args:
+            draft: The conversion.
+        """
+        found = select(draft.sites, self.rules)
+        if self.useful:
+            found = keep_useful(found, draft.sites)
+        draft.choices, draft.reasons = found.choices, found.reasons
+        draft.named, draft.notes = found.named, (*draft.notes, *found.notes)

@@ -13,7 +13,8 @@ from milkweed.convert.budget import check_budget, choose_within
 from milkweed.convert.calibrate import Calibration, model_outputs
 from milkweed.convert.configs import LayerConfig
 from milkweed.convert.costs import count_parameters, dense_costs, structured_costs
-from milkweed.convert.projection import project_site
+from milkweed.convert.passes.base import Draft, Pass
+from milkweed.convert.passes.layer import project_site
 from milkweed.convert.sites import LinearSite, replace
 
 # The model is run once for every layer and candidate: on few batches.
@@ -135,3 +136,40 @@ def _outputs_with(model: nn.Module, site: LinearSite, layer: nn.Module, batches:
         return model_outputs(model, batches)
     finally:
         replace(model, site.names, site.module)
+
+
+class WithinBudget(Pass):
+    """Chooses one candidate for each selected layer, after calibration.
+
+    Args:
+        parameters: As for `Budget`.
+        candidates: As there.
+    """
+
+    def __init__(self, parameters: float, candidates: Sequence[LayerConfig | None]) -> None:
+        self.parameters, self.candidates = parameters, candidates
+
+    def check(self, draft: Draft) -> None:
+        """Refuse a budget out of reach; see the base class.
+
+        Args:
+            draft: The conversion.
+        """
+        self.budget = Budget(
+            {name: draft.sites[name] for name in draft.choices}, self.parameters, self.candidates, draft.named
+        )
+
+    def run(self, draft: Draft) -> None:
+        """Choose; see the base class.
+
+        Args:
+            draft: The conversion.
+
+        Raises:
+            ValueError: There was no calibration.
+        """
+        if draft.moments is None:
+            raise ValueError("a budget needs calibration before it")
+        chosen = self.budget.choose(draft.model, draft.moments, list(draft.batches), draft.tell)
+        draft.reasons |= {name: "dense within the budget" for name, config in chosen.items() if config is None}
+        draft.choices = {name: config for name, config in chosen.items() if config is not None}
