@@ -66,7 +66,8 @@ def plan_conversion(
             and value becomes three matrices.
         rules: Ordered: exact module names, ``"re:"`` patterns for whole names, or functions of name and module, each to
             a configuration or to None for a layer that stays; the first match wins. One configuration alone stands for
-            `default_rules` with it: every layer save the heads.
+            `default_rules` with it: every layer except the heads. A layer that is too small for its configuration, or
+            that would be no smaller with it, stays, unless it is named exactly.
         calibration: Batches that the model can be called with (mappings, tuples or tensors). Layers are then projected
             for the inputs that they get: outputs are kept rather than weights, and biases make up for the mean error.
         sequential: Project layer by layer on inputs from the layers converted so far. Best where there is no training

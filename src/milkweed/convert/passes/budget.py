@@ -171,5 +171,7 @@ class WithinBudget(Pass):
         if draft.moments is None:
             raise ValueError("a budget needs calibration before it")
         chosen = self.budget.choose(draft.model, draft.moments, list(draft.batches), draft.tell)
-        draft.reasons |= {name: "dense within the budget" for name, config in chosen.items() if config is None}
+        for name in (name for name, config in chosen.items() if config is None):
+            alone = None not in self.budget.candidates and set(self.budget.sizes[name]) == {None}
+            draft.reasons[name] = "no candidate fits it and saves anything" if alone else "dense within the budget"
         draft.choices = {name: config for name, config in chosen.items() if config is not None}
