@@ -65,7 +65,7 @@ def convert(*arguments):
 
 
 def test_a_converted_encoder_loads_back_and_has_its_report(folder, capsys):
-    convert("bert", "--calibrate", "text.txt", "--nblocks", "2", "--out", "new/out")
+    convert("bert", "--calibrate", "text.txt", "--nblocks", "3", "--out", "new/out")
     shown = capsys.readouterr().out
     assert "encoder.layer.0-1.attention.self.query" in shown
     assert "12 of 13 linear layers converted" in shown
@@ -375,7 +375,7 @@ def test_families_that_are_called_in_other_ways(folder, family, capsys):
 
 
 def test_the_decoder_reads_the_texts_one_token_later(folder):
-    from milkweed.cli.convert.inputs import with_decoder
+    from milkweed.convert.hub.inputs import with_decoder
 
     model = save_other(folder, "bart")
     tokens, mask = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
@@ -414,7 +414,7 @@ def test_a_model_that_would_not_run_is_not_written(folder, capsys, monkeypatch):
         ({"hidden_size": "x"}, "bert/config.json"),
         ({"num_attention_heads": 5}, "bert/config.json"),
         ({"num_hidden_layers": 10**8}, "has 100000000 layers, but only 39 tensors are stored beside it"),
-        ("[" * 100_000, "is no JSON: maximum recursion depth"),
+        ("[" * 100_000, "is no JSON: nested too deeply"),
         ("[]", "must hold a JSON object; got a list"),
     ],
 )

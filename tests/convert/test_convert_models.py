@@ -18,7 +18,7 @@ from milkweed.nn.structured_linear import ConcatLinear
 def test_every_family_there_and_back(family, sequential, tmp_path):
     model, inputs = build(family), batches(family)
     converted = copy.deepcopy(model)
-    plan = mw.plan_conversion(converted, mw.MonarchConfig(2), inputs, sequential=sequential, tokens=None)
+    plan = mw.plan_conversion(converted, mw.MonarchConfig(3), inputs, sequential=sequential, tokens=None)
     report = mw.convert_(converted, plan)
     assert (len(report.converted), len(report.layers)) == CONVERTED[family]
     assert report.model_parameters == sum(p.numel() for p in model.parameters())
@@ -85,6 +85,20 @@ def test_tied_embeddings_stay_tied(tmp_path):
     loaded = mw.load_pretrained(tmp_path)
     assert loaded.lm_head.weight is loaded.transformer.wte.weight
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+
+
+def test_a_tensor_with_three_names_is_loaded_under_all(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(
+        vocab_size=50, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    mw.convert_(model, mw.MonarchConfig(4, rank=1))
+    mw.save_pretrained(model, tmp_path)
+    loaded = mw.load_pretrained(tmp_path)
+    assert loaded.encoder.embed_tokens.weight is loaded.decoder.embed_tokens.weight is loaded.shared.weight
+    inputs = {"input_ids": torch.arange(6)[None], "decoder_input_ids": torch.arange(4)[None]}
+    assert torch.equal(output(loaded, inputs), output(model, inputs))
 
 
 def test_a_packed_layer_becomes_three_matrices():
@@ -209,11 +223,11 @@ def test_the_first_matching_rule_wins():
     model = nn.ModuleDict({"a": nn.Linear(16, 16), "b": nn.Linear(16, 16), "c": nn.Linear(16, 16)})
     rules = [
         ("a", None),
-        (lambda name, module: name == "b", mw.MonarchConfig(2)),
+        (lambda name, module: name == "b", mw.MonarchConfig(3)),
         ("re:[abc]", mw.MonarchConfig(4)),
     ]
     lines = mw.plan_conversion(model, rules, tokens=None).report.layers
-    assert [line.layer and line.layer["nblocks"] for line in lines] == [None, 2, 4]
+    assert [line.layer and line.layer["nblocks"] for line in lines] == [None, 3, 4]
 
 
 def test_the_plan_prints_as_a_table():
@@ -304,13 +318,13 @@ class TestBadInput:
         class Keyword(nn.Module):
             def __init__(self):
                 super().__init__()
-                self.inner = nn.Linear(12, 12)
+                self.inner = nn.Linear(16, 16)
 
             def forward(self, x):
                 return self.inner(input=x)
 
         with pytest.raises(ValueError, match="'inner' is not called with a tensor as its first argument"):
-            mw.plan_conversion(Keyword(), None, [torch.randn(3, 12)])
+            mw.plan_conversion(Keyword(), None, [torch.randn(3, 16)])
 
     def test_a_plan_for_another_model(self):
         plan = mw.plan_conversion(network(), mw.MonarchConfig(2), tokens=None)

@@ -234,7 +234,7 @@ class TestTransformers:
     )
     def test_code_of_a_folder_never_runs(self, tmp_path, monkeypatch, variable):
         from milkweed._files import UnsafeFileError
-        from milkweed.convert import hub_files
+        from milkweed.convert.hub import files as hub_files
         from milkweed.data.tokenizers import load_tokenizer
 
         if variable:
@@ -257,14 +257,14 @@ class TestTransformers:
     @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
     @pytest.mark.parametrize("value", ["owner/kernel", {"": "owner/kernel@v1"}])
     def test_kernels_of_the_hub_are_code_too(self, tmp_path, key, value):
-        from milkweed.convert import hub_files
+        from milkweed.convert.hub import files as hub_files
 
         self.folder(tmp_path, "BertModel", **{key: value})
         with pytest.raises(ValueError, match=f"asks for {key}='owner/kernel.*code on the hub, which is not run"):
             hub_files.read_config(tmp_path)
 
     def test_an_adapter_does_not_send_the_reader_elsewhere(self, tmp_path):
-        from milkweed.convert import hub_files
+        from milkweed.convert.hub import files as hub_files
 
         (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/elsewhere"}))
         with pytest.raises(ValueError, match="holds an adapter of PEFT"):
@@ -274,7 +274,7 @@ class TestTransformers:
     def test_shards_lie_in_their_folder(self, tmp_path, shard):
         import transformers
 
-        from milkweed.convert import hub_files
+        from milkweed.convert.hub import files as hub_files
 
         (tmp_path / "m").mkdir()
         self.folder(tmp_path / "m", "BertModel")
@@ -292,7 +292,7 @@ class TestTransformers:
         assert hub_files.weight_files(tmp_path / "m") == [tmp_path / "m/x.safetensors"]
 
     def test_a_tokenizer_file_elsewhere(self, tmp_path):
-        from milkweed.convert import hub_files
+        from milkweed.convert.hub import files as hub_files
 
         (tmp_path / "secret.json").write_text("{}")
         folder = tmp_path / "t"
@@ -360,7 +360,7 @@ def test_no_file_is_read_by_transformers_elsewhere():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in {"from_pretrained", "from_config"}
     }
-    assert found == {"convert/hub_files.py"}
+    assert found == {"convert/hub/files.py"}
 
 
 def test_pickles_and_arrays_are_read_as_data_alone():

@@ -20,7 +20,7 @@ COMMAND = """
 import re, sys, threading, time
 from pathlib import Path
 import matplotlib.figure, transformers.models.llama.modeling_llama
-import milkweed.cli.convert.page, milkweed.cli.convert.timing
+import milkweed.cli.convert.page
 from milkweed.cli import main
 
 def anonymous():

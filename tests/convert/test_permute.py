@@ -12,7 +12,7 @@ import milkweed as mw
 from milkweed.convert.calibrate import Calibration
 from milkweed.convert.configs import BlockDiagonalConfig, LowRankConfig
 from milkweed.convert.hidden_order import assign, best_order, grouped_units
-from milkweed.convert.permute import find_pairs, hidden_orders, is_free, reordered
+from milkweed.convert.passes.order import find_pairs, hidden_orders, is_free, reordered
 from milkweed.convert.sites import find_sites
 from milkweed.nn import BlockDiagonalLinear, MonarchLinear
 

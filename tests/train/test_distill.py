@@ -31,7 +31,7 @@ def test_relative_error_is_one_for_a_guess_at_the_mean():
 def test_the_student_comes_closer(family):
     teacher, inputs = build(family), batches(family)
     student = copy.deepcopy(teacher)
-    mw.convert_(student, mw.MonarchConfig(2))
+    mw.convert_(student, mw.MonarchConfig(3))
     student.train()
     teacher.train()
     before = copy.deepcopy(teacher.state_dict())

@@ -11,7 +11,8 @@ from milkweed.convert.adapters import (
 )
 from milkweed.convert.apply import convert_, densify_
 from milkweed.convert.configs import BlockDiagonalConfig, LayerConfig, LowRankConfig, MonarchConfig, PixelflyConfig
-from milkweed.convert.layer_report import LayerReport
+from milkweed.convert.hub.folder import FolderConversion, convert_folder
+from milkweed.convert.layer_report import KeptMatrix, LayerReport
 from milkweed.convert.plan import ConversionPlan, plan_conversion
 from milkweed.convert.pretrained import load_pretrained, save_pretrained
 from milkweed.convert.report import ConversionReport
@@ -22,6 +23,8 @@ __all__ = [
     "BlockDiagonalConfig",
     "ConversionPlan",
     "ConversionReport",
+    "FolderConversion",
+    "KeptMatrix",
     "LayerConfig",
     "LayerReport",
     "LowRankConfig",
@@ -31,6 +34,7 @@ __all__ = [
     "add_adapters_",
     "checkpoints",
     "convert_",
+    "convert_folder",
     "default_rules",
     "densify_",
     "load_adapters_",

@@ -6,13 +6,16 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, TypeVar
 
-from milkweed.convert.layer_report import LayerReport
+from milkweed.convert.layer_report import KeptMatrix, LayerReport
+
+L = TypeVar("L", LayerReport, KeptMatrix)
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerGroup:
-    """Layers whose names differ only in numbers.
+class LayerGroup(Generic[L]):
+    """Layers, or matrices that stay, whose names differ only in numbers.
 
     Args:
         name: ``encoder.layer.0-5.output.dense``; the layer's own if it is alone.
@@ -20,7 +23,7 @@ class LayerGroup:
     """
 
     name: str
-    lines: tuple[LayerReport, ...]
+    lines: tuple[L, ...]
 
     def total(self, field: str) -> int:
         """Add a field up.
@@ -46,7 +49,7 @@ class LayerGroup:
         return (min(values), max(values)) if values else None
 
 
-def by_kind(lines: Iterable[LayerReport]) -> list[LayerGroup]:
+def by_kind(lines: Iterable[LayerReport]) -> list[LayerGroup[LayerReport]]:
     """Group layers by what they are: name and sizes.
 
     Args:
@@ -58,7 +61,7 @@ def by_kind(lines: Iterable[LayerReport]) -> list[LayerGroup]:
     return _grouped(lines, lambda line: (line.in_features, line.out_features))
 
 
-def by_outcome(lines: Iterable[LayerReport]) -> list[LayerGroup]:
+def by_outcome(lines: Iterable[LayerReport]) -> list[LayerGroup[LayerReport]]:
     """Group layers by what they are and what they become.
 
     Args:
@@ -70,6 +73,18 @@ def by_outcome(lines: Iterable[LayerReport]) -> list[LayerGroup]:
     return _grouped(
         lines, lambda line: (line.in_features, line.out_features, json.dumps(line.layer), line.parts, line.reason)
     )
+
+
+def by_reason(lines: Iterable[KeptMatrix]) -> list[LayerGroup[KeptMatrix]]:
+    """Group matrices that stay by what they are and why.
+
+    Args:
+        lines: The matrices.
+
+    Returns:
+        The groups, in the order of their first matrices.
+    """
+    return _grouped(lines, lambda line: (line.shape, line.reason))
 
 
 def depth(line: LayerReport) -> int:
@@ -85,8 +100,8 @@ def depth(line: LayerReport) -> int:
     return numbers[0] if numbers else 0
 
 
-def _grouped(lines: Iterable[LayerReport], key: Callable[[LayerReport], object]) -> list[LayerGroup]:
-    found: dict[object, list[LayerReport]] = {}
+def _grouped(lines: Iterable[L], key: Callable[[L], object]) -> list[LayerGroup[L]]:
+    found: dict[object, list[L]] = {}
     for line in lines:
         pattern = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", line.name)
         found.setdefault((pattern, key(line)), []).append(line)

@@ -56,3 +56,25 @@ class LayerReport:
         """Zeros added to inputs and to the outputs of each part, for sizes that nblocks does not divide."""
         blocks = (self.layer or {}).get("nblocks", 1)
         return -self.in_features % blocks, -(self.out_features // self.parts) % blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptMatrix:
+    """A matrix, or several in one tensor, that belongs to none of the linear layers and stays as it is.
+
+    Args:
+        names: All paths under which the model reaches it.
+        shape: Its sizes.
+        parameters: How many numbers it holds.
+        reason: Why it stays.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    parameters: int
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """The first path."""
+        return self.names[0]

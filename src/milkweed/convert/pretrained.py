@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from milkweed._files import atomic_write, read_json_file
 from milkweed._tensor_files import write_tensors
 from milkweed._version import __version__
-from milkweed.convert import hub_files
 from milkweed.convert.bounds import check_counts, check_numbers, check_tables, limited, without_numbers
 from milkweed.convert.files import (
     SUFFIX,
@@ -29,6 +28,7 @@ from milkweed.convert.files import (
     writing,
     written_by_milkweed,
 )
+from milkweed.convert.hub import files as hub_files
 from milkweed.convert.metadata import read_json
 from milkweed.convert.record import ENTRY, conversion_record, misfit, rebuild, recorded_layers
 from milkweed.convert.skeleton import skeleton_of
@@ -186,7 +186,8 @@ def _by_names_of_today(
         return [found[name] for name in names]
 
     conversion = [{**entry, "names": today(entry["names"])} for entry in conversion]
-    aliases = dict(zip(today(list(aliases)), today(list(aliases.values())), strict=True)) if aliases else {}
+    # Several names may stand for one tensor.
+    aliases = {name: today([stored])[0] for name, stored in renamed(aliases, skeleton, version).items()}
     return renamed(header, skeleton, version), conversion, aliases
 
 

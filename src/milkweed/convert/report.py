@@ -12,8 +12,8 @@ from typing import Any
 
 from milkweed._files import atomic_write
 from milkweed._version import __version__
-from milkweed.convert.groups import LayerGroup, by_outcome
-from milkweed.convert.layer_report import LayerReport
+from milkweed.convert.groups import LayerGroup, by_outcome, by_reason
+from milkweed.convert.layer_report import KeptMatrix, LayerReport
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -26,6 +26,9 @@ class ConversionReport:
         reordered: Names of layers whose common hidden units were put into another order.
         distillation_losses: Of every step of training against the dense model, if there was any; a loss of 1 is that
             of guessing each mean. The errors of layers are those before.
+        kept: A line for each matrix beside the linear layers, all of which stay.
+        share: Of the numbers that the model holds, the part that is in linear layers.
+        notes: What else a user should know.
 
     Example:
         >>> report = mw.convert_(nn.Sequential(nn.Linear(256, 256)), {"0": mw.convert.LowRankConfig(rank=8)})
@@ -37,6 +40,9 @@ class ConversionReport:
     model_parameters: int
     reordered: tuple[tuple[str, ...], ...] = ()
     distillation_losses: tuple[float, ...] = ()
+    kept: tuple[KeptMatrix, ...] = ()
+    share: float = 1.0
+    notes: tuple[str, ...] = ()
 
     @property
     def converted(self) -> tuple[LayerReport, ...]:
@@ -51,23 +57,40 @@ class ConversionReport:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know before going on."""
+        return tuple(each for each in (*self.notes, self._beside(), self._slow()) if each)
+
+    def _beside(self) -> str:
+        """Where most of a model is, if not in its linear layers."""
+        if self.share >= 0.5 or not self.kept:
+            return ""
+        largest = max(self.kept, key=lambda line: line.parameters)
+        return (
+            f"linear layers hold only {self.share:.0%} of all parameters; the largest matrix beside them is "
+            f"{largest.name} with {largest.parameters:,} numbers: {largest.reason}"
+        )
+
+    def _slow(self) -> str:
         slow = [line for line in self.converted if line.speedup is not None and line.speedup < 1]
         if not slow:
-            return ()
+            return ""
         worst = min(slow, key=lambda line: line.speedup or 1.0)
         return (
             f"{len(slow)} of {len(self.converted)} layers were slower than dense when measured now, {worst.name} "
             f"({worst.out_features} x {worst.in_features}) at {worst.speedup:.2f}x; if that holds on an idle machine, "
-            "keep them dense for speed",
+            "keep them dense for speed"
         )
 
     def rows(self) -> list[tuple[str, ...]]:
         """Write the lines as text, with `HEADINGS` above them.
 
         Returns:
-            One row for each layer.
+            One row for each layer, and for each matrix beside them.
         """
-        return [_row(line) for line in self.layers]
+        kept = [
+            (line.name, _sizes(line), f"stays: {line.reason}", "", f"{line.parameters:,}", *[""] * 4)
+            for line in self.kept
+        ]
+        return [*(_row(line) for line in self.layers), *kept]
 
     def summary(self) -> str:
         """Say in one line what the conversion does.
@@ -77,10 +100,17 @@ class ConversionReport:
         """
         flops = [sum(getattr(line, f"flops_{when}") for line in self.layers) for when in ("before", "after")]
         return (
-            f"{len(self.converted)} of {len(self.layers)} linear layers converted; parameters "
-            f"{self.model_parameters:,} -> {self.model_parameters_after:,}; FLOPs of linear layers per token "
-            f"{flops[0]:,} -> {flops[1]:,}{self._reordered()}{self._distilled()}"
+            f"{len(self.converted)} of {len(self.layers)} linear layers converted; linear layers hold "
+            f"{self._percent()} of all parameters; parameters {self.model_parameters:,} -> "
+            f"{self.model_parameters_after:,}; FLOPs of linear layers per token {flops[0]:,} -> {flops[1]:,}"
+            f"{self._reordered()}{self._distilled()}"
         )
+
+    def _percent(self) -> str:
+        # What is nearly all, or nearly nothing, is not rounded to all or nothing.
+        least, most = (0.001 if self.share > 0 else 0.0), (0.999 if self.share < 1 else 1.0)
+        share = min(max(self.share, least), most)
+        return f"{share:.1%}" if share not in {0.0, 1.0} and (share < 0.01 or share > 0.99) else f"{share:.0%}"
 
     def _reordered(self) -> str:
         return f"; hidden units of {len(self.reordered)} feed-forward layers reordered" if self.reordered else ""
@@ -114,7 +144,9 @@ class ConversionReport:
             "warnings": self.warnings,
             "reordered": self.reordered,
             "distillation_losses": self.distillation_losses,
+            "share_in_linear_layers": self.share,
             "layers": [dataclasses.asdict(line) for line in self.layers],
+            "kept": [dataclasses.asdict(line) for line in self.kept],
         }
         with atomic_write(path) as temporary:
             Path(temporary).write_text(json.dumps(values, indent=1) + "\n")
@@ -162,24 +194,37 @@ def _table(report: ConversionReport) -> list[str]:
     """Lines for all layers: names stand above their numbers, however long they are."""
     error = "output_error" if any(line.output_error is not None for line in report.converted) else "relative_error"
     entries = [(group, _cells(group, error)) for group in by_outcome(report.layers)]
+    beside = by_reason(report.kept)
     heading = ("layers", "parameters", "FLOPs", "output error" if error == "output_error" else "weight error", "speed")
+    kept = [
+        (group, (f"    {_sizes(group.lines[0])}", f"{group.total('parameters'):,}", "", "", "")) for group in beside
+    ]
     everything = ("all linear layers", *_costs(LayerGroup("", report.layers)), "", "")
-    widths = [max(map(len, column)) for column in zip(heading, everything, *(c for _, c in entries), strict=True)]
+    rows = [heading, everything, *(cells for _, cells in [*entries, *kept])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     def row(cells: tuple[str, ...]) -> str:
         first, *others = zip(cells, widths, strict=True)
         return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip()
 
-    lines = [row(heading)]
-    for group, cells in entries:
-        count = len(group.lines)
-        lines += [group.name if count == 1 else f"{group.name}, {count} layers", row(cells)]
-        if (reason := group.lines[0].reason) is not None:
-            lines += textwrap.wrap(f"stays: {reason}", WIDTH, initial_indent="    ", subsequent_indent="    ")
-    return [*lines, row(everything)]
+    def entry(group: LayerGroup[Any], cells: tuple[str, ...]) -> list[str]:
+        count, reason = len(group.lines), group.lines[0].reason
+        title = group.name if count == 1 else f"{group.name}, {count} {'layers' if group in layers else 'matrices'}"
+        why = "" if reason is None else f"stays: {reason}"
+        return [title, row(cells), *textwrap.wrap(why, WIDTH, initial_indent="    ", subsequent_indent="    ")]
+
+    layers = [group for group, _ in entries]
+    lines = [row(heading), *(line for each in entries for line in entry(*each)), row(everything)]
+    if not kept:
+        return lines
+    return [*lines, "matrices beside them, which stay", *(line for each in kept for line in entry(*each))]
 
 
-def _cells(group: LayerGroup, error: str) -> tuple[str, ...]:
+def _sizes(line: KeptMatrix) -> str:
+    return " x ".join(map(str, line.shape))
+
+
+def _cells(group: LayerGroup[LayerReport], error: str) -> tuple[str, ...]:
     first = group.lines[0]
     shape = f"    {first.out_features} x {first.in_features}"
     if first.layer is None:
@@ -193,13 +238,13 @@ def _cells(group: LayerGroup, error: str) -> tuple[str, ...]:
     )
 
 
-def _costs(group: LayerGroup) -> tuple[str, str]:
+def _costs(group: LayerGroup[LayerReport]) -> tuple[str, str]:
     """Parameters before and after, and the share of the operations that is left."""
     counts = [group.total(f"parameters_{when}") for when in ("before", "after")]
     share = group.total("flops_after") / max(1, group.total("flops_before"))
     return f"{counts[0]:,} -> {counts[1]:,}", f"{share:.0%}"
 
 
-def _range(group: LayerGroup, field: str, form: str) -> str:
+def _range(group: LayerGroup[LayerReport], field: str, form: str) -> str:
     found = group.extremes(field)
     return "" if found is None else "-".join(dict.fromkeys(form.format(value) for value in found))

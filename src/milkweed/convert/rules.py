@@ -13,7 +13,7 @@ from milkweed.convert.configs import LayerConfig, MonarchConfig
 from milkweed.convert.sites import LinearSite
 
 Choice = LayerConfig | None
-Rule = str | Callable[[str, nn.Module], bool]
+Rule = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 Rules = Mapping[Rule, Choice] | Sequence[tuple[Rule, Choice]]
 C = TypeVar("C")
 
@@ -43,8 +43,8 @@ def match_rules(rules: Rules, sites: Sequence[LinearSite]) -> dict[str, tuple[Ch
     """Find the first rule that matches each layer.
 
     Args:
-        rules: Exact module names, ``"re:"`` patterns that must match the whole name, or functions of name and module;
-            each to a configuration, or to None for layers that stay.
+        rules: Exact module names, ``"re:"`` patterns that must match the whole name, classes of modules, or functions
+            of name and module; each to a configuration, or to None for layers that stay.
         sites: The linear layers of a model.
 
     Returns:
@@ -125,13 +125,15 @@ def matches(rule: Rule, name: str, module: nn.Module) -> bool:
     """Ask one rule about one name.
 
     Args:
-        rule: A name, a pattern or a function.
+        rule: A name, a pattern, a class of modules or a function.
         name: The name.
         module: What it names.
 
     Returns:
         Whether the rule matches.
     """
+    if isinstance(rule, type):
+        return isinstance(module, rule)
     if not isinstance(rule, str):
         return bool(rule(name, module))
     return re.fullmatch(rule[3:], name) is not None if rule.startswith("re:") else rule == name

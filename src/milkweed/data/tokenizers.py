@@ -32,7 +32,7 @@ def load_tokenizer(name: str, needs: tuple[str, ...] = ("pad", "cls", "sep")) ->
         ModuleNotFoundError: If transformers is not installed.
     """
     _need("transformers")
-    from milkweed.convert.hub_files import read_tokenizer
+    from milkweed.convert.hub.files import read_tokenizer
 
     folder = Path(name)
     if folder.is_dir() and not (folder / "tokenizer_config.json").is_file() and not (folder / "vocab.txt").is_file():

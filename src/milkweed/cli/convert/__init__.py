@@ -1,19 +1,20 @@
 """`milkweed convert`: a model of transformers becomes structured, in a folder of its own."""
 
 import argparse
-import copy
 import dataclasses
 import importlib.util
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from milkweed._registry import registered
 from milkweed.cli.arguments import CommandParser
-from milkweed.cli.convert.destination import check_space, copy_side_files, staged, writing
+from milkweed.cli.convert.destination import check_out, unwound_when_ended
+from milkweed.cli.convert.flags import typed
 from milkweed.cli.convert.progress import Steps, watch
 from milkweed.cli.convert.texts import read_texts
 from milkweed.cli.errors import UsageError
@@ -22,11 +23,8 @@ from milkweed.nn.structured_linear.config import is_whole
 if TYPE_CHECKING:
     from torch import nn
 
-    from milkweed.cli.convert.batches import WatchedBatches
     from milkweed.cli.convert.choices import Choices
-    from milkweed.cli.convert.source import Source
-    from milkweed.cli.convert.timing import Timing
-    from milkweed.convert import ConversionPlan, ConversionReport
+    from milkweed.convert.hub.folder import FolderConversion, Train
 
 OPTIONS = {
     "nblocks": "blocks, of each factor in a Monarch matrix; default: 4",
@@ -224,14 +222,12 @@ def run(arguments: list[str]) -> int:
     check(options)
 
     from milkweed.cli.convert.choices import make_choices
-    from milkweed.cli.convert.source import quiet_transformers
 
     choices = make_choices(options)
     texts = read_texts(options.calibrate, options.texts) if options.calibrate else []
     console = Console()
-    place = nullcontext() if options.plan else staged(options.out, options.overwrite)
-    with quiet_transformers(), place as folder:
-        convert(options, choices, texts, folder, console)
+    with typed(), unwound_when_ended():
+        convert(options, choices, texts, console)
     if not options.plan:
         console.print(
             f"\nWritten to [bold]{escape(str(options.out))}[/], with a page of figures: "
@@ -274,131 +270,101 @@ def check(options: argparse.Namespace) -> None:
             raise ModuleNotFoundError(f'milkweed convert needs {package}: pip install "milkweed[{extra}]"')
 
 
-def convert(
-    options: argparse.Namespace, choices: "Choices", texts: list[str], folder: Path | None, console: Console
-) -> None:
-    """Read, plan, print and, if there is a folder for it, write.
+def convert(options: argparse.Namespace, choices: "Choices", texts: list[str], console: Console) -> None:
+    """Convert the folder, or only plan, and print what becomes of the layers.
 
     Args:
         options: The command line.
         choices: What becomes what.
         texts: To calibrate on; may be empty.
-        folder: Where to write, or None.
         console: Where the plan is printed.
     """
-    from milkweed.cli.convert.batches import make_batches
-    from milkweed.cli.convert.memory import give_back, inner_layers_only
-    from milkweed.cli.convert.source import check_device, find_source, load_model
-    from milkweed.cli.convert.table import print_plan, print_timing
-    from milkweed.convert import plan_conversion
+    from milkweed.convert.hub.folder import convert_folder
+    from milkweed.convert.hub.source import check_device, find_source, quiet_transformers
 
     check_device(options.device)
+    if options.out is not None:
+        check_out(options.out.expanduser().resolve(), options.overwrite)
     with watch() as steps:
         steps.begin(f"reading {options.source}")
-        source = find_source(options.source, options.out)
-        rehearsal = choices.rehearse(source)
-        if folder is not None:
-            check_space(folder, rehearsal, options.dtype)
-        model = load_model(source, rehearsal, options.dtype, options.device, steps)
-        if options.distill:
-            check_trainable(model)
+        with quiet_transformers():
+            source = find_source(options.source, options.out)
+            choices.check(source)
+        done = convert_folder(
+            source,
+            None if options.plan else options.out,
+            choices.rules,
+            texts=texts,
+            max_length=options.max_length,
+            batch_size=options.batch_size,
+            sequential=options.sequential,
+            permute=options.permute,
+            parameters=options.parameters,
+            candidates=choices.candidates,
+            dtype=options.dtype,
+            device=options.device,
+            overwrite=options.overwrite,
+            train=trainer(options, steps) if options.distill else None,
+            also_write=page_writer(source.name),
+            progress=steps,
+        )
+    print_result(console, done, options.all, calibrated=bool(texts))
 
-        def tell(text: str, done: int, total: int) -> None:
-            steps.tell(text, done, total)
-            give_back()
 
-        batches = None
-        # A budget and an order of units are judged by the model's outputs.
-        with inner_layers_only(model, rehearsal, whole_outputs=options.permute or options.parameters is not None):
-            if texts:
-                steps.begin(f"tokenising {len(texts):,} texts")
-                batches = make_batches(source, model, texts, options.max_length, options.batch_size, steps)
-                give_back()
-            steps.begin("calibrating" if texts else "projecting")
-            plan = plan_conversion(
-                model,
-                choices.rules,
-                batches,
-                sequential=options.sequential,
-                permute=options.permute,
-                parameters=options.parameters,
-                candidates=choices.candidates,
-                progress=tell,
-            )
-        report, timing = plan.report, None
-        if folder is not None:
-            report, timing = write(plan, model, source, batches, folder, options, steps)
-    print_plan(console, report, options.all)
-    print_timing(console, timing)
-    if not texts:
+def trainer(options: argparse.Namespace, steps: Steps) -> "Train":
+    """Make what trains the converted model against the dense one.
+
+    Args:
+        options: The command line.
+        steps: Told how far it is.
+
+    Returns:
+        A function of the converted model, the dense one and the batches.
+    """
+
+    def train(student: "nn.Module", teacher: "nn.Module", batches: Sequence[Any]) -> list[float]:
+        from milkweed.cli.convert.distilling import distill
+
+        rate = options.distill_lr or DISTILL_LR
+        return distill(student, teacher, batches, options.distill, rate, options.device, steps)
+
+    return train
+
+
+def page_writer(name: str) -> "Callable[[Path, FolderConversion], None]":
+    """Make what writes the page of figures.
+
+    Args:
+        name: The model's.
+
+    Returns:
+        A function of the folder and what was done.
+    """
+
+    def write(folder: Path, done: "FolderConversion") -> None:
+        from milkweed.cli.convert import page
+
+        page.write_page(done.report, done.timing, name, folder / "conversion.html")
+
+    return write
+
+
+def print_result(console: Console, done: "FolderConversion", every: bool, *, calibrated: bool) -> None:
+    """Print what becomes of the layers, and how long the whole model takes.
+
+    Args:
+        console: Where to print.
+        done: What was done.
+        every: A row for each layer.
+        calibrated: Whether there were texts.
+    """
+    from milkweed.cli.convert.table import print_plan, print_timing
+
+    print_plan(console, done.report, every)
+    print_timing(console, done.timing)
+    if not calibrated:
         console.print(
             "[yellow]Without --calibrate FILE.txt layers keep their weights, not their outputs on text like yours, and "
             "lose much more.[/]",
             highlight=False,
         )
-
-
-def check_trainable(model: "nn.Module") -> None:
-    """Refuse to train weights of half precision: small steps would be lost in their rounding.
-
-    Args:
-        model: The model.
-
-    Raises:
-        UsageError: It is in half precision.
-    """
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    if dtype != "float32":
-        raise UsageError(f"--distill trains in float32, and this model is {dtype}; add --dtype float32")
-
-
-def write(
-    plan: "ConversionPlan",
-    model: "nn.Module",
-    source: "Source",
-    batches: "WatchedBatches | None",
-    folder: Path,
-    options: argparse.Namespace,
-    steps: Steps,
-) -> "tuple[ConversionReport, Timing | None]":
-    """Measure the model before and after, convert it and fill its folder.
-
-    Args:
-        plan: The plan.
-        model: The dense model, converted in place.
-        source: Where it is from.
-        batches: Of the calibration texts.
-        folder: An empty folder.
-        options: The command line.
-        steps: Told what is going on.
-
-    Returns:
-        What was done, and the times, if they could be measured.
-    """
-    from milkweed.cli.convert.inputs import check_runs
-    from milkweed.cli.convert.memory import give_back
-    from milkweed.cli.convert.page import write_page
-    from milkweed.cli.convert.timing import time_model
-    from milkweed.convert import convert_, save_pretrained
-
-    steps.begin("measuring the whole model, dense and converted")
-    check_runs(model, plan, batches)
-    timing = time_model(model, plan)
-    give_back()
-    teacher = copy.deepcopy(model) if options.distill else None
-    report = convert_(model, plan)
-    if teacher is not None and batches is not None:
-        from milkweed.cli.convert.distilling import distill
-
-        rate = options.distill_lr or DISTILL_LR
-        losses = distill(model, teacher, batches, options.distill, rate, options.device, steps)
-        report = dataclasses.replace(report, distillation_losses=tuple(losses))
-    steps.begin("writing")
-    with writing(options.out):
-        left_out = copy_side_files(source.folder, folder)
-        if left_out:
-            steps.warn(f"{', '.join(left_out)} of {source.name}: links that leave the folder, not copied")
-        save_pretrained(model, folder)
-        report.save(folder / "conversion.json", None if timing is None else timing.as_dict())
-        write_page(report, timing, source.name, folder / "conversion.html")
-    return report, timing

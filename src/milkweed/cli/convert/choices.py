@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from milkweed._registry import find
 from milkweed.cli.errors import UsageError
-from milkweed.convert import ConversionReport, LayerConfig, MonarchConfig, default_rules, plan_conversion
-from milkweed.convert.candidates import Budget
+from milkweed.convert import LayerConfig, MonarchConfig, default_rules
 from milkweed.convert.rules import Choice, Rule, match_rules
 from milkweed.convert.sites import find_sites
 
 if TYPE_CHECKING:
-    from milkweed.cli.convert.source import Source
+    from milkweed.convert.hub.source import Source
 
 CANDIDATES = (2, 3, 4, 6, 8)
 
@@ -33,31 +32,23 @@ class Choices:
     candidates: tuple[Choice, ...]
     patterns: list[tuple[str, str]]
 
-    def rehearse(self, source: "Source") -> ConversionReport:
-        """Plan without numbers, which finds what does not fit, or no budget allows, before weights are read.
+    def check(self, source: "Source") -> None:
+        """Refuse patterns that match nothing, by the option with which they were typed.
 
         Args:
             source: The model.
 
-        Returns:
-            The plan's report, without errors.
-
         Raises:
             UsageError: A pattern matches nothing.
-            ValueError: A configuration does not fit its layer, or no candidates are within the budget.
         """
-        model = source.skeleton()
-        sites = find_sites(model)
+        if not self.patterns:
+            return
+        sites = find_sites(source.skeleton())
         for option, pattern in self.patterns:
             try:
                 match_rules([(pattern, MonarchConfig())], sites)
             except ValueError as error:
                 raise UsageError(f"{option}: {error}") from error
-        report = plan_conversion(model, self.rules, tokens=None).report
-        if self.parameters is not None:
-            chosen_from = {line.name for line in report.converted}
-            Budget({site.name: site for site in sites if site.name in chosen_from}, self.parameters, self.candidates)
-        return report
 
 
 def make_choices(options: argparse.Namespace) -> Choices:

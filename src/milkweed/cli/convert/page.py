@@ -6,8 +6,8 @@ from html import escape
 from pathlib import Path
 
 from milkweed._files import atomic_write
-from milkweed.cli.convert.timing import Timing
 from milkweed.convert import ConversionReport
+from milkweed.convert.hub.timing import Timing
 from milkweed.convert.report import HEADINGS
 from milkweed.plots.conversion import draw_costs, draw_errors, draw_losses, draw_speed
 from milkweed.train.environment import describe_environment

@@ -5,17 +5,20 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from milkweed.convert.hub.progress import Progress
 
 
-class Steps:
+class Steps(Progress):
     """A line for the step at hand and, while texts are read, one for those.
 
     Args:
         progress: Where they are shown.
     """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Bars) -> None:
         self.progress = progress
         self.step = progress.add_task("", total=None)
         self.reading = progress.add_task("  reading texts", total=None, visible=False)
@@ -73,7 +76,7 @@ def watch() -> Iterator[Steps]:
     """
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
+    with Bars(
         *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
     ) as progress:
         yield Steps(progress)

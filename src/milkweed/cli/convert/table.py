@@ -8,11 +8,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from milkweed.convert import ConversionReport
-from milkweed.convert.groups import LayerGroup, by_outcome
+from milkweed.convert.groups import LayerGroup, by_outcome, by_reason
 from milkweed.convert.report import describe
 
 if TYPE_CHECKING:
-    from milkweed.cli.convert.timing import Timing
+    from milkweed.convert.hub.timing import Timing
 
 
 def print_plan(console: Console, report: ConversionReport, every: bool) -> None:
@@ -33,6 +33,11 @@ def print_plan(console: Console, report: ConversionReport, every: bool) -> None:
     for group in groups:
         row = _row(group, "output_error" if calibrated else "relative_error")
         table.add_row(*map(escape, row), style=None if group.lines[0].layer else "dim")
+    beside = [LayerGroup(line.name, (line,)) for line in report.kept] if every else by_reason(report.kept)
+    for matrices in beside:
+        first = matrices.lines[0]
+        title = f"{matrices.name}\n  {' × '.join(map(str, first.shape))}, stays: {first.reason}"
+        table.add_row(escape(title), _count(matrices.total("parameters")), "", "", style="dim")
     console.print(table, highlight=False)
     console.print(escape(report.summary()), highlight=False)
     for warning in report.warnings:
@@ -47,12 +52,7 @@ def print_timing(console: Console, timing: "Timing | None") -> None:
         timing: What was measured, if anything was.
     """
     if timing is not None:
-        shape = " × ".join(map(str, timing.shape))
-        console.print(
-            f"the whole model on {timing.device}, inputs {shape}: {1e3 * timing.before:,.0f} ms dense, "
-            f"{1e3 * timing.after:,.0f} ms converted, {timing.before / timing.after:.2f}×",
-            highlight=False,
-        )
+        console.print(timing.summary(), highlight=False)
 
 
 def _row(group: LayerGroup, error: str) -> list[str]:

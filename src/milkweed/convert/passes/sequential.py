@@ -22,7 +22,7 @@ from milkweed.convert.calibrate import (
     valid_rows,
 )
 from milkweed.convert.configs import LayerConfig
-from milkweed.convert.projection import project_linear
+from milkweed.convert.passes.layer import project_linear
 from milkweed.convert.sites import LinearSite, replace
 from milkweed.nn.structured_linear import ConcatLinear
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,23 +12,13 @@ from torch import Tensor, nn
 from milkweed.convert.budget import check_budget, choose_within
 from milkweed.convert.calibrate import Calibration, model_outputs
 from milkweed.convert.configs import LayerConfig
-from milkweed.convert.projection import project_site
+from milkweed.convert.costs import count_parameters, dense_costs, structured_costs
+from milkweed.convert.passes.base import Draft, Pass
+from milkweed.convert.passes.layer import project_site
 from milkweed.convert.sites import LinearSite, replace
 
 # The model is run once for every layer and candidate: on few batches.
 _BATCHES_TO_COMPARE = 4
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Count the parameters of a layer.
-
-    Args:
-        module: The layer.
-
-    Returns:
-        How many numbers they hold.
-    """
-    return sum(p.numel() for p in module.parameters())
 
 
 class Budget:
@@ -37,7 +27,9 @@ class Budget:
     Args:
         sites: The layers to convert by name.
         parameters: At most this many parameters in all of them, or this share of what they have now if at most 1.
-        candidates: What they may become; None keeps a layer dense.
+        candidates: What they may become; None keeps a layer dense. One that would not make a layer smaller is none
+            for it.
+        named: Layers that are converted all the same: they take what makes them no smaller, and must fit a candidate.
 
     Raises:
         TypeError: The number or a candidate is of another type.
@@ -45,13 +37,17 @@ class Budget:
     """
 
     def __init__(
-        self, sites: Mapping[str, LinearSite], parameters: float, candidates: Sequence[LayerConfig | None]
+        self,
+        sites: Mapping[str, LinearSite],
+        parameters: float,
+        candidates: Sequence[LayerConfig | None],
+        named: Collection[str] = (),
     ) -> None:
         if isinstance(parameters, bool) or not isinstance(parameters, int | float):
             raise TypeError(f"parameters must be a number, or a share up to 1; got {parameters!r}")
         if not 0 < parameters < math.inf:
             raise ValueError(f"parameters must be above 0 and finite; got {parameters!r}")
-        self.sites, self.candidates = sites, _checked(candidates)
+        self.sites, self.candidates, self._named = sites, _checked(candidates), named
         before = sum(count_parameters(site.module) for site in sites.values())
         self.most = round(parameters * before) if parameters <= 1 else int(parameters)
         # Before any batch is run, so that a budget out of reach costs no time.
@@ -62,15 +58,19 @@ class Budget:
     def _sizes(self, site: LinearSite) -> dict[LayerConfig | None, int]:
         """Parameters under each candidate that fits the layer."""
         found: dict[LayerConfig | None, int] = {}
+        dense, named = dense_costs(site), site.name in self._named
         for config in self.candidates:
             if config is None:
-                found[None] = count_parameters(site.module)
+                found[None] = dense.parameters
                 continue
             try:
-                found[config] = sum(count_parameters(config.empty(linear)) for linear in site.linears())
+                costs = structured_costs(site, config)
             except ValueError:
                 continue
-        return found
+            if named or costs.saves(dense):
+                found[config] = costs.parameters
+        # A layer that no candidate fits or makes smaller stays.
+        return found if found or named else {None: dense.parameters}
 
     def choose(
         self,
@@ -136,3 +136,42 @@ def _outputs_with(model: nn.Module, site: LinearSite, layer: nn.Module, batches:
         return model_outputs(model, batches)
     finally:
         replace(model, site.names, site.module)
+
+
+class WithinBudget(Pass):
+    """Chooses one candidate for each selected layer, after calibration.
+
+    Args:
+        parameters: As for `Budget`.
+        candidates: As there.
+    """
+
+    def __init__(self, parameters: float, candidates: Sequence[LayerConfig | None]) -> None:
+        self.parameters, self.candidates = parameters, candidates
+
+    def check(self, draft: Draft) -> None:
+        """Refuse a budget out of reach; see the base class.
+
+        Args:
+            draft: The conversion.
+        """
+        self.budget = Budget(
+            {name: draft.sites[name] for name in draft.choices}, self.parameters, self.candidates, draft.named
+        )
+
+    def run(self, draft: Draft) -> None:
+        """Choose; see the base class.
+
+        Args:
+            draft: The conversion.
+
+        Raises:
+            ValueError: There was no calibration.
+        """
+        if draft.moments is None:
+            raise ValueError("a budget needs calibration before it")
+        chosen = self.budget.choose(draft.model, draft.moments, list(draft.batches), draft.tell)
+        for name in (name for name, config in chosen.items() if config is None):
+            alone = None not in self.budget.candidates and set(self.budget.sizes[name]) == {None}
+            draft.reasons[name] = "no candidate fits it and saves anything" if alone else "dense within the budget"
+        draft.choices = {name: config for name, config in chosen.items() if config is not None}

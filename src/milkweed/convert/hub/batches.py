@@ -1,19 +1,20 @@
 """Tokenised texts in batches that a model can be called with."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from milkweed.cli.convert.memory import give_back
-from milkweed.cli.convert.progress import Steps
-from milkweed.cli.errors import UsageError
+from torch import nn
 
-if TYPE_CHECKING:
-    from torch import nn
+from milkweed.convert.hub.inputs import failure, first_line, known_tokens, longest_input, with_decoder
+from milkweed.convert.hub.memory import give_back
+from milkweed.convert.hub.progress import FolderError, Progress
+from milkweed.convert.hub.source import Source
+from milkweed.convert.sites import find_sites
 
-    from milkweed.cli.convert.source import Source
 
-
-class WatchedBatches(list):
+class WatchedBatches(list[dict[str, Any]]):
     """Batches that show how far each pass over them is, and after it return the memory that the model's work took.
 
     Args:
@@ -21,7 +22,7 @@ class WatchedBatches(list):
         steps: Told about every pass.
     """
 
-    def __init__(self, batches: list[dict[str, Any]], steps: Steps) -> None:
+    def __init__(self, batches: list[dict[str, Any]], steps: Progress) -> None:
         super().__init__(batches)
         self.steps = steps
 
@@ -31,7 +32,7 @@ class WatchedBatches(list):
 
 
 def make_batches(
-    source: "Source", model: "nn.Module", texts: list[str], max_length: int, batch_size: int, steps: Steps
+    source: Source, model: nn.Module, texts: list[str], max_length: int, batch_size: int, steps: Progress
 ) -> WatchedBatches:
     """Tokenise texts and pad those of similar length together, the longest first.
 
@@ -47,10 +48,8 @@ def make_batches(
         The batches.
 
     Raises:
-        UsageError: The tokenizer is missing, or does not fit the model, or the model needs more than texts.
+        FolderError: The tokenizer is missing, or does not fit the model, or the model needs more than texts.
     """
-    from milkweed.cli.convert.inputs import failure, first_line, known_tokens, longest_input, with_decoder
-
     tokenizer = source.tokenizer()
     if tokenizer.pad_token is None:
         # Any token does, since the mask hides it.
@@ -58,11 +57,11 @@ def make_batches(
     longest = min(max_length, tokenizer.model_max_length, longest_input(model) or max_length)
     rows = [ids for ids in tokenizer(texts, truncation=True, max_length=longest)["input_ids"] if ids]
     if not rows:
-        raise UsageError(f"the tokenizer of {source.name} finds no token in the texts of --calibrate")
+        raise FolderError(f"the tokenizer of {source.name} finds no token in the texts")
     embeddings = known_tokens(model)
     highest = max(max(ids) for ids in rows)
     if embeddings is not None and highest >= embeddings:
-        raise UsageError(
+        raise FolderError(
             f"the tokenizer of {source.name} does not fit the model: token {highest}, but {embeddings} embeddings"
         )
     _warn_of_few(sum(map(len, rows)), model, steps)
@@ -72,19 +71,17 @@ def make_batches(
     batches = WatchedBatches([with_decoder(model, batch) for batch in padded], steps)
     error = failure(model, batches[0])
     if error is not None:
-        raise UsageError(
-            f"--calibrate: {source.name}, a {type(model).__name__}, does not run on texts alone "
-            f"({type(error).__name__}: {first_line(error)}); convert it without --calibrate"
+        raise FolderError(
+            f"{source.name}, a {type(model).__name__}, does not run on texts alone "
+            f"({type(error).__name__}: {first_line(error)}); convert it without texts"
         ) from error
     return batches
 
 
-def _warn_of_few(tokens: int, model: "nn.Module", steps: Steps) -> None:
-    from milkweed.convert.sites import find_sites
-
+def _warn_of_few(tokens: int, model: nn.Module, steps: Progress) -> None:
     widest = max(site.in_features for site in find_sites(model))
     if tokens < 2 * widest:
         steps.warn(
             f"{tokens:,} tokens are few for layers of up to {widest:,} inputs; errors will look better than they are. "
-            "Give --calibrate more text"
+            "Give more texts"
         )

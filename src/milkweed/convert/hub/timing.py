@@ -1,5 +1,7 @@
 """How long the whole model takes, dense and converted, on this machine."""
 
+from __future__ import annotations
+
 import dataclasses
 import statistics
 import time
@@ -7,10 +9,10 @@ import time
 import torch
 from torch import Tensor, nn
 
-from milkweed.cli.convert.exchange import exchanged
-from milkweed.cli.convert.inputs import example_inputs
-from milkweed.convert import ConversionPlan
 from milkweed.convert.calibrate import evaluating, run_batch
+from milkweed.convert.hub.exchange import exchanged
+from milkweed.convert.hub.inputs import example_inputs
+from milkweed.convert.plan import ConversionPlan
 
 BATCH, LENGTH, MOST_RUNS, PATIENCE = 8, 128, 7, 30.0  # PATIENCE in seconds, for all runs
 
@@ -32,6 +34,18 @@ class Timing:
     before: float
     after: float
     runs: int
+
+    def summary(self) -> str:
+        """Say how long the model takes.
+
+        Returns:
+            Both times and their ratio.
+        """
+        shape = " × ".join(map(str, self.shape))
+        return (
+            f"the whole model on {self.device}, inputs {shape}: {1e3 * self.before:,.0f} ms dense, "
+            f"{1e3 * self.after:,.0f} ms converted, {self.before / self.after:.2f}×"
+        )
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for a file.

@@ -1,14 +1,15 @@
 """Keeping the memory of a conversion near that of one model."""
 
+from __future__ import annotations
+
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from milkweed.convert import ConversionReport
+from milkweed.convert.report import ConversionReport
 
 
 def give_back() -> None:
@@ -18,7 +19,7 @@ def give_back() -> None:
 
 
 @contextmanager
-def inner_layers_only(model: nn.Module, rehearsal: "ConversionReport", whole_outputs: bool) -> Iterator[None]:
+def inner_layers_only(model: nn.Module, rehearsal: ConversionReport, whole_outputs: bool) -> Iterator[None]:
     """Let a transformers model compute only what its inner layers read, while the block runs.
 
     Keys and values of all layers, kept for tokens to come, and outputs over a whole vocabulary can each take more
@@ -32,7 +33,8 @@ def inner_layers_only(model: nn.Module, rehearsal: "ConversionReport", whole_out
     Yields:
         Nothing.
     """
-    found = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    configs: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
+    found = {id(config): config for config in configs}
     caching = [config for config in found.values() if getattr(config, "use_cache", False)]
     converted = {model.get_submodule(name) for line in rehearsal.converted for name in line.names}
     head = _head(model)
@@ -49,7 +51,7 @@ def inner_layers_only(model: nn.Module, rehearsal: "ConversionReport", whole_out
             handle.remove()
 
 
-def _head(model: nn.Module) -> nn.Module | None:
+def _head(model: Any) -> nn.Module | None:
     try:
         found = model.get_output_embeddings()
     except (AttributeError, NotImplementedError):  # several towers

@@ -1,11 +1,13 @@
 """A model with the layers of a plan, for a while."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
-from milkweed.convert import ConversionPlan
+from milkweed.convert.plan import ConversionPlan
 from milkweed.convert.sites import replace
 
 

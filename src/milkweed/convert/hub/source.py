@@ -1,29 +1,27 @@
 """Models that transformers saved, read as data: safetensors and JSON, and no code that comes with them."""
 
+from __future__ import annotations
+
 import dataclasses
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from milkweed._files import UnsafeFileError, read_json_file
-from milkweed.cli.convert.destination import check_apart
-from milkweed.cli.convert.inputs import first_line
-from milkweed.cli.convert.progress import Steps
-from milkweed.cli.errors import UsageError
-from milkweed.convert import hub_files
 from milkweed.convert.bounds import check_counts, check_tables, without_numbers
 from milkweed.convert.files import read_header
+from milkweed.convert.hub import files as hub_files
+from milkweed.convert.hub.destination import check_apart
+from milkweed.convert.hub.inputs import first_line
+from milkweed.convert.hub.progress import FolderError, Progress
 from milkweed.convert.pretrained import CONVERTED_FILE_NAME
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from milkweed.convert import ConversionReport
+from milkweed.convert.report import ConversionReport
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 # Weights in the first folder, everything else that is data; patterns of the hub match slashes too.
@@ -48,7 +46,7 @@ class Source:
     folder: Path
     config: Any
     kind: Any
-    stored: dict[str, "Tensor"]
+    stored: dict[str, Tensor]
 
     def tokenizer(self) -> Any:
         """Read the tokenizer.
@@ -57,7 +55,7 @@ class Source:
             What transformers makes of it.
 
         Raises:
-            UsageError: There is none, or it cannot be read.
+            FolderError: There is none, or it cannot be read.
         """
         try:
             found = hub_files.read_tokenizer(self.folder)
@@ -66,27 +64,27 @@ class Source:
         except Exception as error:  # tokenizers raises plain ones
             reason = first_line(error)
         if reason is not None:
-            raise UsageError(
+            raise FolderError(
                 f"{self.name} has no tokenizer that transformers can read ({reason}); put its files beside "
-                "config.json, or convert without --calibrate"
+                "config.json, or convert without texts"
             )
         return found
 
-    def skeleton(self) -> "nn.Module":
+    def skeleton(self) -> nn.Module:
         """Build the model without numbers.
 
         Returns:
             It, on the meta device.
 
         Raises:
-            UsageError: Its config describes none.
+            FolderError: Its config describes none.
         """
         try:
             with without_numbers(self.stored):
                 model: nn.Module = self.kind(self.config)
             check_tables(model, self.stored)
         except Exception as error:  # of any model, so of any kind
-            raise UsageError(
+            raise FolderError(
                 f"{self.name}/config.json makes no {self.kind.__name__}: {type(error).__name__}: {first_line(error)}"
             ) from error
         return model
@@ -103,14 +101,14 @@ def find_source(name: str, out: Path | None) -> Source:
         The model.
 
     Raises:
-        UsageError: There is no such model, or it is of another kind.
+        FolderError: There is no such model, or it is of another kind.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if folder.exists():
-            raise UsageError(f"{name} is a file; expected the folder that holds config.json and {WEIGHTS}")
+            raise FolderError(f"{name} is a file; expected the folder that holds config.json and {WEIGHTS}")
         if not HUB_ID.fullmatch(name):
-            raise UsageError(f"{name} does not exist; expected a folder, or a name on the hub such as owner/model")
+            raise FolderError(f"{name} does not exist; expected a folder, or a name on the hub such as owner/model")
         folder = _download(name)
     if out is not None:
         check_apart(folder, out)
@@ -119,17 +117,17 @@ def find_source(name: str, out: Path | None) -> Source:
     try:
         check_counts(_json(folder / "config.json"), stored)
     except ValueError as error:
-        raise UsageError(f"{name}/{error} beside it") from error
+        raise FolderError(f"{name}/{error} beside it") from error
     config, kind = _classes(name, folder, architecture)
     depth = getattr(config, "num_hidden_layers", None)
     if isinstance(depth, int) and depth > len(stored):
-        raise UsageError(f"{name}/config.json has {depth} layers, but only {len(stored)} tensors are stored beside it")
+        raise FolderError(f"{name}/config.json has {depth} layers, but only {len(stored)} tensors are stored beside it")
     return Source(name, folder, config, kind, stored)
 
 
 def load_model(
-    source: Source, rehearsal: "ConversionReport", dtype: str | None, device: str, steps: Steps
-) -> "nn.Module":
+    source: Source, rehearsal: ConversionReport, dtype: str | None, device: str, steps: Progress
+) -> nn.Module:
     """Read the weights.
 
     Args:
@@ -143,7 +141,7 @@ def load_model(
         The model in evaluation mode.
 
     Raises:
-        UsageError: The weights are corrupt or do not fit the config.
+        FolderError: The weights are corrupt or do not fit the config.
     """
     import transformers
 
@@ -158,11 +156,11 @@ def load_model(
             **{"torch_dtype" if transformers.__version__.startswith("4.") else "dtype": dtype or "auto"},
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"the weights of {source.name} cannot be read: {first_line(error)}") from error
+        raise FolderError(f"the weights of {source.name} cannot be read: {first_line(error)}") from error
     missing = sorted(found["missing_keys"])
     lost = {f"{line.name}.weight" for line in rehearsal.converted} & set(missing)
     if lost:
-        raise UsageError(
+        raise FolderError(
             f"{source.name} lacks {min(lost)}; its config.json names {source.kind.__name__}, another model"
         )
     if missing:
@@ -184,12 +182,12 @@ def check_device(name: str) -> None:
         name: As typed.
 
     Raises:
-        UsageError: There is no such device.
+        FolderError: There is no such device.
     """
     try:
         torch.empty(1, device=name).add(1).cpu()
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise UsageError(f"--device {name} cannot be used: {first_line(error)}") from error
+        raise FolderError(f"device={name!r} cannot be used: {first_line(error)}") from error
 
 
 @contextmanager
@@ -214,7 +212,7 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (OSError, ValueError) as error:
-        raise UsageError(
+        raise FolderError(
             f"{name} is no folder here, and the hub did not give it ({first_line(error)}); check the name, or "
             "download the model and give its folder"
         ) from error
@@ -224,44 +222,44 @@ def _check_config(name: str, folder: Path) -> str | None:
     """The architecture that config.json names, if any."""
     file = folder / "config.json"
     if not file.is_file():
-        raise UsageError(f"{name} holds no config.json; expected a folder that save_pretrained of transformers wrote")
+        raise FolderError(f"{name} holds no config.json; expected a folder that save_pretrained of transformers wrote")
     architectures = _json(file).get("architectures") or [None]
     return architectures[0] if isinstance(architectures, list) else None
 
 
-def _check_weights(name: str, folder: Path) -> "dict[str, Tensor]":
+def _check_weights(name: str, folder: Path) -> dict[str, Tensor]:
     """Check what can be checked without reading them, and list the tensors, without numbers."""
     file, index = folder / WEIGHTS, folder / INDEX
     if (folder / CONVERTED_FILE_NAME).is_file():
-        raise UsageError(f"{name} was written by milkweed; milkweed.load_pretrained reads it, densify_ undoes it")
+        raise FolderError(f"{name} was written by milkweed; milkweed.load_pretrained reads it, densify_ undoes it")
     if not (file.is_file() or index.is_file()):
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         if pickles:
-            raise UsageError(
+            raise FolderError(
                 f"{name} holds its weights only as pickles ({', '.join(pickles)}), which can run code when they are "
                 f"read. If you trust them, write safetensors once: "
                 f"AutoModel.from_pretrained({name!r}, use_safetensors=False).save_pretrained(NEW_FOLDER)"
             )
-        raise UsageError(f"{name} holds no {WEIGHTS} and no {INDEX}; weights of other kinds are not read")
+        raise FolderError(f"{name} holds no {WEIGHTS} and no {INDEX}; weights of other kinds are not read")
     try:
         shards = hub_files.weight_files(folder)
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
-            raise UsageError(f"{index} names {missing[0]}, which is not there; download it again")
+            raise FolderError(f"{index} names {missing[0]}, which is not there; download it again")
         return {key: tensor for shard in shards for key, tensor in read_header(shard, "transformers")[0].items()}
-    except UsageError:
+    except FolderError:
         raise
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise FolderError(str(error)) from error
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
         values = read_json_file(file)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise FolderError(str(error)) from error
     if not isinstance(values, dict):
-        raise UsageError(f"{file} must hold a JSON object; got a {type(values).__name__}")
+        raise FolderError(f"{file} must hold a JSON object; got a {type(values).__name__}")
     return values
 
 
@@ -272,9 +270,9 @@ def _classes(name: str, folder: Path, architecture: str | None) -> tuple[Any, An
     try:
         config = hub_files.read_config(folder)
     except UnsafeFileError as error:
-        raise UsageError(str(error)) from error
+        raise FolderError(str(error)) from error
     except Exception as error:  # transformers and its checks of values have many kinds
-        raise UsageError(
+        raise FolderError(
             f"transformers {transformers.__version__} does not know the model of {name}/config.json "
             f"({first_line(error)}); code that comes with a model is not run"
         ) from error
@@ -282,7 +280,7 @@ def _classes(name: str, folder: Path, architecture: str | None) -> tuple[Any, An
         return config, hub_files.model_class(config)
     kind = getattr(transformers, architecture, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise UsageError(
+        raise FolderError(
             f"{name}/config.json names the architecture {architecture!r}, which is no model of transformers "
             f"{transformers.__version__}; code that comes with a model is not run"
         )

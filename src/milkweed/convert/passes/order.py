@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from milkweed.convert.calibrate import Calibration, InputMoments, evaluating, run_batch
 from milkweed.convert.configs import LayerConfig
 from milkweed.convert.hidden_order import best_order, grouped_units
-from milkweed.convert.projection import project_site, weight_and_output_error
+from milkweed.convert.passes.base import Draft, Pass
+from milkweed.convert.passes.layer import project_site, weight_and_output_error
 from milkweed.convert.sites import LinearSite, replace
 
 # The layers that make hidden units, and the one that reads them, as models call them. Whether the units can be
@@ -277,3 +278,41 @@ def _same(found: Tensor, expected: Tensor) -> bool:
     wide = torch.promote_types(expected.dtype, torch.float32)
     tolerance = torch.finfo(expected.dtype).eps ** 0.5
     return bool((found.to(wide) - expected.to(wide)).norm() <= tolerance * expected.to(wide).norm())
+
+
+class Order(Pass):
+    """Puts hidden units into the order in which least is lost, after calibration."""
+
+    def check(self, draft: Draft) -> None:
+        """Refuse a model without hidden units to reorder; see the base class.
+
+        Args:
+            draft: The conversion.
+        """
+        check_pairs(draft.sites, draft.choices)
+
+    def run(self, draft: Draft) -> None:
+        """Find the orders; see the base class.
+
+        Args:
+            draft: The conversion.
+
+        Raises:
+            ValueError: There was no calibration.
+        """
+        if draft.moments is None:
+            raise ValueError("an order of hidden units needs calibration before it")
+        found = hidden_orders(draft.model, draft.sites, draft.choices, draft.moments, list(draft.batches), draft.tell)
+        draft.orders = {pair.names: order for pair, order in found.items()}
+
+
+def orders_by_pair(orders: Mapping[tuple[str, ...], Tensor]) -> dict[HiddenPair, Tensor]:
+    """Read the orders of a draft.
+
+    Args:
+        orders: By the names of layers, makers first.
+
+    Returns:
+        The orders by pair.
+    """
+    return {HiddenPair(names[:-1], names[-1]): order for names, order in orders.items()}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed.convert.calibrate import evaluating
+from milkweed.convert.passes.base import Draft, Pass
 from milkweed.convert.sites import LinearSite
 
 _SAMPLES = 5
@@ -67,3 +68,22 @@ def _seconds(module: nn.Module, x: Tensor) -> float:
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class Measure(Pass):
+    """Times converted layers against the dense ones.
+
+    Args:
+        tokens: Inputs at a time.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def run(self, draft: Draft) -> None:
+        """Measure; see the base class.
+
+        Args:
+            draft: The conversion.
+        """
+        draft.speedups = measured_speedups(draft.sites, draft.layers, self.tokens)

@@ -1,18 +1,18 @@
 """What a model can be called with: inputs made up, texts completed, and whether it runs at all."""
 
+from __future__ import annotations
+
 import inspect
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from milkweed.cli.convert.exchange import exchanged
-from milkweed.cli.errors import UsageError
 from milkweed.convert.calibrate import evaluating, run_batch
-
-if TYPE_CHECKING:
-    from milkweed.convert import ConversionPlan
+from milkweed.convert.hub.exchange import exchanged
+from milkweed.convert.hub.progress import FolderError
+from milkweed.convert.plan import ConversionPlan
 
 SAMPLES_PER_TOKEN = 320  # 20 ms of sound at 16 kHz, as models of speech cut it
 
@@ -38,7 +38,7 @@ def longest_input(model: nn.Module) -> int | None:
     return limit - max(behind, default=0)
 
 
-def known_tokens(model: nn.Module) -> int | None:
+def known_tokens(model: Any) -> int | None:
     """Count the tokens that a model has embeddings for.
 
     Args:
@@ -121,7 +121,7 @@ def failure(model: nn.Module, inputs: Any) -> Exception | None:
     return None
 
 
-def check_runs(model: nn.Module, plan: "ConversionPlan", batches: list[Any] | None) -> None:
+def check_runs(model: nn.Module, plan: ConversionPlan, batches: list[Any] | None) -> None:
     """Refuse a plan whose model would not run, as where a module reads the weight of a layer itself.
 
     Args:
@@ -130,7 +130,7 @@ def check_runs(model: nn.Module, plan: "ConversionPlan", batches: list[Any] | No
         batches: That it can be called with; else inputs are made up.
 
     Raises:
-        UsageError: The model runs dense but not converted; the layer is named.
+        FolderError: The model runs dense but not converted; the layer is named.
     """
     inputs = batches[-1] if batches else example_inputs(model, 1, 16)
     if inputs is None:
@@ -141,9 +141,9 @@ def check_runs(model: nn.Module, plan: "ConversionPlan", batches: list[Any] | No
             return
         place = _where(model, error)
     line = plan.report.converted[0].name if place is None else place
-    raise UsageError(
+    raise FolderError(
         f"the converted model would not run: {type(error).__name__} in {place or 'the model'}: {first_line(error)}; "
-        f"leave such layers dense, e.g. with --keep {line!r}"
+        f"leave such layers dense, e.g. by the rule {{{line!r}: None}}"
     ) from error
 
 

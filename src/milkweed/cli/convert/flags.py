@@ -1,0 +1,56 @@
+"""Errors of the library, which name arguments, in the words of the command line."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from milkweed.cli.errors import UsageError
+from milkweed.convert.hub.progress import FolderError
+
+VALUES = "out|device|dtype|parameters|max_length|batch_size|nblocks|rank|refine"
+SWITCHES = "sequential|permute|overwrite"
+QUOTED = r"'[^']*'|\"[^\"]*\""
+
+
+@contextmanager
+def typed() -> Iterator[None]:
+    """Turn errors about arguments into errors about the options that were typed.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UsageError: The block met such an error.
+        ValueError: The block met another one.
+        TypeError: The same.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except (ValueError, TypeError) as error:
+        text = as_typed(str(error))
+        if isinstance(error, FolderError) or text != str(error):
+            raise UsageError(text) from error
+        raise
+
+
+def as_typed(text: str) -> str:
+    """Write options for arguments.
+
+    Args:
+        text: For example ``out='x' is a file``.
+
+    Returns:
+        ``--out x is a file``.
+    """
+    text = re.sub(rf"(?:by |with )?(?:the rule )?\{{({QUOTED}): None\}}", r"with --keep \1", text)
+    text = re.sub(rf"\b({SWITCHES})=True\b", r"--\1", text)
+    text = re.sub(rf"\b({VALUES})=({QUOTED}|[\w.+-]*\w)", _option, text)
+    text = re.sub(rf"\bleave ({SWITCHES}) out\b", r"leave --\1 out", text)
+    return re.sub(r"\bwithout texts\b", "without --calibrate", text)
+
+
+def _option(found: re.Match[str]) -> str:
+    value = found[2][1:-1] if found[2][0] in "'\"" else found[2]
+    return f"--{found[1].replace('_', '-')} {value}"

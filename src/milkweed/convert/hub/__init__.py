@@ -1,0 +1,1 @@
+"""Folders that transformers wrote, read as data, and folders of converted models beside them."""

@@ -1,0 +1,19 @@
+"""Looking at what the layers to convert read; `milkweed.convert.calibrate` has the statistics."""
+
+from __future__ import annotations
+
+from milkweed.convert.calibrate import Calibration
+from milkweed.convert.passes.base import Draft, Pass
+
+
+class Calibrate(Pass):
+    """Gives a draft the moments of its layers' inputs; batches are run when they are first asked for."""
+
+    def run(self, draft: Draft) -> None:
+        """Make the moments; see the base class.
+
+        Args:
+            draft: The conversion.
+        """
+        layers = {name: draft.sites[name].module for name in draft.choices}
+        draft.moments = Calibration(draft.model, layers, draft.batches)
