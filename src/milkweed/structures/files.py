@@ -15,7 +15,7 @@ from milkweed import _json
 from milkweed._files import atomic_write
 from milkweed._suggest import unknown
 from milkweed._tensor_files import read_safetensors_header, write_tensors
-from milkweed.structures.base import StructuredMatrix
+from milkweed.structures.base import Product, StructuredMatrix, Sum
 from milkweed.structures.block_diagonal import BlockDiagonal
 from milkweed.structures.chain import Chain
 from milkweed.structures.diagonal import Diagonal
@@ -23,7 +23,6 @@ from milkweed.structures.flat_butterfly import FlatBlockButterfly
 from milkweed.structures.low_rank import LowRank
 from milkweed.structures.monarch import Monarch
 from milkweed.structures.permutation import Permutation
-from milkweed.structures.product import Product, Sum
 from milkweed.structures.toeplitz import Circulant, Toeplitz
 
 _KEY = "milkweed.structure"
