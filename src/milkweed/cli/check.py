@@ -2,11 +2,14 @@
 
 import importlib
 import inspect
+from dataclasses import fields
 from typing import Any
 
 from milkweed.cli.errors import UsageError
 from milkweed.cli.options import FIXED, unknown_option
+from milkweed.tasks.base import Task
 from milkweed.train.densify import DensifyOptions
+from milkweed.train.optimisation import Optimisation
 
 # Smallest values of the trainer's options, and what to write instead of a smaller one.
 LEAST = {
@@ -71,22 +74,22 @@ def check_trainer(options: dict[str, Any]) -> None:
     DensifyOptions(**densify)
 
 
-def check_kind(section: str, name: str, base: type) -> None:
+def check_kind(section: str, name: str, bases: tuple[type, ...]) -> None:
     """Refuse a class of another kind than a section is for, before anything is built.
 
     Args:
         section: `data`, `model` or `task`.
         name: A short name, or an import path; importing it runs its module, as recipes are code.
-        base: What the class must be.
+        bases: What the class must be one of.
 
     Raises:
         UsageError: It is a class of another kind.
     """
     kind = import_class(name) if "." in name else None
-    if isinstance(kind, type) and not issubclass(kind, base):
+    if isinstance(kind, type) and not issubclass(kind, bases):
         raise UsageError(
-            f"{section}.class_path={name} is no {base.__name__}; make the class a subclass of "
-            f"{base.__module__}.{base.__name__}"
+            f"{section}.class_path={name} is no {bases[0].__name__}; make the class a subclass of "
+            f"{bases[0].__module__}.{bases[0].__name__}"
         )
 
 
@@ -122,7 +125,8 @@ def options_of(name: str, known: dict[str, Any]) -> list[str] | None:
     parameters = inspect.signature(kind).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
-    return [parameter.name for parameter in parameters]
+    rates = [field.name for field in fields(Optimisation)] if isinstance(kind, type) and issubclass(kind, Task) else []
+    return [parameter.name for parameter in parameters] + rates
 
 
 def _check_keys(section: str, given: list[str], options: list[str] | None) -> None:

@@ -26,6 +26,8 @@ def print_options(console: Console, recipe: Recipe) -> None:
 
     config = resolve(recipe.values, [])
     meanings = {"seed": "decides initial weights, order of the samples and dropout"}
+    rates = documented("milkweed.train.optimisation.Optimisation")
+    meanings |= {f"task.{name}": text for name, text in rates.items()}
     for section in ("data", "model", "task"):
         meanings |= {f"{section}.{name}": text for name, text in documented(config[section]["class_path"]).items()}
     meanings |= {f"trainer.{name}": text for name, text in documented("lightning.pytorch.Trainer").items()}

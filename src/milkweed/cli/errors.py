@@ -71,7 +71,7 @@ def readable_type_error(text: str) -> str | None:
     given = re.search(r"(?:Got|Given) value: (.+)", text)
     if not (keys and kinds and given):
         return None
-    name = ".".join(keys).replace(".init_args", "")
+    name = re.sub(r"^optimisation\b", "task", ".".join(keys).replace(".init_args", ""))
     expected = " or ".join("null" if kind == "NoneType" else kind or choices for kind, choices in kinds)
     return f"{name}={given[1]!r} does not fit; expected {expected}"
 

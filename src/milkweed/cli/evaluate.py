@@ -67,7 +67,7 @@ def run(arguments: list[str]) -> int:
     # What only a training needs is not built: callbacks and loggers may write files.
     resolved["trainer"] = {"accelerator": resolved["trainer"]["accelerator"]}
     parts = build(resolved)
-    parts.task.model = load_pretrained(folder.path)
+    parts.module.model = load_pretrained(folder.path)
     trainer = Trainer(
         accelerator=parts.trainer_options["accelerator"],
         devices=1,
@@ -77,7 +77,7 @@ def run(arguments: list[str]) -> int:
         default_root_dir=folder.path,
     )
     loader = parts.data.test_dataloader() if options.split == "test" else parts.data.val_dataloader()
-    (metrics,) = trainer.test(parts.task, dataloaders=loader, verbose=False)
+    (metrics,) = trainer.test(parts.module, dataloaders=loader, verbose=False)
     title = escape(f"{folder.name}: {options.split} split")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     table.add_column("metric")

@@ -48,7 +48,7 @@ def run(arguments: list[str]) -> int:
     config = resolve(recipe.values, overrides)
     with torch.device("meta"):
         parts = build(config)
-    data, model = parts.data, parts.task.model
+    data, model = parts.data, parts.module.model
     shape = (data.batch_size, data.length) if data.tokens else (data.batch_size, data.length, data.d_input)
     report = measure(model, torch.zeros(shape, dtype=torch.long if data.tokens else None, device="meta"))
     console = Console()

@@ -130,9 +130,9 @@ def carry_out(plan: "Plan", console: Console) -> Any:
     parts = build(config)
     parts.data.setup()
     if plan.checkpoint:
-        check_fits(parts.task, plan.checkpoint)
+        check_fits(parts.module, plan.checkpoint)
     with prepared_folder(plan) as folder:
-        session = Session(parts.data, parts.task, parts.trainer_options, parts.seed, folder, console)
+        session = Session(parts.data, parts.module, parts.trainer_options, parts.seed, folder, console)
         trainer = session.make_trainer()
         parts.data.check_processes(trainer.world_size)
         if trainer.is_global_zero:
