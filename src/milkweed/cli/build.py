@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule, Trainer
 from milkweed import data, models, tasks
 from milkweed._seeding import seed_generators
 from milkweed._suggest import unknown
-from milkweed.cli.check import check_kind, check_names, check_trainer, import_class
+from milkweed.cli.check import check_kind, check_names, check_seed, check_trainer, import_class
 from milkweed.cli.errors import UsageError, readable_type_error
 from milkweed.cli.options import Overrides, apply_overrides
 from milkweed.tasks.base import Task
@@ -161,7 +161,7 @@ def class_of(section: str, name: Any) -> type | None:
     Returns:
         The class; None if there is none.
     """
-    found = CLASSES[section].get(name) or (import_class(name) if isinstance(name, str) else None)
+    found = CLASSES.get(section, {}).get(name) or (import_class(name) if isinstance(name, str) else None)
     return found if isinstance(found, type) else None
 
 
@@ -185,9 +185,38 @@ def resolve(values: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
         config = complete(values | {name: {"class_path": value, "init_args": {}} for name, value in classes})
         if isinstance(values, StoredConfig):
             check_complete(values, config, [name for name, _ in (*classes, *others)])
+    texts = getattr(overrides, "texts", {})
+    others = [(name, as_text(config, name, value, texts.get(name, value))) for name, value in others]
     changed = apply_overrides(config, others)
+    check_seed(changed["seed"])
     check_trainer(changed["trainer"])
     return as_plain(*parse(changed))
+
+
+def as_text(config: dict[str, Any], name: str, value: Any, text: Any) -> Any:
+    """Leave a value as it was typed where its option takes a text and nothing else that the value could be.
+
+    Args:
+        config: A resolved configuration.
+        name: The option's natural name.
+        value: What YAML makes of the text: a folder `2024` a number, a file `no` false.
+        text: As typed.
+
+    Returns:
+        Value or text.
+    """
+    section, _, option = name.partition(".")
+    if section == "seed":
+        return value
+    owner = Trainer if section == "trainer" else class_of(section, config.get(section, {}).get("class_path"))
+    if value is None or isinstance(value, str) or owner is None:
+        return value
+    try:
+        hint = typing.get_type_hints(owner.__init__).get(option)
+    except Exception:  # a type of the user's that cannot be resolved
+        return value
+    kinds = {typing.get_origin(part) or part for part in typing.get_args(hint) or (hint,)}
+    return text if str in kinds and type(value) not in kinds and typing.Literal not in kinds else value
 
 
 def complete(values: dict[str, Any]) -> dict[str, Any]:
@@ -248,11 +277,22 @@ def check_class_name(section: str, name: Any) -> None:
     Raises:
         UsageError: If it is neither one of this library's classes nor an import path.
     """
-    known = {key: kind for key, kind in CLASSES[section].items() if isinstance(kind, type)}
-    usable = [key for key, kind in known.items() if kind is not BASES[section] and not inspect.isabstract(kind)]
+    usable = usable_classes()[section]
     if not isinstance(name, str) or ("." not in name and name not in usable):
         hint = unknown(f"{section}.class_path", name, usable)
         raise UsageError(f"{hint}; an import path such as package.module.Class will do too")
+
+
+def usable_classes() -> dict[str, list[str]]:
+    """The short class names that may stand in each section."""
+    return {
+        section: [
+            key
+            for key, kind in known.items()
+            if isinstance(kind, type) and kind is not BASES[section] and not inspect.isabstract(kind)
+        ]
+        for section, known in CLASSES.items()
+    }
 
 
 def names_class(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -41,6 +42,22 @@ def check_names(values: dict[str, Any], classes: dict[str, dict[str, Any]], trai
             )
         _check_keys(section, list(given), options)
     _check_keys("trainer", list(values["trainer"]), trainer)
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that is none, and say how to train with several.
+
+    Args:
+        seed: The value.
+
+    Raises:
+        UsageError: It is no whole number that all generators take.
+    """
+    if type(seed) is int and 0 <= seed < 2**32:
+        return
+    several = re.findall(r"\d+", str(seed)) if isinstance(seed, str | list) else []
+    fix = f"; train once for each: for s in {' '.join(several)}; do milkweed train RECIPE --seed $s; done"
+    raise UsageError(f"seed={seed!r} does not fit; expected int, from 0 to 4294967295{fix if several[1:] else ''}")
 
 
 def check_trainer(options: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from milkweed.cli.arguments import CommandParser
+from milkweed.cli.describe import recipe_options
 from milkweed.cli.options import split_overrides
 from milkweed.cli.recipe import find_recipe
 
@@ -37,7 +38,7 @@ def run(arguments: list[str]) -> int:
         The exit code.
     """
     own, overrides = split_overrides(arguments)
-    options = make_parser().parse(own)
+    options = make_parser().parse(own, recipe_options)
     recipe = find_recipe(options.recipe)
 
     import torch

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from milkweed.cli.arguments import CommandParser
+from milkweed.cli.describe import recipe_options
 from milkweed.cli.options import Overrides, split_overrides
 from milkweed.cli.recipe import Recipe, find_recipe
 
@@ -63,7 +64,7 @@ def run(arguments: list[str]) -> int:
     if {"--help", "-h"} & set(own):
         print_help([argument for argument in own if not argument.startswith("-")])
         return 0
-    options = make_parser().parse(own)
+    options = make_parser().parse(own, recipe_options)
     console = Console()
     outcome = train(find_recipe(options.recipe), options, overrides, console)
     if outcome:

@@ -36,6 +36,7 @@ def _layer_around(kind: Callable[..., Filter]) -> Callable[..., nn.Module]:
     own, mixing = (list(inspect.signature(each).parameters.values()) for each in (kind, SequenceLayer))
     taken = {parameter.name for parameter in own} | {"filter"}
     merged = [*own, *(parameter for parameter in mixing if parameter.name not in taken)]
+    build.__wrapped__ = kind  # type: ignore[attr-defined]
     build.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
     return build
 
