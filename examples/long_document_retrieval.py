@@ -24,6 +24,7 @@ from milkweed.data.retrieval_sets import RetrievalSet, read_sets
 from milkweed.models import M2Bert
 from milkweed.tasks import Retrieval as RetrievalTask
 from milkweed.tasks.search import search_ndcg
+from milkweed.train.module import SequenceModule
 from milkweed.train.noise import quiet
 
 
@@ -45,8 +46,8 @@ def by_words(found: RetrievalSet, tokenizer, length: int) -> float:
 
 def by_encoder(model: M2Bert, data: Retrieval, pooling: str) -> dict[str, float]:
     trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    task = RetrievalTask(model, pooling=pooling)
-    (found,) = trainer.test(task, dataloaders=data.test_dataloader(), verbose=False)
+    module = SequenceModule(model, RetrievalTask(pooling=pooling))
+    (found,) = trainer.test(module, dataloaders=data.test_dataloader(), verbose=False)
     return {name.removeprefix("test_ndcg_"): value for name, value in found.items() if name.startswith("test_ndcg_")}
 
 

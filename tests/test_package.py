@@ -10,6 +10,7 @@ import sys
 import torch.utils.flop_counter  # brings what it brings, Triton among it
 before = set(sys.modules)
 import milkweed
+from milkweed import *
 added = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(*sorted(added - set(sys.stdlib_module_names)))
 """

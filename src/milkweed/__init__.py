@@ -1,32 +1,77 @@
-"""Sub-quadratic building blocks for PyTorch: Monarch matrices, long convolutions and state spaces."""
+"""Sub-quadratic building blocks for PyTorch: Monarch matrices, long convolutions and state spaces.
 
-from milkweed import convert, models, nn, ops, ssm, structures
-from milkweed._registry import register
+Nothing heavy is imported before it is used. `import milkweed.ops` registers the operations, as programs need that were
+exported by `torch.export` and are loaded without this library's layers.
+"""
+
+from typing import TYPE_CHECKING
+
+from milkweed._lazy import lazy
 from milkweed._version import __version__
-from milkweed.convert import (
-    AdapterConfig,
-    MonarchConfig,
-    add_adapters_,
-    convert_,
-    convert_folder,
-    densify_,
-    load_adapters_,
-    load_pretrained,
-    merge_adapters_,
-    plan_conversion,
-    remove_adapters_,
-    save_adapters,
-    save_pretrained,
-)
-from milkweed.structures import (
-    Monarch,
-    factorize_monarch_product,
-    monarch_dct,
-    monarch_dft,
-    monarch_hadamard,
-    project_monarch,
-)
 
+if TYPE_CHECKING:
+    from milkweed import convert, models, nn, ops, ssm, structures
+    from milkweed import data as data
+    from milkweed import plots as plots
+    from milkweed import tasks as tasks
+    from milkweed import train as train
+    from milkweed._registry import register
+    from milkweed.convert import (
+        AdapterConfig,
+        MonarchConfig,
+        add_adapters_,
+        convert_,
+        convert_folder,
+        densify_,
+        load_adapters_,
+        load_pretrained,
+        merge_adapters_,
+        plan_conversion,
+        remove_adapters_,
+        save_adapters,
+        save_pretrained,
+    )
+    from milkweed.structures import (
+        Monarch,
+        factorize_monarch_product,
+        monarch_dct,
+        monarch_dft,
+        monarch_hadamard,
+        project_monarch,
+    )
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "_registry": ("register",),
+            "convert": (
+                "AdapterConfig",
+                "MonarchConfig",
+                "add_adapters_",
+                "convert_",
+                "convert_folder",
+                "densify_",
+                "load_adapters_",
+                "load_pretrained",
+                "merge_adapters_",
+                "plan_conversion",
+                "remove_adapters_",
+                "save_adapters",
+                "save_pretrained",
+            ),
+            "structures": (
+                "Monarch",
+                "factorize_monarch_product",
+                "monarch_dct",
+                "monarch_dft",
+                "monarch_hadamard",
+                "project_monarch",
+            ),
+            **dict.fromkeys(("data", "models", "nn", "ops", "plots", "ssm", "tasks", "train"), ()),
+        },
+    )
+
+# Without data, plots, tasks and train, which need extras: a star imports what the base install has.
 __all__ = [
     "AdapterConfig",
     "Monarch",

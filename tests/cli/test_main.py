@@ -26,7 +26,10 @@ def refused(arguments, capsys):
         (["train", "digits", "--model.d_model", "wide"], "model.d_model='wide' does not fit; expected int"),
         (["train", "digits", "--model", "MlpMxer"], "did you mean 'MlpMixer'?"),
         (["train", "digits", "--model.layer.d_stat", "8"], "did you mean 'd_state'?"),
-        (["train", "digits", "--task.schedule", "linear"], "expected 'cosine', 'constant'"),
+        (
+            ["train", "digits", "--task.schedule", "step"],
+            "task.schedule='step' does not fit; expected 'cosine'",
+        ),
         (["train", "digits", "--data.batch_size", "5000"], "batch_size=5000 exceeds the 1258 training samples"),
         (["train", "digits", "--resume", "no.ckpt"], "checkpoint no.ckpt does not exist"),
         (["train", "smnist", "--data.root", "nowhere"], "data.root=nowhere is no folder"),

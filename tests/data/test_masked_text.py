@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from milkweed._batches import IGNORED
 from milkweed.data import MaskedText
-from milkweed.data.masked_text import IGNORED
 from milkweed.data.tokenizers import train_tokenizer
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "looked", "at", "moons"]

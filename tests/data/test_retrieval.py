@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
+from milkweed._batches import NO_PASSAGE, NO_QUERY
 from milkweed.data import Retrieval
-from milkweed.data.retrieval import NO_PASSAGE, NO_QUERY
 from milkweed.data.retrieval_sets import read_sets
 from milkweed.data.tokenizers import train_tokenizer
 

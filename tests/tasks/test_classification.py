@@ -3,6 +3,8 @@ import torch
 
 from milkweed.models import SequenceModel
 from milkweed.tasks import Classification
+from milkweed.train.module import SequenceModule
+from milkweed.train.optimisation import Optimisation
 
 
 @pytest.fixture
@@ -29,15 +31,19 @@ def batch(size=4, features=1, length=6):
 )
 def test_options_are_checked(model, options, message):
     with pytest.raises(ValueError, match=message):
-        Classification(model, 3, **options)
+        train(model, **options)
+
+
+def train(model, label_smoothing=0.0, **options):
+    return SequenceModule(model, Classification(3, label_smoothing), Optimisation(**options))
 
 
 @pytest.fixture
 def task(model, monkeypatch):
-    task = Classification(model, 3)
+    task = train(model)
     monkeypatch.setattr(task, "log_dict", lambda *_, **__: None)
-    monkeypatch.setattr(Classification, "current_epoch", 2)
-    monkeypatch.setattr(Classification, "global_step", 17)
+    monkeypatch.setattr(SequenceModule, "current_epoch", 2)
+    monkeypatch.setattr(SequenceModule, "global_step", 17)
     return task
 
 
@@ -46,7 +52,7 @@ def test_loss_is_cross_entropy(task):
     loss = task.training_step(example, 0)
     expected = torch.nn.functional.cross_entropy(task.model(example["inputs"]), example["targets"])
     assert torch.allclose(loss, expected)
-    assert torch.allclose(task.losses["train_loss"].compute(), expected)
+    assert torch.allclose(task.task.losses["train_loss"].compute(), expected)
 
 
 def test_nan_in_the_inputs_is_named(task):

@@ -5,13 +5,14 @@ import torch
 
 from milkweed.models import M2Bert
 from milkweed.tasks import Glue
+from milkweed.train.module import SequenceModule
 
 
 @pytest.fixture
 def make(monkeypatch):
     def make(classes, **options):
         model = M2Bert(9, classes, length=8, d_model=8, depth=1, head="classification", dropout=0.0)
-        task = Glue(model, classes, **options)
+        task = SequenceModule(model, Glue(classes, **options))
         monkeypatch.setattr(task, "log_dict", lambda *_, **__: None)
         return task
 
@@ -54,11 +55,11 @@ def test_numbers_are_measured_by_correlations(make):
     outputs, targets = run(task, [batch(torch.tensor([0.0, 5.0, 2.5, 2.5, 1.0])), batch(torch.tensor([4.0, 3.2]))])
     x, y = outputs[:, 0].tolist(), targets.tolist()
     assert task.metric == "pearson"
-    assert task.score("val").compute().item() == pytest.approx(correlation(x, y), abs=1e-4)
-    assert task.further_scores("val")["spearman"].compute().item() == pytest.approx(
+    assert task.task.score("val").compute().item() == pytest.approx(correlation(x, y), abs=1e-4)
+    assert task.task.further_scores("val")["spearman"].compute().item() == pytest.approx(
         correlation(ranks(x), ranks(y)), abs=1e-5
     )
-    assert task.losses["val_loss"].compute().item() == pytest.approx(
+    assert task.task.losses["val_loss"].compute().item() == pytest.approx(
         sum((a - b) ** 2 for a, b in zip(x, y, strict=True)) / 7, rel=1e-5
     )
 
@@ -73,33 +74,33 @@ def test_two_classes_are_measured_by_accuracy_f1_and_matthews(make):
     assert min(tp, tn, fp, fn) > 0
     assert task.metric == "matthews"
     expected = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    assert task.score("val").compute().item() == pytest.approx(expected, abs=1e-6)
-    further = {name: metric.compute().item() for name, metric in task.further_scores("val").items()}
+    assert task.task.score("val").compute().item() == pytest.approx(expected, abs=1e-6)
+    further = {name: metric.compute().item() for name, metric in task.task.further_scores("val").items()}
     assert further == pytest.approx({"accuracy": (tp + tn) / 63, "f1": 2 * tp / (2 * tp + fp + fn)}, abs=1e-6)
     losses = [row.exp().sum().log() - row[int(want)] for row, want in zip(outputs, wanted, strict=True)]
-    assert task.losses["val_loss"].compute().item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    assert task.task.losses["val_loss"].compute().item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
 def test_three_classes_have_no_f1(make):
     task = make(3)
     run(task, [batch(torch.tensor([0, 1, 2, 1]))])
     assert task.metric == "accuracy"
-    assert set(task.further_scores("val")) == {"matthews"}
+    assert set(task.task.further_scores("val")) == {"matthews"}
 
 
 def test_token_types_reach_the_model(make):
     task, example = make(2), batch(torch.tensor([0, 1]))
     other = {**example, "token_types": 1 - example["token_types"]}
-    assert not torch.allclose(task.run_model(example), task.run_model(other))
+    assert not torch.allclose(task.task.run_model(task.model, example), task.task.run_model(task.model, other))
 
 
 def test_what_does_not_fit_is_refused(make):
     with pytest.raises(ValueError, match=r"judged_by='pearson' is unknown.*accuracy, f1, matthews"):
         make(2, judged_by="pearson")
     with pytest.raises(ValueError, match="num_classes=0 must be at least 1"):
-        Glue(make(2).model, 0)
+        Glue(0)
     task = make(2)
-    task.num_classes = 3
+    task.task.num_classes = 3
     with pytest.raises(
         ValueError, match=r"one row per text, \(2, 3\); it gave \(2, 2\); set --model.head classification"
     ):
@@ -113,7 +114,7 @@ def test_train_averages_survive_a_checkpoint_and_start_anew(make):
     again.load_state_dict(task.state_dict())
     for each in (task, again):
         each.training_step(later, 1)
-    metrics = [[t.score("train"), *t.further_scores("train").values()] for t in (task, again)]
+    metrics = [[t.task.score("train"), *t.task.further_scores("train").values()] for t in (task, again)]
     assert [metric.compute() for metric in metrics[0]] == [metric.compute() for metric in metrics[1]]
     task.on_train_epoch_start()
     assert all(metric.update_count == 0 for metric in metrics[0])

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from milkweed.data.masked_text import IGNORED
+from milkweed._batches import IGNORED
 from milkweed.models import M2Bert, SequenceModel
 from milkweed.tasks import MaskedLanguage
+from milkweed.train.module import SequenceModule
+from milkweed.train.optimisation import Optimisation
 
 TOKENS = 7
 
@@ -15,7 +17,7 @@ TOKENS = 7
 def make(monkeypatch):
     def make(model=None, **options):
         model = model or M2Bert(TOKENS, length=6, d_model=8, depth=1, dropout=0.0)
-        task = MaskedLanguage(model, **options)
+        task = SequenceModule(model, MaskedLanguage(), Optimisation(**MaskedLanguage.optimisation | options))
         monkeypatch.setattr(task, "log_dict", lambda *_, **__: None)
         return task
 
@@ -53,9 +55,9 @@ def test_only_masked_tokens_count_and_all_the_same(make):
         losses += found[0]
         right += found[1]
     mean = torch.stack(losses).mean().item()
-    assert task.losses["val_loss"].compute().item() == pytest.approx(mean, rel=1e-5)
-    assert task.score("val").compute().item() == pytest.approx(math.exp(mean), rel=1e-5)
-    assert task.further_scores("val")["accuracy"].compute().item() == pytest.approx(sum(right) / len(right))
+    assert task.task.losses["val_loss"].compute().item() == pytest.approx(mean, rel=1e-5)
+    assert task.task.score("val").compute().item() == pytest.approx(math.exp(mean), rel=1e-5)
+    assert task.task.further_scores("val")["accuracy"].compute().item() == pytest.approx(sum(right) / len(right))
 
 
 def test_gradients_are_those_of_the_literal_loss(make):
@@ -105,7 +107,7 @@ def test_bad_batches_are_refused(make):
 
 def test_optimiser_is_berts(make, monkeypatch):
     task = make(lr=1e-3, weight_decay=0.1, warmup_steps=10)
-    monkeypatch.setattr(MaskedLanguage, "_total_steps", lambda _: 110)
+    monkeypatch.setattr(SequenceModule, "_total_steps", lambda _: 110)
     made = task.configure_optimizers()
     assert all(group["betas"] == (0.9, 0.98) for group in made["optimizer"].param_groups)
     factor = made["lr_scheduler"]["scheduler"].lr_lambdas[0]

@@ -3,14 +3,16 @@ import torch
 
 from milkweed.models import LinearMemory
 from milkweed.tasks import Regression
+from milkweed.train.module import SequenceModule
+from milkweed.train.optimisation import Optimisation
 
 
 @pytest.fixture
 def task(monkeypatch):
-    task = Regression(LinearMemory(1, 1, 2, {"name": "s4", "d_state": 4}))
+    task = SequenceModule(LinearMemory(1, 1, 2, {"name": "s4", "d_state": 4}), Regression())
     monkeypatch.setattr(task, "log_dict", lambda *_, **__: None)
-    monkeypatch.setattr(Regression, "current_epoch", 2)
-    monkeypatch.setattr(Regression, "global_step", 17)
+    monkeypatch.setattr(SequenceModule, "current_epoch", 2)
+    monkeypatch.setattr(SequenceModule, "global_step", 17)
     return task
 
 
@@ -25,7 +27,7 @@ def batch(size=4, length=6):
 )
 def test_options_are_checked(task, options, message):
     with pytest.raises(ValueError, match=message):
-        Regression(task.model, **options)
+        SequenceModule(task.model, Regression(), Optimisation(**options))
 
 
 def test_loss_is_the_mean_square_and_the_metric_its_root(task):
@@ -34,8 +36,8 @@ def test_loss_is_the_mean_square_and_the_metric_its_root(task):
     assert torch.allclose(task.training_step(examples[0], 0), errors[0].square().mean())
     task.training_step(examples[1], 1)
     mean = torch.cat(errors).square().mean()
-    assert torch.allclose(task.losses["train_loss"].compute(), mean)
-    assert torch.allclose(task.score("train").compute(), mean.sqrt())
+    assert torch.allclose(task.task.losses["train_loss"].compute(), mean)
+    assert torch.allclose(task.task.score("train").compute(), mean.sqrt())
 
 
 def test_padding_does_not_count(task):
@@ -45,7 +47,7 @@ def test_padding_does_not_count(task):
     valid = torch.arange(6) < example["lengths"][:, None]
     expected = (task.model(example["inputs"], example["lengths"]) - example["targets"])[valid].square().mean()
     assert torch.allclose(task.training_step(example, 0), expected)
-    assert torch.allclose(task.score("train").compute(), expected.sqrt())
+    assert torch.allclose(task.task.score("train").compute(), expected.sqrt())
 
 
 @pytest.mark.parametrize("what", ["inputs", "targets"])

@@ -9,6 +9,7 @@ from milkweed.cli import main
 from milkweed.models import M2Bert
 from milkweed.tasks import Retrieval
 from milkweed.tasks.retrieval import SearchNdcg
+from milkweed.train.module import SequenceModule
 
 
 def literal_ndcg(scores, relevant, top=10):
@@ -101,7 +102,7 @@ def test_passages_that_a_limit_leaves_out_do_not_count_against_the_search():
 def make(monkeypatch):
     def make(head="none", **options):
         model = M2Bert(9, 2, length=8, d_model=8, depth=1, head=head, dropout=0.0)
-        task = Retrieval(model, **options)
+        task = SequenceModule(model, Retrieval(**options))
         monkeypatch.setattr(task, "log_dict", lambda *_, **__: None)
         return task
 
@@ -180,34 +181,34 @@ def test_validation_compares_with_the_whole_split(make):
     vectors = []
     for number, example in enumerate(examples):
         task.validation_step(example, number)
-        vectors.append(task.run_model(example))
+        vectors.append(task.task.run_model(task.model, example))
     queries, passages = torch.cat(vectors).detach().unbind(1)
     scores = (queries @ passages.T).tolist()
     expected = [literal_ndcg(row, [int(place == q) for place in range(8)]) for q, row in enumerate(scores)]
-    assert task.score("val").compute().item() == pytest.approx(sum(expected) / 8, abs=1e-6)
+    assert task.task.score("val").compute().item() == pytest.approx(sum(expected) / 8, abs=1e-6)
 
 
 @pytest.mark.parametrize("missing", ["query_ids", "passage_ids"])
 def test_what_is_not_there_costs_nothing(make, missing):
     task, example = make(), batch(negatives=0)
-    whole = task.loss("val", task.run_model(example), example).item()
+    whole = task.task.loss("val", task.task.run_model(task.model, example), example).item()
     example[missing][1:] = -1
-    vectors = task.run_model(example)
+    vectors = task.task.run_model(task.model, example)
     pairs = vectors[:1, 0] @ vectors[:, 1].T if missing == "query_ids" else vectors[:, 0] @ vectors[:1, 1].T
     answers = example["targets"][:1] if missing == "query_ids" else example["targets"][:, :1]
     expected = (pairs - answers).square().mean().item()
-    assert task.loss("val", vectors, example).item() == pytest.approx(expected, rel=1e-5)
+    assert task.task.loss("val", vectors, example).item() == pytest.approx(expected, rel=1e-5)
     assert expected != pytest.approx(whole, rel=1e-3)
     example[missing][:] = -1
     assert task._step("val", example, 0).item() == 0
-    assert task.losses["val_loss"].weight == 0
+    assert task.task.losses["val_loss"].weight == 0
 
 
 def test_under_autocast_cosines_are_compared_in_full_precision(make):
     task, example = make(), batch()
     with torch.autocast("cpu", torch.bfloat16):
-        vectors = task.run_model(example)
-        loss = task.loss("train", vectors, example)
+        vectors = task.task.run_model(task.model, example)
+        loss = task.task.loss("train", vectors, example)
     expected = (vectors[:, 0].double() @ vectors[:, 1:].flatten(0, 1).double().T - example["targets"]).square().mean()
     assert vectors.dtype == loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -238,7 +239,7 @@ def test_what_gives_no_vectors_is_refused(make, monkeypatch):
 def test_a_model_with_a_head_is_refused_at_once(head, gives):
     model = M2Bert(9, 2 if head == "classification" else None, length=8, d_model=8, depth=1, head=head)
     with pytest.raises(ValueError, match=rf"head='{head}' gives .*{gives}; use --model\.head none"):
-        Retrieval(model)
+        SequenceModule(model, Retrieval())
 
 
 def write_set(folder, words, splits):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from milkweed._seeding import derived_seed, seed_generators
 from milkweed.train.callbacks import read_rows, write_rows
-from milkweed.train.seeding import derived_seed, seed_generators
 
 
 def test_rows_survive_the_file_exactly(tmp_path):

@@ -23,7 +23,9 @@ from milkweed.train import session
 from milkweed.train.callbacks import read_rows
 from milkweed.train.checkpoints import KeepCheckpoints, load_weights
 from milkweed.train.densify import Densify, DensifyOptions
+from milkweed.train.module import SequenceModule
 from milkweed.train.noise import quietly
+from milkweed.train.optimisation import Optimisation
 
 STEPS = 12  # 4 epochs of 3
 SWITCH = 7
@@ -37,7 +39,7 @@ class Probe(Callback):
 
     def on_train_batch_start(self, trainer, task, batch, batch_idx):
         with torch.no_grad():
-            self.losses.append(task.eval().loss("val", task(batch["inputs"]), batch).item())
+            self.losses.append(task.eval().task.loss("val", task(batch["inputs"]), batch).item())
         task.train()
         optimizer = trainer.optimizers[0]
         names = {parameter: name for name, parameter in task.model.named_parameters()}
@@ -50,7 +52,7 @@ class Probe(Callback):
 def new_task(linear=None, **options):
     torch.manual_seed(0)
     model = MlpMixer(1, 10, 64, d_model=16, depth=1, linear=linear or {"name": "monarch", "nblocks": 4}, dropout=0.1)
-    return Classification(model, 10, lr=0.01, **options)
+    return SequenceModule(model, Classification(10), Optimisation(lr=0.01, **options))
 
 
 def fit(task, *callbacks, **options):
@@ -195,7 +197,7 @@ def test_step_from_fraction_or_number():
 def test_what_cannot_be_made_dense_is_refused_before_training():
     with pytest.raises(ValueError, match=r"no structured linear layer.*--model.linear.name monarch"):
         fit(new_task({"name": "dense"}), Densify())
-    with pytest.raises(TypeError, match=r"needs a milkweed.tasks.SequenceTask; got LightningModule"):
+    with pytest.raises(TypeError, match=r"needs a module of milkweed.train; got LightningModule"):
         Densify().setup(Trainer(logger=False, enable_checkpointing=False), LightningModule(), "fit")
 
 

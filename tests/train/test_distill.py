@@ -11,8 +11,8 @@ from tests.convert.families import batches, build, output
 from torch import nn
 
 import milkweed as mw
-from milkweed.tasks.distillation import Distillation, relative_error
-from milkweed.train.distill import distill_, warmup_of
+from milkweed.tasks.distillation import relative_error
+from milkweed.train.distill import Distillation, distill_, warmup_of
 
 
 def test_relative_error_is_one_for_a_guess_at_the_mean():

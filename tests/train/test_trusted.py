@@ -260,7 +260,7 @@ def test_trust_and_the_recipe_let_a_runs_classes_in(tmp_path, evil, plain, capsy
     [
         ("data", "subprocess.Popen", "SequenceData"),
         ("model", "torch.nn.Linear", "Model"),
-        ("task", "torch.nn.Linear", "LightningModule"),
+        ("task", "torch.nn.Linear", "Task"),
     ],
 )
 def test_a_recipe_names_classes_of_the_right_kind(section, name, base):

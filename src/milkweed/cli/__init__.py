@@ -10,6 +10,7 @@ from contextlib import suppress
 from milkweed._suggest import unknown
 from milkweed._version import __version__
 from milkweed.cli.errors import UsageError, caused_by_input, debugging, print_error
+from milkweed.cli.hints import meant_command
 
 COMMANDS = {
     "train": "train a recipe and leave its results under runs/",
@@ -80,7 +81,12 @@ def dispatch(arguments: list[str]) -> int:
         stdout().print(f"milkweed {__version__}", highlight=False)
         return OK
     if command not in COMMANDS:
-        raise UsageError(unknown("command", command, COMMANDS))
+        meant = meant_command(command)
+        if meant is None and command.startswith("-"):
+            raise UsageError(f"{command} stands before any command; e.g. milkweed train digits {' '.join(arguments)}")
+        raise UsageError(
+            f"command={command!r} is unknown; use milkweed {meant}" if meant else unknown("command", command, COMMANDS)
+        )
     with warnings.catch_warnings():
         return importlib.import_module(f"milkweed.cli.{command}").run(rest)
 

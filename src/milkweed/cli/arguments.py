@@ -1,10 +1,11 @@
 """Parsing of a command's own arguments, with an example in every help and the nearest name in every refusal."""
 
 import argparse
-import difflib
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 from milkweed.cli.errors import DEBUG_VARIABLE, UsageError
+from milkweed.cli.hints import meant_option
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -37,11 +38,14 @@ class CommandParser(argparse.ArgumentParser):
         """
         raise UsageError(f"{message}; see {self.prog} --help")
 
-    def parse(self, arguments: list[str]) -> argparse.Namespace:
+    def parse(
+        self, arguments: list[str], recipe_options: Callable[[argparse.Namespace], Iterable[str]] = lambda values: ()
+    ) -> argparse.Namespace:
         """Parse the command's own arguments.
 
         Args:
             arguments: What is left after the recipe's options are taken out.
+            recipe_options: Lists the options of the recipe that the values name, to find the one that was meant.
 
         Returns:
             The values.
@@ -52,7 +56,7 @@ class CommandParser(argparse.ArgumentParser):
         values, extra = self.parse_known_args(arguments)
         if extra:
             known = [option for action in self._actions for option in action.option_strings]
-            near = difflib.get_close_matches(extra[0].partition("=")[0], known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else f"; see {self.prog} --help"
+            meant = meant_option(extra[0], known, recipe_options(values)) if extra[0].startswith("-") else None
+            hint = f"; did you mean {meant}?" if meant else f"; see {self.prog} --help"
             raise UsageError(f"unknown argument {extra[0]}{hint}")
         return values

@@ -1,11 +1,15 @@
 """From a recipe's values to checked values, and from those to objects."""
 
 import copy
+import functools
 import inspect
+import operator
+import types
+import typing
 from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import yaml
@@ -14,16 +18,20 @@ from lightning.pytorch import LightningModule, Trainer
 
 from milkweed import data, models, tasks
 from milkweed._registry import registered
+from milkweed._seeding import seed_generators
 from milkweed._suggest import unknown
-from milkweed.cli.check import check_kind, check_names, check_trainer
+from milkweed.cli.check import check_kind, check_names, check_seed, check_trainer, import_class
 from milkweed.cli.errors import UsageError, readable_type_error
 from milkweed.cli.options import Overrides, apply_overrides
+from milkweed.tasks.base import Task
 from milkweed.train.densify import DensifyOptions
+from milkweed.train.module import SequenceModule
+from milkweed.train.optimisation import Optimisation
 from milkweed.train.run_config import WAY_OUT, StoredConfig, check_complete
-from milkweed.train.seeding import seed_generators
 
 SECTION_KEYS = ("class_path", "init_args", "dict_kwargs")
-BASES = {"data": data.SequenceData, "model": models.Model, "task": LightningModule}
+BASES = {"data": data.SequenceData, "model": models.Model, "task": Task}
+OPTIMISATION = tuple(field.name for field in fields(Optimisation))
 
 # Set by this library, or of no use in a training that is recorded.
 MANAGED = {
@@ -53,28 +61,37 @@ class Build:
 
     Attributes:
         data: The data module.
-        task: The LightningModule around the model.
+        module: The LightningModule around model and task.
         trainer_options: Keyword arguments of the Trainer.
         seed: The run's seed.
     """
 
-    data: Any
-    task: Any
+    data: data.SequenceData
+    module: LightningModule
     trainer_options: dict[str, Any]
     seed: int
 
 
-def make_parser() -> ArgumentParser:
+def make_parser(task: type = Task) -> ArgumentParser:
     """The parser that knows the types of all options.
+
+    Args:
+        task: What the task is: a `Task`, or a LightningModule of the user's own that does all by itself.
 
     Returns:
         A jsonargparse parser whose data, model and task are linked.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--seed", type=int, default=0)
-    for section, base in BASES.items():
+    for section, base in (BASES | {"task": task}).items():
         parser.add_argument(f"--{section}", type=base, required=True)
-    parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False, skip=MANAGED)
+    if task is Task:
+        parser.add_argument("--optimisation", type=Optimisation)
+    else:
+        parser.link_arguments("model", "task.init_args.model", apply_on="instantiate")
+    for option in inspect.signature(Trainer.__init__).parameters.values():
+        if option.name not in MANAGED | {"self"}:
+            parser.add_argument(f"--trainer.{option.name}", type=exact(option.annotation), default=option.default)
     parser.add_argument("--trainer.checkpoint_every_n_steps", type=int | None, default=None)
     parser.add_argument("--trainer.densify", type=DensifyOptions | None, default=None)
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
@@ -83,8 +100,64 @@ def make_parser() -> ArgumentParser:
         parser.link_arguments(f"data.{source}", f"model.init_args.{source}", apply_on="instantiate")
     parser.link_arguments("data.d_output", "task.init_args.num_classes", apply_on="instantiate")
     parser.link_arguments("data.judged_by", "task.init_args.judged_by", apply_on="instantiate")
-    parser.link_arguments("model", "task.init_args.model", apply_on="instantiate")
     return parser
+
+
+def exact(hint: Any) -> Any:
+    """Let whole numbers be tried before fractions, and truth before both: 1 of something is not all of it.
+
+    `Optional[Union[int, float]]` may come as `Union[float, int, None]`: typing takes the two for equal, and gives
+    whichever was made first in the process. The parser tries the parts in their order, and makes 1.0 of 1.
+
+    Args:
+        hint: The type of an option.
+
+    Returns:
+        The same type.
+    """
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) not in {typing.Union, types.UnionType} or not {int, float} <= set(parts):
+        return hint
+    order = [bool, int, float]
+    parts = sorted(parts, key=lambda part: order.index(part) if part in order else len(order))
+    return functools.reduce(operator.or_, parts)  # which typing does not cache
+
+
+def parse(values: dict[str, Any]) -> tuple[ArgumentParser, Namespace]:
+    """Check all types; options of the optimisation, which stand among the task's, are parsed on their own.
+
+    Args:
+        values: Nested dictionaries.
+
+    Returns:
+        The parser, and what it made of the values.
+    """
+    kind = class_of("task", values["task"]["class_path"])
+    if kind is not None and issubclass(kind, LightningModule):
+        parser = make_parser(LightningModule)
+    else:
+        parser = make_parser()
+        given = values["task"].get("init_args") or {}
+        own = {name: value for name, value in given.items() if name not in OPTIMISATION}
+        rates = {name: value for name, value in given.items() if name in OPTIMISATION}
+        usual = dict(getattr(kind, "optimisation", {}))
+        values = values | {"task": values["task"] | {"init_args": own}, "optimisation": usual | rates}
+    # A copy, as the parser fills in the defaults of classes in lists where they stand.
+    return parser, parser.parse_object(copy.deepcopy(values))
+
+
+def class_of(section: str, name: Any) -> type | None:
+    """Find the class of a short name or an import path.
+
+    Args:
+        section: `data`, `model` or `task`.
+        name: The value of its `class_path`.
+
+    Returns:
+        The class; None if there is none.
+    """
+    found = classes().get(section, {}).get(name) or (import_class(name) if isinstance(name, str) else None)
+    return found if isinstance(found, type) else None
 
 
 def resolve(values: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
@@ -103,14 +176,16 @@ def resolve(values: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     """
     classes = [(name.removesuffix(".class_path"), value) for name, value in overrides if names_class(name)]
     others = [(name, value) for name, value in overrides if not names_class(name)]
-    parser = make_parser()
     with blamed_on(values):
-        config = complete(parser, values | {name: {"class_path": value, "init_args": {}} for name, value in classes})
+        config = complete(values | {name: {"class_path": value, "init_args": {}} for name, value in classes})
         if isinstance(values, StoredConfig):
             check_complete(values, config, [name for name, _ in (*classes, *others)])
+    texts = getattr(overrides, "texts", {})
+    others = [(name, as_text(config, name, value, texts.get(name, value))) for name, value in others]
     changed = apply_overrides(config, others)
+    check_seed(changed["seed"])
     check_trainer(changed["trainer"])
-    return as_plain(parser, parser.parse_object(changed))
+    return as_plain(*parse(changed))
 
 
 def classes() -> dict[str, dict[str, type]]:
@@ -124,11 +199,36 @@ def classes() -> dict[str, dict[str, type]]:
     return found | {"model": registered("model")}
 
 
-def complete(parser: ArgumentParser, values: dict[str, Any]) -> dict[str, Any]:
+def as_text(config: dict[str, Any], name: str, value: Any, text: Any) -> Any:
+    """Leave a value as it was typed where its option takes a text and nothing else that the value could be.
+
+    Args:
+        config: A resolved configuration.
+        name: The option's natural name.
+        value: What YAML makes of the text: a folder `2024` a number, a file `no` false.
+        text: As typed.
+
+    Returns:
+        Value or text.
+    """
+    section, _, option = name.partition(".")
+    if section == "seed":
+        return value
+    owner = Trainer if section == "trainer" else class_of(section, config.get(section, {}).get("class_path"))
+    if value is None or isinstance(value, str) or owner is None:
+        return value
+    try:
+        hint = typing.get_type_hints(owner.__init__).get(option)
+    except Exception:  # a type of the user's that cannot be resolved
+        return value
+    kinds = {typing.get_origin(part) or part for part in typing.get_args(hint) or (hint,)}
+    return text if str in kinds and type(value) not in kinds and typing.Literal not in kinds else value
+
+
+def complete(values: dict[str, Any]) -> dict[str, Any]:
     """Check a recipe and fill in all defaults.
 
     Args:
-        parser: Knows the types.
         values: The recipe's content.
 
     Returns:
@@ -149,10 +249,10 @@ def complete(parser: ArgumentParser, values: dict[str, Any]) -> dict[str, Any]:
                 raise UsageError(unknown(f"{section}'s key", key, SECTION_KEYS))
         name = values[section].get("class_path")
         check_class_name(section, name)
-        check_kind(section, name, base)
-    check_names(values, classes(), list(vars(parser.get_defaults().trainer)))
+        check_kind(section, name, (Task, LightningModule) if section == "task" else (base,))
+    check_names(values, classes(), list(vars(make_parser().get_defaults().trainer)))
     check_trainer(values["trainer"])
-    return as_plain(parser, parser.parse_object(values))
+    return as_plain(*parse(values))
 
 
 @contextmanager
@@ -189,11 +289,22 @@ def check_class_name(section: str, name: Any) -> None:
     Raises:
         UsageError: If it is neither one of this library's classes nor an import path.
     """
-    known = {key: kind for key, kind in classes()[section].items() if isinstance(kind, type)}
-    usable = [key for key, kind in known.items() if kind is not BASES[section] and not inspect.isabstract(kind)]
+    usable = usable_classes()[section]
     if not isinstance(name, str) or ("." not in name and name not in usable):
         hint = unknown(f"{section}.class_path", name, usable)
         raise UsageError(f"{hint}; an import path such as package.module.Class will do too")
+
+
+def usable_classes() -> dict[str, list[str]]:
+    """The short class names that may stand in each section."""
+    return {
+        section: [
+            key
+            for key, kind in known.items()
+            if isinstance(kind, type) and kind is not BASES[section] and not inspect.isabstract(kind)
+        ]
+        for section, known in classes().items()
+    }
 
 
 def names_class(name: str) -> bool:
@@ -218,7 +329,10 @@ def as_plain(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     Returns:
         Nested dictionaries without linked values.
     """
-    return yaml.safe_load(parser.dump(config, skip_unset=False, skip_link_targets=True))
+    plain = yaml.safe_load(parser.dump(config, skip_unset=False, skip_link_targets=True))
+    if "optimisation" in plain:
+        plain["task"]["init_args"] = (plain["task"].get("init_args") or {}) | plain.pop("optimisation")
+    return plain
 
 
 def build(config: dict[str, Any]) -> Build:
@@ -230,8 +344,9 @@ def build(config: dict[str, Any]) -> Build:
     Returns:
         The parts of a training.
     """
-    parser = make_parser()
-    parsed = parser.parse_object(config)
+    parser, parsed = parse(config)
     seed_generators(parsed.seed)
     made = parser.instantiate(parsed)
-    return Build(made.data, made.task, made.trainer.as_dict(), parsed.seed)
+    whole = isinstance(made.task, LightningModule)
+    module = made.task if whole else SequenceModule(made.model, made.task, made.optimisation)
+    return Build(made.data, module, made.trainer.as_dict(), parsed.seed)

@@ -2,11 +2,15 @@
 
 import importlib
 import inspect
+import re
+from dataclasses import fields
 from typing import Any
 
 from milkweed.cli.errors import UsageError
 from milkweed.cli.options import FIXED, unknown_option
+from milkweed.tasks.base import Task
 from milkweed.train.densify import DensifyOptions
+from milkweed.train.optimisation import Optimisation
 
 # Smallest values of the trainer's options, and what to write instead of a smaller one.
 LEAST = {
@@ -40,6 +44,22 @@ def check_names(values: dict[str, Any], classes: dict[str, dict[str, Any]], trai
     _check_keys("trainer", list(values["trainer"]), trainer)
 
 
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that is none, and say how to train with several.
+
+    Args:
+        seed: The value.
+
+    Raises:
+        UsageError: It is no whole number that all generators take.
+    """
+    if type(seed) is int and 0 <= seed < 2**32:
+        return
+    several = re.findall(r"\d+", str(seed)) if isinstance(seed, str | list) else []
+    fix = f"; train once for each: for s in {' '.join(several)}; do milkweed train RECIPE --seed $s; done"
+    raise UsageError(f"seed={seed!r} does not fit; expected int, from 0 to 4294967295{fix if several[1:] else ''}")
+
+
 def check_trainer(options: dict[str, Any]) -> None:
     """Refuse numbers that Lightning takes and then divides by, and wrong options of `densify`.
 
@@ -71,22 +91,22 @@ def check_trainer(options: dict[str, Any]) -> None:
     DensifyOptions(**densify)
 
 
-def check_kind(section: str, name: str, base: type) -> None:
+def check_kind(section: str, name: str, bases: tuple[type, ...]) -> None:
     """Refuse a class of another kind than a section is for, before anything is built.
 
     Args:
         section: `data`, `model` or `task`.
         name: A short name, or an import path; importing it runs its module, as recipes are code.
-        base: What the class must be.
+        bases: What the class must be one of.
 
     Raises:
         UsageError: It is a class of another kind.
     """
     kind = import_class(name) if "." in name else None
-    if isinstance(kind, type) and not issubclass(kind, base):
+    if isinstance(kind, type) and not issubclass(kind, bases):
         raise UsageError(
-            f"{section}.class_path={name} is no {base.__name__}; make the class a subclass of "
-            f"{base.__module__}.{base.__name__}"
+            f"{section}.class_path={name} is no {bases[0].__name__}; make the class a subclass of "
+            f"{bases[0].__module__}.{bases[0].__name__}"
         )
 
 
@@ -122,7 +142,8 @@ def options_of(name: str, known: dict[str, Any]) -> list[str] | None:
     parameters = inspect.signature(kind).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
-    return [parameter.name for parameter in parameters]
+    rates = [field.name for field in fields(Optimisation)] if isinstance(kind, type) and issubclass(kind, Task) else []
+    return [parameter.name for parameter in parameters] + rates
 
 
 def _check_keys(section: str, given: list[str], options: list[str] | None) -> None:

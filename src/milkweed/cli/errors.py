@@ -7,6 +7,8 @@ import re
 from rich.console import Console
 from rich.text import Text
 
+from milkweed.cli.hints import meant_value
+
 DEBUG_VARIABLE = "MILKWEED_DEBUG"
 EXPECTED_KIND = r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\])"
 
@@ -71,9 +73,9 @@ def readable_type_error(text: str) -> str | None:
     given = re.search(r"(?:Got|Given) value: (.+)", text)
     if not (keys and kinds and given):
         return None
-    name = ".".join(keys).replace(".init_args", "")
+    name = re.sub(r"^optimisation\b", "task", ".".join(keys).replace(".init_args", ""))
     expected = " or ".join("null" if kind == "NoneType" else kind or choices for kind, choices in kinds)
-    return f"{name}={given[1]!r} does not fit; expected {expected}"
+    return f"{name}={given[1]!r} does not fit; expected {expected}{meant_value(name, given[1])}"
 
 
 def debugging(arguments: list[str]) -> bool:

@@ -8,6 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from milkweed.cli.arguments import CommandParser
+from milkweed.cli.describe import recipe_options
+from milkweed.cli.errors import UsageError
+from milkweed.cli.hints import is_run
 from milkweed.cli.options import split_overrides
 from milkweed.cli.recipe import find_recipe
 from milkweed.cli.train import TRUST
@@ -44,9 +47,12 @@ def run(arguments: list[str]) -> int:
 
     Raises:
         FileNotFoundError: If the run has no model yet.
+        UsageError: If there is no such run.
     """
     own, overrides = split_overrides(arguments)
-    options = make_parser().parse(own)
+    options = make_parser().parse(own, recipe_options)
+    if not is_run(options.run) and is_run(Path("runs") / options.run):
+        raise UsageError(f"{options.run} is no run; did you mean {Path('runs') / options.run}?")
 
     from lightning.pytorch import Trainer
 
@@ -67,7 +73,7 @@ def run(arguments: list[str]) -> int:
     # What only a training needs is not built: callbacks and loggers may write files.
     resolved["trainer"] = {"accelerator": resolved["trainer"]["accelerator"]}
     parts = build(resolved)
-    parts.task.model = load_pretrained(folder.path)
+    parts.module.model = load_pretrained(folder.path)
     trainer = Trainer(
         accelerator=parts.trainer_options["accelerator"],
         devices=1,
@@ -77,7 +83,7 @@ def run(arguments: list[str]) -> int:
         default_root_dir=folder.path,
     )
     loader = parts.data.test_dataloader() if options.split == "test" else parts.data.val_dataloader()
-    (metrics,) = trainer.test(parts.task, dataloaders=loader, verbose=False)
+    (metrics,) = trainer.test(parts.module, dataloaders=loader, verbose=False)
     title = escape(f"{folder.name}: {options.split} split")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     table.add_column("metric")

@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from milkweed.cli.arguments import CommandParser
+from milkweed.cli.describe import recipe_options
 from milkweed.cli.options import split_overrides
 from milkweed.cli.recipe import find_recipe
 
@@ -37,7 +38,7 @@ def run(arguments: list[str]) -> int:
         The exit code.
     """
     own, overrides = split_overrides(arguments)
-    options = make_parser().parse(own)
+    options = make_parser().parse(own, recipe_options)
     recipe = find_recipe(options.recipe)
 
     import torch
@@ -48,7 +49,7 @@ def run(arguments: list[str]) -> int:
     config = resolve(recipe.values, overrides)
     with torch.device("meta"):
         parts = build(config)
-    data, model = parts.data, parts.task.model
+    data, model = parts.data, parts.module.model
     shape = (data.batch_size, data.length) if data.tokens else (data.batch_size, data.length, data.d_input)
     report = measure(model, torch.zeros(shape, dtype=torch.long if data.tokens else None, device="meta"))
     console = Console()

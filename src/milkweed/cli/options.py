@@ -5,9 +5,21 @@ import difflib
 from typing import Any
 
 from milkweed.cli.errors import UsageError
+from milkweed.cli.hints import OPTIONS
 from milkweed.cli.recipe import SECTIONS
+from milkweed.train.strict_yaml import SEXAGESIMAL
 
 Overrides = list[tuple[str, Any]]
+
+
+class TypedOverrides(list[tuple[str, Any]]):
+    """Overrides that know how they were typed: `texts` by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: dict[str, str] = {}
+
+
 FIXED = {
     "model.d_input": "the data decide it",
     "model.d_output": "the data decide it",
@@ -30,7 +42,7 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], Overrides]:
         The rest, and (name, value) pairs with values read as YAML.
     """
     rest: list[str] = []
-    overrides: Overrides = []
+    overrides = TypedOverrides()
     remaining = list(arguments)
     while remaining:
         argument = remaining.pop(0)
@@ -41,6 +53,7 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], Overrides]:
         if not equals:
             text = remaining.pop(0) if remaining and not remaining[0].startswith("--") else "true"
         overrides.append((name, read_value(text)))
+        overrides.texts[name] = text
     return rest, overrides
 
 
@@ -56,6 +69,8 @@ def read_value(text: str) -> Any:
     from jsonargparse import get_loader
     from yaml import YAMLError
 
+    if SEXAGESIMAL.fullmatch(text):
+        return text
     try:
         return get_loader("yaml")(text)
     except YAMLError:
@@ -138,6 +153,11 @@ def unknown_option(name: str, known: dict[str, Any]) -> str:
         For example `unknown option --model.d_modle; did you mean --model.d_model?`.
     """
     section, _, rest = name.partition(".")
+    meant = OPTIONS.get(rest)
+    if meant not in known:
+        meant = next((key for key in known if key.endswith(f".{rest}") and "." in name), None)
+    if meant in known:
+        return f"unknown option --{name}; did you mean --{meant}?"
     # Compared without the section, which would make everything in it look alike.
     names = [key.removeprefix(f"{section}.") for key in known if key.startswith(f"{section}.")]
     near = difflib.get_close_matches(rest, names, n=1, cutoff=0.5)

@@ -9,6 +9,7 @@ import yaml
 
 from milkweed._suggest import unknown
 from milkweed.cli.errors import UsageError
+from milkweed.cli.hints import is_run
 from milkweed.train.strict_yaml import read_yaml
 
 SECTIONS = ("data", "model", "task", "trainer")
@@ -60,6 +61,17 @@ def find_recipe(name: str) -> Recipe:
         if not Path(name).is_file():
             raise UsageError(f"recipe file {name} does not exist; `milkweed recipes` lists the shipped ones")
         return replace(read_recipe(Path(name)), typed=name)
+    if is_run(name):
+        raise UsageError(
+            f"{name} is the folder of a run, not a recipe; name {Path(name) / 'config.yaml'} for what it was trained "
+            f"with, go on with it by `milkweed train RECIPE --name {Path(name).name} --resume auto`, or test it by "
+            f"`milkweed evaluate {name}`"
+        )
+    if len(Path(name).parts) > 1:
+        raise UsageError(
+            f"{name} is neither a recipe file (.yaml) nor the folder of a run; "
+            "`milkweed recipes` lists the shipped recipes"
+        )
     raise UsageError(f"{unknown('recipe', name, shipped)}. A path to a YAML file will do too")
 
 

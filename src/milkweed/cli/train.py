@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from milkweed.cli.arguments import CommandParser
+from milkweed.cli.describe import recipe_options
 from milkweed.cli.options import Overrides, split_overrides
 from milkweed.cli.recipe import Recipe, find_recipe
 
@@ -63,7 +64,7 @@ def run(arguments: list[str]) -> int:
     if {"--help", "-h"} & set(own):
         print_help([argument for argument in own if not argument.startswith("-")])
         return 0
-    options = make_parser().parse(own)
+    options = make_parser().parse(own, recipe_options)
     console = Console()
     outcome = train(find_recipe(options.recipe), options, overrides, console)
     if outcome:
@@ -130,9 +131,9 @@ def carry_out(plan: "Plan", console: Console) -> Any:
     parts = build(config)
     parts.data.setup()
     if plan.checkpoint:
-        check_fits(parts.task, plan.checkpoint)
+        check_fits(parts.module, plan.checkpoint)
     with prepared_folder(plan) as folder:
-        session = Session(parts.data, parts.task, parts.trainer_options, parts.seed, folder, console)
+        session = Session(parts.data, parts.module, parts.trainer_options, parts.seed, folder, console)
         trainer = session.make_trainer()
         parts.data.check_processes(trainer.world_size)
         if trainer.is_global_zero:

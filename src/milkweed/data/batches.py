@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from milkweed.train.seeding import derived_seed
+from milkweed._seeding import derived_seed
 
 
 class ArrayDataset(Dataset):

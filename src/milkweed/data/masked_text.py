@@ -7,19 +7,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from milkweed._batches import IGNORED
+from milkweed._seeding import derived_seed
 from milkweed.data.base import SPLITS
 from milkweed.data.corpora import Shares, open_corpora, three_parts
 from milkweed.data.token_files import check_known, encoder, token_files, tokenizer_key, trained_tokenizer
 from milkweed.data.tokenized import TokenizedData
 from milkweed.data.tokenizers import load_tokenizer
-from milkweed.train.seeding import derived_seed
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from transformers import PreTrainedTokenizerBase
-
-IGNORED = -100
-"""Target of the tokens that are not to be told."""
 
 
 class MaskedText(TokenizedData):

@@ -9,18 +9,15 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from milkweed._batches import NO_PASSAGE, NO_QUERY
+from milkweed._seeding import derived_seed
 from milkweed.data.base import SPLITS
 from milkweed.data.retrieval_sets import RetrievalSet, read_sets
 from milkweed.data.tokenized import TokenizedData
-from milkweed.train.seeding import derived_seed
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-NO_QUERY = -1
-"""Number of the query in rows that only add a passage to those that are searched."""
-NO_PASSAGE = -1
-"""Number of the passage in rows that only ask, and what fills up the passages that answer a query."""
 _SPLIT_NAMES = {"val": "validation"}
 
 

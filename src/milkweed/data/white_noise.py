@@ -5,9 +5,9 @@ from abc import abstractmethod
 import numpy as np
 import torch
 
+from milkweed._seeding import derived_seed
 from milkweed.data.base import SPLITS, SequenceData
 from milkweed.data.batches import ArrayDataset
-from milkweed.train.seeding import derived_seed
 
 
 class WhiteNoise(SequenceData):

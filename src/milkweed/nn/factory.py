@@ -142,6 +142,7 @@ def maker(cls: type[nn.Module]) -> Callable[..., nn.Module]:
     own, mixing = (list(inspect.signature(each).parameters.values()) for each in (cls, SequenceLayer))
     taken = {parameter.name for parameter in own} | {"filter"}
     merged = [*own, *(parameter for parameter in mixing if parameter.name not in taken)]
+    build.__wrapped__ = cls  # type: ignore[attr-defined]
     build.__signature__ = inspect.Signature(sorted(merged, key=lambda each: each.kind))  # type: ignore[attr-defined]
     return build
 

@@ -1,6 +1,6 @@
 """Matrices as objects and their algorithms."""
 
-from milkweed.structures.base import StructuredMatrix
+from milkweed.structures.base import Product, StructuredMatrix, Sum
 from milkweed.structures.block_diagonal import BlockDiagonal
 from milkweed.structures.causal import BivariateBasis, CausalBasis, ChebyshevBasis, KroneckerBasis, causal_product
 from milkweed.structures.chain import Chain
@@ -11,7 +11,6 @@ from milkweed.structures.flat_butterfly import FlatBlockButterfly
 from milkweed.structures.low_rank import LowRank
 from milkweed.structures.monarch import Monarch, monarch_shapes
 from milkweed.structures.permutation import Permutation
-from milkweed.structures.product import Product, Sum
 from milkweed.structures.project import (
     Projection,
     project_block_diagonal,

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from milkweed.structures.base import check_numbers
+from milkweed.structures.base import Product, check_numbers
 from milkweed.structures.monarch import Monarch
-from milkweed.structures.product import Product
 
 # Random combinations whose eigenvectors are tried; each is judged by how well it diagonalises the others.
 _DRAWS = 6

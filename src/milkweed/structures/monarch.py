@@ -9,10 +9,9 @@ from torch import Tensor
 
 from milkweed import ops
 from milkweed._registry import register
-from milkweed.structures.base import StructuredMatrix, check_crop, check_numbers
+from milkweed.structures.base import Product, StructuredMatrix, check_crop, check_numbers
 from milkweed.structures.block_diagonal import BlockDiagonal
 from milkweed.structures.permutation import Permutation
-from milkweed.structures.product import Product
 
 
 @register("structure")

@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from milkweed.structures._spectral import EIGENVALUE_FLOOR, best_low_rank, roots
-from milkweed.structures.base import StructuredMatrix, check_numbers
+from milkweed.structures.base import StructuredMatrix, Sum, check_numbers
 from milkweed.structures.block_diagonal import BlockDiagonal
 from milkweed.structures.chain import Chain
 from milkweed.structures.diagonal import Diagonal
 from milkweed.structures.flat_butterfly import FlatBlockButterfly, butterfly_neighbours
 from milkweed.structures.low_rank import LowRank
-from milkweed.structures.product import Sum
 from milkweed.structures.toeplitz import Circulant, Toeplitz
 
 M = TypeVar("M", bound=StructuredMatrix)

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from milkweed._suggest import unknown
-from milkweed.structures.base import StructuredMatrix, check_numbers
+from milkweed.structures.base import Product, StructuredMatrix, check_numbers
 from milkweed.structures.monarch import Monarch
 from milkweed.structures.permutation import Permutation
-from milkweed.structures.product import Product
 
 _Matrix = TypeVar("_Matrix", bound=StructuredMatrix)
 

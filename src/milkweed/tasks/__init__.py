@@ -1,4 +1,4 @@
-"""What is learned: losses and metrics as LightningModules."""
+"""What is learned: losses and metrics."""
 
 from milkweed.tasks.classification import Classification
 from milkweed.tasks.glue import Glue

@@ -12,11 +12,7 @@ class Pearson(PearsonCorrCoef):
     """
 
     def compute(self) -> torch.Tensor:
-        """The correlation.
-
-        Returns:
-            A scalar in [-1, 1].
-        """
+        """The correlation."""
         # Of each process, if several have been gathered: counts, means, and sums of squares and products around them.
         n, mean_x, mean_y = (state.reshape(-1).cpu().double() for state in (self.n_total, self.mean_x, self.mean_y))
         var_x, var_y, cov = (state.reshape(-1).cpu().double() for state in (self.var_x, self.var_y, self.corr_xy))
@@ -43,11 +39,7 @@ class Matthews(MulticlassMatthewsCorrCoef):
     """
 
     def compute(self) -> torch.Tensor:
-        """The correlation.
-
-        Returns:
-            A scalar in [-1, 1].
-        """
+        """The correlation."""
         table = self.confmat.cpu().double()
         targets, predictions, count = table.sum(1), table.sum(0), table.sum()
         spread = (count**2 - predictions.square().sum()) * (count**2 - targets.square().sum())

@@ -1,7 +1,7 @@
 """Fine-tuning on sentences and pairs of sentences: classes or a number, with the metrics of GLUE."""
 
 import warnings
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from torchmetrics import Metric, SpearmanCorrCoef
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy
 
+from milkweed._batches import Batch
 from milkweed._suggest import unknown
-from milkweed.tasks.base import STAGES, Batch
+from milkweed.tasks.base import STAGES
 from milkweed.tasks.correlations import Matthews, Pearson
 from milkweed.tasks.tokens import TokenTask
 
@@ -23,15 +24,8 @@ class Glue(TokenTask):
     Correlations with a constant are 0, and so is F1 where there is none of the second class.
 
     Args:
-        model: `model(tokens (B, L), lengths (B,), token_types (B, L)) -> (B, num_classes)`.
         num_classes: Number of classes; 1 for a number.
         judged_by: The metric that decides which epoch was best; accuracy or Pearson's correlation if None.
-        lr: Learning rate after the warm-up.
-        weight_decay: AdamW's decay, for the parameters that are decayed at all.
-        ssm_lr: Learning rate of the state space parameters; the layer's own choice if None.
-        warmup_steps: Optimiser steps of linear warm-up.
-        schedule: What follows the warm-up: `linear` down to 2% at the end of the training, `cosine` down to zero, or
-            `constant`.
         pretrained: Where the encoder starts, and the head if it is of the same kind: a run, a folder or file written by
             `save_pretrained`, or one as M2-BERT's authors publish it. None to start afresh.
 
@@ -40,20 +34,15 @@ class Glue(TokenTask):
     """
 
     larger_is_better = True
+    optimisation: ClassVar = {"lr": 5e-5, "schedule": "linear"}
 
     def __init__(
         self,
-        model: nn.Module,
         num_classes: int,
         judged_by: str | None = None,
-        lr: float = 5e-5,
-        weight_decay: float = 0.01,
-        ssm_lr: float | None = None,
-        warmup_steps: int = 0,
-        schedule: Literal["linear", "cosine", "constant"] = "linear",
         pretrained: str | None = None,
     ) -> None:
-        super().__init__(model, lr, weight_decay, ssm_lr, warmup_steps, schedule, pretrained)
+        super().__init__(pretrained)
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes} must be at least 1")
         self.num_classes = num_classes
@@ -62,8 +51,6 @@ class Glue(TokenTask):
         if judged_by not in {None, *names}:
             raise ValueError(unknown("judged_by", judged_by, names))
         self.metric = judged_by or names[0]
-        for name in names:
-            self.scores[f"train_{name}"].persistent(True)
 
     def _metrics(self) -> dict[str, Metric]:
         if self.num_classes == 1:
@@ -76,31 +63,12 @@ class Glue(TokenTask):
             metrics["f1"] = BinaryF1Score()
         return metrics | {"matthews": Matthews(self.num_classes)}
 
-    def run_model(self, batch: Batch) -> torch.Tensor:
-        """Run the model.
-
-        Args:
-            batch: What the data module yields.
-
-        Returns:
-            (B, num_classes).
-        """
-        return self.model(batch["inputs"], batch["lengths"], batch["token_types"])
+    def run_model(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Run the model."""
+        return model(batch["inputs"], batch["lengths"], batch["token_types"])
 
     def loss(self, stage: str, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Cross entropy, or mean squared error.
-
-        Args:
-            stage: `train`, `val` or `test`.
-            outputs: (B, num_classes).
-            batch: What the data module yields.
-
-        Returns:
-            The scalar loss.
-
-        Raises:
-            ValueError: If the model gives something else.
-        """
+        """Cross entropy, or mean squared error."""
         targets = batch["targets"]
         if outputs.shape != (len(targets), self.num_classes):
             raise ValueError(
@@ -112,42 +80,15 @@ class Glue(TokenTask):
         return F.cross_entropy(outputs, targets)
 
     def score(self, stage: str) -> Metric:
-        """The metric that decides.
-
-        Args:
-            stage: `train`, `val` or `test`.
-
-        Returns:
-            A torchmetrics metric.
-        """
+        """The metric that decides."""
         return self.scores[f"{stage}_{self.metric}"]
 
     def further_scores(self, stage: str) -> dict[str, Metric]:
-        """The other metrics.
-
-        Args:
-            stage: `train`, `val` or `test`.
-
-        Returns:
-            torchmetrics metrics by name.
-        """
+        """The other metrics."""
         return {name: self.scores[f"{stage}_{name}"] for name in self._names() if name != self.metric}
 
-    def on_train_epoch_start(self) -> None:
-        """Start the training averages anew."""
-        super().on_train_epoch_start()
-        for metric in self.further_scores("train").values():
-            metric.reset()
-
     def measure(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
-        """Update the averages by one batch.
-
-        Args:
-            stage: `train`, `val` or `test`.
-            outputs: (B, num_classes).
-            batch: What the data module yields.
-            loss: The batch's loss.
-        """
+        """Update the averages by one batch."""
         targets = batch["targets"]
         self.losses[f"{stage}_loss"].update(loss, weight=len(targets))
         # Correlations of bfloat16 numbers would be of their roundings.

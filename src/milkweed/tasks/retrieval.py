@@ -1,7 +1,7 @@
 """Retrieval: vectors of queries and passages that point the same way where one answers the other."""
 
 import warnings
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -9,10 +9,9 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from milkweed.data.retrieval import NO_PASSAGE, NO_QUERY
+from milkweed._batches import NO_PASSAGE, NO_QUERY, Batch
 from milkweed.models import M2Bert
 from milkweed.nn.lengths import mean_of_steps
-from milkweed.tasks.base import Batch
 from milkweed.tasks.search import ndcg, search_ndcg
 from milkweed.tasks.tokens import TokenTask
 
@@ -25,16 +24,9 @@ class Retrieval(TokenTask):
     is compared with the passages of its batch only.
 
     Args:
-        model: `model(tokens (B, L), lengths (B,))` gives vectors (B, D), or (B, L, D), which are pooled.
         pooling: Of vectors per token, the `first` or the `mean` of the valid ones.
         in_batch: Whether a query is trained against the passages of the whole batch, or against its own only. In
             validation and test, which have no negatives of their own, the loss is always over the whole batch.
-        lr: Learning rate after the warm-up.
-        weight_decay: AdamW's decay, for the parameters that are decayed at all.
-        ssm_lr: Learning rate of the state space parameters; the layer's own choice if None.
-        warmup_steps: Optimiser steps of linear warm-up.
-        schedule: What follows the warm-up: `linear` down to 2% at the end of the training, `cosine` down to zero, or
-            `constant`.
         pretrained: Where the encoder starts: a run, a folder or file written by `save_pretrained`, or one as M2-BERT's
             authors publish it. None to start afresh.
 
@@ -48,47 +40,37 @@ class Retrieval(TokenTask):
 
     metric = "ndcg"
     larger_is_better = True
+    optimisation: ClassVar = {"lr": 5e-6, "weight_decay": 0.0, "schedule": "linear"}
 
     def __init__(
         self,
-        model: nn.Module,
         pooling: Literal["first", "mean"] = "first",
         in_batch: bool = True,
-        lr: float = 5e-6,
-        weight_decay: float = 0.0,
-        ssm_lr: float | None = None,
-        warmup_steps: int = 0,
-        schedule: Literal["linear", "cosine", "constant"] = "linear",
         pretrained: str | None = None,
     ) -> None:
-        super().__init__(model, lr, weight_decay, ssm_lr, warmup_steps, schedule, pretrained)
+        super().__init__(pretrained)
+        self.pooling, self.in_batch = pooling, in_batch
+        self.scores = nn.ModuleDict({"train_ndcg": MeanMetric(), "val_ndcg": SearchNdcg(), "test_ndcg": SearchNdcg()})
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model with a head."""
         if isinstance(model, M2Bert) and model.head is not None:
             kind = "a number for every word" if model.options["head"] == "masked_lm" else "numbers of classes"
             raise ValueError(
                 f"retrieval compares vectors of texts, and a model with head={model.options['head']!r} gives {kind}; "
                 "use --model.head none"
             )
-        self.pooling, self.in_batch = pooling, in_batch
-        self.scores = nn.ModuleDict({"train_ndcg": MeanMetric(), "val_ndcg": SearchNdcg(), "test_ndcg": SearchNdcg()})
-        self.scores["train_ndcg"].persistent(True)
 
-    def run_model(self, batch: Batch) -> torch.Tensor:
-        """Make vectors of the queries and of their passages.
-
-        Args:
-            batch: What the data module yields.
-
-        Returns:
-            (B, 2 + N, D) of length 1, in float32: of the query, of the passage that answers it, and of N others.
-        """
+    def run_model(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Make vectors of the queries and of their passages."""
         passages = batch["passages"]
-        queries = self._vectors(batch["inputs"], batch["lengths"])
-        found = self._vectors(passages.flatten(0, 1), batch["passage_lengths"].flatten())
+        queries = self._vectors(model, batch["inputs"], batch["lengths"])
+        found = self._vectors(model, passages.flatten(0, 1), batch["passage_lengths"].flatten())
         vectors = torch.cat([queries[:, None], found.unflatten(0, passages.shape[:2])], 1)
         return F.normalize(vectors.float(), dim=-1)
 
-    def _vectors(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        outputs = self(tokens, lengths)
+    def _vectors(self, model: nn.Module, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        outputs = model(tokens, lengths)
         if outputs.ndim == 2:
             return outputs
         if outputs.ndim != 3 or outputs.shape[:2] != tokens.shape:
@@ -101,19 +83,7 @@ class Retrieval(TokenTask):
         return mean_of_steps(outputs, lengths)
 
     def loss(self, stage: str, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Mean squared error of the cosines.
-
-        Args:
-            stage: `train`, `val` or `test`.
-            outputs: Vectors, (B, 2 + N, D).
-            batch: What the data module yields.
-
-        Returns:
-            The scalar loss; 0 for a batch in which nothing is asked, or nothing can be found.
-
-        Raises:
-            ValueError: There is nothing wrong to compare with.
-        """
+        """Mean squared error of the cosines."""
         queries, passages = outputs[:, 0], outputs[:, 1:]
         if stage == "train" and not self.in_batch:
             if passages.shape[1] == 1:
@@ -129,25 +99,11 @@ class Retrieval(TokenTask):
         return errors.masked_fill(~counted, 0).sum() / counted.sum().clamp(min=1)
 
     def score(self, stage: str) -> Metric:
-        """The nDCG@10 of one stage.
-
-        Args:
-            stage: `train`, `val` or `test`.
-
-        Returns:
-            A torchmetrics metric.
-        """
+        """The nDCG@10 of one stage."""
         return self.scores[f"{stage}_ndcg"]
 
     def measure(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
-        """Update the averages by one batch.
-
-        Args:
-            stage: `train`, `val` or `test`.
-            outputs: Vectors, (B, 2 + N, D).
-            batch: What the data module yields.
-            loss: The batch's loss.
-        """
+        """Update the averages by one batch."""
         self.losses[f"{stage}_loss"].update(loss, weight=_compared(batch).sum())
         queries, passages = outputs[:, 0], outputs[:, 1:]
         if stage == "train":
@@ -157,21 +113,15 @@ class Retrieval(TokenTask):
         else:
             self.score(stage).update(queries, passages[:, 0], batch)
 
-    def on_validation_epoch_end(self) -> None:
-        """Show what each data set of several got."""
-        self._log_sets("val", self.trainer.val_dataloaders)
-
-    def on_test_epoch_end(self) -> None:
-        """Show what each data set of several got."""
-        self._log_sets("test", self.trainer.test_dataloaders)
-
-    def _log_sets(self, stage: str, loader: Any) -> None:
+    def figures(self, stage: str, loader: Any) -> dict[str, torch.Tensor]:
+        """What each data set of several got."""
         names = getattr(getattr(loader, "dataset", None), "names", [])
-        if len(names) > 1:
-            metric = self.score(stage)
-            metric.compute()
-            of_sets = {f"{stage}_ndcg_{names[number]}": value for number, value in metric.by_set.items()}
-            self.log_dict({name: value for name, value in of_sets.items() if not value.isnan()})
+        if len(names) < 2:
+            return {}
+        metric = self.score(stage)
+        metric.compute()
+        of_sets = {f"{stage}_ndcg_{names[number]}": value for number, value in metric.by_set.items()}
+        return {name: value for name, value in of_sets.items() if not value.isnan()}
 
 
 class SearchNdcg(Metric):
@@ -190,13 +140,7 @@ class SearchNdcg(Metric):
         self.by_set: dict[int, torch.Tensor] = {}
 
     def update(self, queries: torch.Tensor, passages: torch.Tensor, batch: Batch) -> None:
-        """Take a batch of rows.
-
-        Args:
-            queries: Vectors, (B, D).
-            passages: Vectors, (B, D).
-            batch: Of `SearchedPairs`: numbers of queries, passages and sets, and which passages answer how well.
-        """
+        """Take a batch of rows."""
         asked, there = batch["query_ids"] != NO_QUERY, batch["passage_ids"][:, 0] != NO_PASSAGE
         self.queries.append(queries[asked])
         self.query_ids.append(batch["query_ids"][asked])
@@ -211,11 +155,7 @@ class SearchNdcg(Metric):
         self.gains.append(batch["gains"][judged])
 
     def compute(self) -> torch.Tensor:
-        """Search.
-
-        Returns:
-            A scalar: the mean over data sets of the means over queries; 0 if no query of any has an answer.
-        """
+        """Search."""
         query_sets, passage_sets = dim_zero_cat(self.query_sets), dim_zero_cat(self.passage_sets)
         # Outside of autocast, which would round scores until many are equal.
         with torch.autocast(query_sets.device.type, enabled=False):

@@ -1,7 +1,7 @@
 """What all tasks of an encoder of tokens share: how it is trained, and where it starts."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from milkweed.convert import load_pretrained
 from milkweed.convert.checkpoints.m2 import WEIGHT_FILES, extend_positions, load_m2_bert, read_m2_checkpoint
 from milkweed.convert.files import SUFFIX, written_by_milkweed
 from milkweed.models import M2Bert
-from milkweed.tasks.base import SequenceTask
+from milkweed.tasks.base import Task
 
 # Of an encoder, what its tensors and their meaning depend on, and the option that sets it.
 ARCHITECTURE = {
@@ -28,62 +28,28 @@ ARCHITECTURE = {
 }
 
 
-class TokenTask(SequenceTask):
-    """Train a model of tokens (B, L) by AdamW with BERT's betas, from the start or from a pretrained encoder.
+class TokenTask(Task):
+    """What is asked of a model of tokens (B, L), from the start or from a pretrained encoder; with BERT's betas.
 
     Args:
-        model: The model.
-        lr: Learning rate after the warm-up.
-        weight_decay: AdamW's decay, for the parameters that are decayed at all.
-        ssm_lr: Learning rate of the state space parameters; the layer's own choice if None.
-        warmup_steps: Optimiser steps of linear warm-up.
-        schedule: What follows the warm-up: `linear` down to 2% at the end of the training, `cosine` down to zero, or
-            `constant`.
         pretrained: Where the encoder starts, and the head if it is of the same kind: a run, a folder or file written by
             `save_pretrained`, or one as M2-BERT's authors publish it; one for shorter texts is extended. None to start
             afresh.
-
-    Raises:
-        ValueError: If a value is out of its range.
     """
 
     betas = (0.9, 0.98)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        lr: float,
-        weight_decay: float,
-        ssm_lr: float | None,
-        warmup_steps: int,
-        schedule: Literal["cosine", "linear", "constant"],
-        pretrained: str | None,
-    ) -> None:
-        super().__init__(model, lr, weight_decay, ssm_lr, warmup_steps, schedule)
-        self.pretrained, self._resumed = pretrained, False
+    def __init__(self, pretrained: str | None) -> None:
+        super().__init__()
+        self.pretrained = pretrained
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note that the weights are those of a checkpoint.
-
-        Args:
-            checkpoint: What `on_save_checkpoint` has seen.
-        """
-        super().on_load_checkpoint(checkpoint)
-        self._resumed = True
-
-    def on_fit_start(self) -> None:
-        """Take over the pretrained weights, unless those of a checkpoint have just been loaded."""
-        if self.pretrained is not None and not self._resumed:
-            start_from(self.model, self.pretrained)
+    def prepare(self, model: nn.Module) -> None:
+        """Take over the pretrained weights."""
+        if self.pretrained is not None:
+            start_from(model, self.pretrained)
 
     def check_inputs(self, stage: str, batch_idx: int, inputs: torch.Tensor) -> None:
-        """Refuse what are no tokens.
-
-        Args:
-            stage: `train`, `val` or `test`.
-            batch_idx: Number of the batch.
-            inputs: The batch.
-        """
+        """Refuse what are no tokens."""
         check_token_batch(stage, batch_idx, inputs)
 
 

@@ -1,1 +1,23 @@
-"""Training: schedules, callbacks, checkpoints and the run folder."""
+"""Training: one LightningModule, its optimisation, callbacks, checkpoints and the run folder."""
+
+from typing import TYPE_CHECKING
+
+from milkweed._lazy import lazy
+
+if TYPE_CHECKING:
+    from milkweed.train.densify import Densify, DensifyOptions
+    from milkweed.train.distill import distill_
+    from milkweed.train.module import SequenceModule
+    from milkweed.train.optimisation import Optimisation
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "densify": ("Densify", "DensifyOptions"),
+            "distill": ("distill_",),
+            "module": ("SequenceModule",),
+            "optimisation": ("Optimisation",),
+        },
+    )
+
+__all__ = ["Densify", "DensifyOptions", "Optimisation", "SequenceModule", "distill_"]

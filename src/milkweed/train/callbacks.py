@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from milkweed._files import atomic_write
-from milkweed.train.seeding import derived_seed, seed_generators
+from milkweed._seeding import derived_seed, seed_generators
 
 
 class SeedSteps(Callback):

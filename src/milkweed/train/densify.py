@@ -9,8 +9,8 @@ from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
 from milkweed.convert.record import structured_layers
-from milkweed.tasks.base import SequenceTask
-from milkweed.tasks.densified import Densified
+from milkweed.train.densified import Densified
+from milkweed.train.module import OptimisedModule
 from milkweed.train.moments import dense_states
 
 
@@ -110,8 +110,8 @@ class Densify(Callback):
         """
         if stage != "fit":
             return
-        if not isinstance(pl_module, SequenceTask):
-            raise TypeError(f"densify needs a milkweed.tasks.SequenceTask; got {type(pl_module).__name__}")
+        if not isinstance(pl_module, OptimisedModule):
+            raise TypeError(f"densify needs a module of milkweed.train; got {type(pl_module).__name__}")
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise TypeError(
                 f"densify cannot change parameters under {type(trainer.strategy).__name__}; use --trainer.strategy ddp "
@@ -130,7 +130,7 @@ class Densify(Callback):
             trainer: The trainer.
             pl_module: The task.
         """
-        assert isinstance(pl_module, SequenceTask)
+        assert isinstance(pl_module, OptimisedModule)
         if not pl_module.densified:
             self._step = self.options.step(trainer.estimated_stepping_batches)
 
@@ -143,14 +143,14 @@ class Densify(Callback):
             batch: Not used.
             batch_idx: Not used.
         """
-        assert isinstance(pl_module, SequenceTask)
+        assert isinstance(pl_module, OptimisedModule)
         if not pl_module.densified and trainer.global_step >= self._step:
             self._make_dense(trainer, pl_module)
             if self.console is not None and trainer.is_global_zero:
                 text = describe(pl_module.densified, trainer.estimated_stepping_batches)
                 self.console.print(text, highlight=False, soft_wrap=True)
 
-    def _make_dense(self, trainer: Trainer, task: SequenceTask) -> None:
+    def _make_dense(self, trainer: Trainer, task: OptimisedModule) -> None:
         before, schedule = task.optimizers(use_pl_optimizer=False), task.lr_schedulers().state_dict()
         carry = self.options.state == "carry"
         structured = structured_layers(task.model)

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from milkweed.tasks.distillation import Distillation
+from milkweed.tasks.distillation import distance
+from milkweed.train.module import OptimisedModule
 from milkweed.train.noise import quietly
+from milkweed.train.optimisation import Optimisation
 
 
 def distill_(
@@ -76,6 +78,42 @@ def distill_(
         for module, training in modes:
             module.training = training
     return losses.values
+
+
+class Distillation(OptimisedModule):
+    """Train a student to give a teacher's outputs, on inputs without labels.
+
+    Both models run in evaluation mode: dropout would only blur what is to be matched.
+
+    Args:
+        student: The converted model.
+        teacher: The dense one; not trained, and not part of what is saved.
+        lr: Learning rate of AdamW after the warm-up.
+        warmup_steps: Optimiser steps of linear warm-up; then a cosine falls to zero.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, lr: float = 1e-3, warmup_steps: int = 20) -> None:
+        super().__init__(student, Optimisation(lr, weight_decay=0.0, warmup_steps=warmup_steps))
+        if student is teacher:
+            raise ValueError("student and teacher are one model; copy the dense one before converting it")
+        self._teacher = [teacher]  # in a list: no submodule, so never saved or trained
+
+    def on_train_start(self) -> None:
+        """Take dropout out and bring the teacher to the student."""
+        super().on_train_start()
+        self.model.eval()
+        self._teacher[0].to(self.device)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        """Compare the two models on one batch."""
+        loss = distance(self.model, self._teacher[0], batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"batch {batch_idx}: the distillation loss is {loss.item()}; lower lr (now {self.optimisation.lr}), or "
+                "look for NaN in the batches"
+            )
+        self.log("distillation_loss", loss, prog_bar=True)
+        return loss
 
 
 def warmup_of(steps: int) -> int:

@@ -35,7 +35,7 @@ class Session:
 
     Attributes:
         data: The data module.
-        task: The LightningModule; its `model` is what the run is about, its `metric` what it is judged by.
+        module: The LightningModule; its `model` is what the run is about, its `metric` what it is judged by.
         trainer_options: Keyword arguments of Lightning's Trainer, `checkpoint_every_n_steps` and `densify`.
         seed: The run's seed.
         folder: Where everything is written.
@@ -45,7 +45,7 @@ class Session:
     """
 
     data: SequenceData
-    task: LightningModule
+    module: LightningModule
     trainer_options: dict[str, Any]
     seed: int
     folder: RunFolder
@@ -64,9 +64,9 @@ class Session:
         self.table = MetricsTable(self.folder.metrics)
         self.judge = KeepCheckpoints(
             self.folder.checkpoints,
-            f"val_{self.task.metric}",
+            f"val_{self.module.metric}",
             every_n_steps,
-            larger_is_better=self.task.larger_is_better,
+            larger_is_better=self.module.larger_is_better,
         )
         given = options.pop("callbacks", None) or []
         further = given if isinstance(given, list | tuple) else [given]
@@ -95,7 +95,7 @@ class Session:
             checkpoint: Where to continue.
         """
         with interruptible(), shared_with_children(self.folder, checkpoint):
-            trainer.fit(self.task, datamodule=self.data, ckpt_path=checkpoint)
+            trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint)
 
     def finish(self, trainer: Trainer) -> dict[str, Any]:
         """Test the best weights and write model, figures and results; `results.json` comes last.
@@ -111,24 +111,26 @@ class Session:
         """
         trainer.strategy.barrier("best checkpoint")  # the first process may still be writing it
         best = self._best_checkpoint(trainer)
-        densified = getattr(self.task, "densified", None)  # of the last step; the best may be from before
-        best_epoch = load_weights(self.task, best)
+        densified = getattr(self.module, "densified", None)  # of the last step; the best may be from before
+        best_epoch = load_weights(self.module, best)
         with interruptible():
-            trainer.test(self.task, datamodule=self.data, verbose=False)
+            trainer.test(self.module, datamodule=self.data, verbose=False)
         # Those of the checkpoints: the file on the disk may have been damaged since.
         rows = self.table.rows
         results = self._results(trainer, rows, best_epoch)
         if densified is not None:
-            dense = self.task.densified is not None
+            dense = self.module.densified is not None
             results["densified"] = densified.as_dict() | {"saved_model_is_dense": dense}
             if not dense:
                 text = f"Best epoch {best_epoch + 1} is from before layers became dense, and so is the saved model."
                 self._warn(trainer, text)
         # Collects the counts of all processes, so every process has to call it.
-        counts = getattr(self.task, "confusion", None)
+        counts = getattr(getattr(self.module, "task", self.module), "confusion", None)
         confusion = None if counts is None else counts.compute().cpu().numpy()
-        if trainer.is_global_zero or is_sharded(self.task.model):  # what is spread over processes they gather together
-            save_pretrained(self.task.model, self.folder.path)
+        if trainer.is_global_zero or is_sharded(
+            self.module.model
+        ):  # what is spread over processes they gather together
+            save_pretrained(self.module.model, self.folder.path)
         if trainer.is_global_zero:
             self._renew_metrics(trainer, rows)
             self._draw(rows, confusion, best_epoch)
@@ -172,9 +174,9 @@ class Session:
                 if name.startswith("test_")
             },
             "best": {"epoch": best_epoch} | {name: value for name, value in best.items() if name.startswith("val_")},
-            "metric": self.task.metric,
-            "model": type(unwrapped(self.task.model)).__name__,
-            "parameters": sum(p.numel() for p in self.task.model.parameters() if p.requires_grad),
+            "metric": self.module.metric,
+            "model": type(unwrapped(self.module.model)).__name__,
+            "parameters": sum(p.numel() for p in self.module.model.parameters() if p.requires_grad),
             "seed": self.seed,
             "processes": trainer.world_size,
             "epochs": len(rows),
@@ -186,7 +188,7 @@ class Session:
     def _draw(self, rows: list[dict[str, float]], confusion: np.ndarray | None, best_epoch: int) -> None:
         title = self.folder.name
         try:
-            save_learning_curves(rows, self.folder.learning_curves, title, best_epoch, self.task.metric)
+            save_learning_curves(rows, self.folder.learning_curves, title, best_epoch, self.module.metric)
             if confusion is not None:
                 names, path = self.data.class_names, self.folder.confusion_matrix
                 save_confusion_matrix(confusion, names, path, f"{title}: test split")

@@ -1,11 +1,16 @@
 """YAML as data: no tags that build objects, no key twice, and no more values than a person would write."""
 
+import re
 from typing import Any
 
 import yaml
 
 LARGEST_FILE = 2**22
 _MOST_VALUES = 100_000
+
+
+SEXAGESIMAL = re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?")
+"""To YAML 1.1 a number to the base 60; here a time, such as `1:30:00`, is a text."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -21,6 +26,16 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is there twice", key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        if SEXAGESIMAL.fullmatch(node.value):
+            return node.value
+        kind = node.tag.rpartition(":")[2]
+        return self.construct_yaml_int(node) if kind == "int" else self.construct_yaml_float(node)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 
 
 def read_yaml(text: str) -> Any:
