@@ -125,7 +125,7 @@ def test_no_initial_system_is_computed_without_numbers(init):
                     layer = mw.nn.S4(8, 1000, init=init)
         assert largest.numel <= 16
         real = mw.nn.S4(8, 10, init=init)
-        assert layer.rank == real.rank
+        assert layer.filter.rank == real.filter.rank
         assert {k: v.dim() for k, v in layer.state_dict().items()} == {k: v.dim() for k, v in real.state_dict().items()}
 
 
@@ -134,7 +134,7 @@ def test_meta_models_can_still_be_given_their_start():
     layer.reset_parameters()
     expected = mw.nn.S4(8, 16, init="hippo")
     for name in ("A_real", "A_imag", "B", "P"):
-        assert torch.equal(getattr(layer, name), getattr(expected, name))
+        assert torch.equal(getattr(layer.filter, name), getattr(expected.filter, name))
 
 
 ENTRY = {"names": ["0"], "in_features": 16, "out_features": [24]}
@@ -402,7 +402,7 @@ def test_a_published_layer_starts_from_its_file_alone(tmp_path):
             return costly(name, d_state, *rest, **options)
         ssm.nplr = refuse
         layer = load_s4(state)
-        assert torch.equal(layer.A_imag, -state["layer.kernel.A_imag"])
+        assert torch.equal(layer.filter.A_imag, -state["layer.kernel.A_imag"])
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

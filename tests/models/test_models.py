@@ -247,7 +247,7 @@ class TestBadFiles:
             path.write_bytes(b"half")
             raise OSError("disk full")
 
-        monkeypatch.setattr(pretrained, "save_file", broken)
+        monkeypatch.setattr(pretrained, "write_tensors", broken)
         with pytest.raises(OSError, match="disk full"):
             mw.save_pretrained(MlpMixer(1, 2, 8), tmp_path)
         assert file.read_bytes() == before

@@ -21,6 +21,13 @@ class KeepsFloat32(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         return super()._apply(lambda tensor: _no_narrower(fn(tensor), tensor), recurse)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # With ``assign=True`` the tensors of a file in half precision would become the parameters.
+        for name, tensor in state_dict.items():
+            if name.startswith(prefix) and isinstance(tensor, Tensor) and tensor.dtype in _NARROW:
+                state_dict[name] = tensor.float()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 def at_least_float32(dtype: torch.dtype | None) -> torch.dtype:
     """The dtype of parameters that stay in float32.
@@ -32,6 +39,9 @@ def at_least_float32(dtype: torch.dtype | None) -> torch.dtype:
         It, or float32 if it is narrower.
     """
     return torch.promote_types(torch.get_default_dtype() if dtype is None else dtype, torch.float32)
+
+
+_NARROW = {torch.bfloat16, torch.float16}
 
 
 def _no_narrower(cast: Tensor, tensor: Tensor) -> Tensor:
