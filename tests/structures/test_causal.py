@@ -8,6 +8,7 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.autograd.functional import jacobian
 
+from milkweed.ops import use_backend
 from milkweed.structures.causal import (
     BivariateBasis,
     ChebyshevBasis,
@@ -16,7 +17,6 @@ from milkweed.structures.causal import (
     causal_product,
     triangular,
 )
-from milkweed.ops import use_backend
 
 KINDS = {"kronecker": KroneckerBasis, "bivariate": BivariateBasis, "chebyshev": ChebyshevBasis}
 kinds = pytest.mark.parametrize("kind", KINDS)

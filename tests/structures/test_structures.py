@@ -214,6 +214,18 @@ def test_gradients(build, dtype):
     contract.check_gradients(build(dtype)[0])
 
 
+@every
+@both
+@pytest.mark.parametrize("batch", [(0,), (0, 3)])
+def test_gradients_of_nothing(build, dtype, batch):
+    matrix = build(dtype)[0]
+    x = torch.zeros(*batch[:-1], matrix.shape[1], batch[-1], dtype=dtype, requires_grad=True)
+    y = matrix @ x
+    assert y.shape == (*batch[:-1], matrix.shape[0], batch[-1])
+    (grad,) = torch.autograd.grad(y.abs().sum(), x)
+    assert grad.shape == x.shape
+
+
 @pytest.mark.parametrize("name", INVERTIBLE)
 @both
 def test_systems_of_equations(name, dtype):
