@@ -146,8 +146,8 @@ def load_pretrained(
     conversion = read_json(file, metadata, "conversion", [ENTRY])
     aliases = read_json(file, metadata, "aliases", {str: str})
     version = metadata.get("milkweed", __version__)
-    header, conversion, aliases = _by_names_of_today(skeleton, version, header, conversion, aliases)
     try:
+        header, conversion, aliases = _by_names_of_today(skeleton, version, header, conversion, aliases)
         with limited(len(header)):
             layers = recorded_layers(skeleton, conversion)
         difference = misfit(skeleton, layers, _with_aliases(header, aliases))
