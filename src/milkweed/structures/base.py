@@ -302,6 +302,8 @@ def check_numbers(name: str, tensor: Tensor, ndim: int) -> None:
     if not isinstance(tensor, Tensor) or not _holds_numbers(tensor):
         kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a floating-point or complex tensor; got {kind}")
+    if tensor.itemsize == 1:  # torch only stores such numbers
+        raise TypeError(f"{name} must have numbers that can be multiplied; got {tensor.dtype}; use .bfloat16()")
     if tensor.layout != torch.strided:
         raise TypeError(f"{name} must be a strided tensor; got layout {tensor.layout}; use .to_dense()")
     if tensor.ndim != ndim or 0 in tensor.shape:

@@ -129,4 +129,10 @@ def _rebuild(description: Any, tensors: dict[str, Tensor]) -> Any:
     if description["class"] not in _CLASSES:
         raise ValueError(unknown("structure", description["class"], _CLASSES))
     fields = {name: _rebuild(value, tensors) for name, value in description["fields"].items()}
+    own = [part for value in fields.values() for part in (value if isinstance(value, tuple) else (value,))]
+    dtypes = {str(part.dtype) for part in own if isinstance(part, Tensor)}
+    if len(dtypes) > 1:
+        raise ValueError(
+            f"the tensors of one {description['class']} must have one dtype; got {', '.join(sorted(dtypes))}"
+        )
     return _CLASSES[description["class"]](**fields)
