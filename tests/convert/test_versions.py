@@ -101,3 +101,12 @@ def _as_0_1_0(file, model, out):
         metadata["base"] = json.dumps(base)
     save_file({old[name]: tensor for name, tensor in tensors.items()}, out, metadata)
     return out
+
+
+def test_one_weight_under_three_names_loads(tmp_path):
+    model = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(3)))
+    model[1].weight = model[2].weight = model[0].weight
+    mw.save_pretrained(model, tmp_path)
+    into = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(3)))
+    into[1].weight = into[2].weight = into[0].weight
+    assert torch.equal(mw.load_pretrained(tmp_path, into=into)[2].weight, model[0].weight)

@@ -169,8 +169,8 @@ def _by_names_of_today(
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, str]]:
     """What a file says, in the names that this version uses."""
 
-    def today(names: list[str]) -> list[str]:
-        return list(renamed(dict.fromkeys(names), skeleton, version))
+    def today(names: list[str]) -> list[str]:  # which may name one thing twice
+        return [next(iter(renamed({name: None}, skeleton, version))) for name in names]
 
     conversion = [{**entry, "names": today(entry["names"])} for entry in conversion]
     aliases = dict(zip(today(list(aliases)), today(list(aliases.values())), strict=True)) if aliases else {}
