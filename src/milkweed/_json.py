@@ -1,9 +1,13 @@
-"""JSON in which every key stands once: of two equal ones the parser would keep the last without a word."""
+"""JSON in which every key stands once, and texts are texts: what the parser would take without a word is refused."""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
+
+# One half of a character, which no text holds; in a file it can only stand as an escape.
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class DoubledKeyError(ValueError):
@@ -29,12 +33,22 @@ def read(text: str | bytes) -> Any:
 
     Raises:
         DoubledKeyError: An object has one key twice.
-        json.JSONDecodeError: It is no JSON, or nested too deeply.
+        json.JSONDecodeError: It is no JSON, nested too deeply, has a number of too many digits, or half a character.
     """
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        found = json.loads(text, object_pairs_hook=_once)
+        if _HALF.search(text if isinstance(text, str) else text.decode()):
+            json.dumps(found, ensure_ascii=False).encode()
     except RecursionError:
         raise json.JSONDecodeError("nested too deeply", "", 0) from None
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise json.JSONDecodeError(f"{half} is half a character, without its other half", "", 0) from None
+    except (DoubledKeyError, json.JSONDecodeError):
+        raise
+    except ValueError:  # Python's limit for whole numbers
+        raise json.JSONDecodeError("a number has too many digits", "", 0) from None
+    return found
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

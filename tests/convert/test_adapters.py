@@ -638,3 +638,11 @@ class TestFiles:
         file = mw.save_adapters(model, tmp_path)
         with pytest.raises(ValueError, match=rf"{file.name} holds '0.update.left', .* with NaN, infinite"):
             mw.load_adapters_(network(), tmp_path)
+
+    def test_numbers_of_eight_bits(self, tmp_path):
+        file = mw.save_adapters(adapted_network(), tmp_path)
+        with safe_open(file, "pt") as stored:
+            metadata = stored.metadata()
+        save_file({name: t.to(torch.float8_e4m3fn) for name, t in load_file(file).items()}, file, metadata)
+        with pytest.raises(ValueError, match=rf"{file.name} holds '.*', torch.float8_e4m3fn, .* of 8 bits"):
+            mw.load_adapters_(network(), tmp_path)

@@ -270,6 +270,16 @@ class TestTransformers:
         with pytest.raises(ValueError, match="holds an adapter of PEFT"):
             hub_files.read_config(tmp_path)
 
+    def test_an_adapter_beside_a_model_is_neither_added_nor_passed_over(self, tmp_path):
+        import transformers
+
+        from milkweed.convert import hub_files
+
+        self.folder(tmp_path, "BertModel")
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/elsewhere"}))
+        with pytest.raises(ValueError, match=r"adapter of PEFT \(adapter_config.json\) beside a model; merge"):
+            hub_files.read_model(transformers.BertModel, tmp_path)
+
     @pytest.mark.parametrize("shard", ["../x.safetensors", "/x.safetensors", "a/../../x.safetensors"])
     def test_shards_lie_in_their_folder(self, tmp_path, shard):
         import transformers

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import milkweed as mw
 from milkweed.convert.versions import former, renamed
@@ -39,6 +39,17 @@ def test_names_go_both_ways():
     assert len(set(old)) == len(names)
     assert list(renamed(dict.fromkeys(old), model, "0.1.0")) == names
     assert list(renamed(dict.fromkeys(names), model, mw.__version__)) == names == former(names, model, mw.__version__)
+
+
+def test_two_names_that_are_one_today_are_refused(tmp_path):
+    file = GOLDEN / "sequence_s4.safetensors"
+    with safe_open(file, "pt") as stored:
+        metadata = stored.metadata()
+    tensors = load_file(file)
+    tensors["blocks.0.layer.filter.log_dt"] = tensors["blocks.0.layer.log_dt"] + 1
+    save_file(tensors, tmp_path / "model.safetensors", metadata)
+    with pytest.raises(ValueError, match=r"model.safetensors.*log_dt' and .*log_dt' of version 0.1.0 are both"):
+        mw.load_pretrained(tmp_path)
 
 
 def test_a_converted_layer_of_0_1_0(monkeypatch, tmp_path):
@@ -90,3 +101,12 @@ def _as_0_1_0(file, model, out):
         metadata["base"] = json.dumps(base)
     save_file({old[name]: tensor for name, tensor in tensors.items()}, out, metadata)
     return out
+
+
+def test_one_weight_under_three_names_loads(tmp_path):
+    model = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(3)))
+    model[1].weight = model[2].weight = model[0].weight
+    mw.save_pretrained(model, tmp_path)
+    into = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(3)))
+    into[1].weight = into[2].weight = into[0].weight
+    assert torch.equal(mw.load_pretrained(tmp_path, into=into)[2].weight, model[0].weight)

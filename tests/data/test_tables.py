@@ -245,3 +245,36 @@ class TestFoldersForDatasets:
         (tmp_path / "README.md").write_text(card.format(form.format(name)))
         with pytest.raises(ValueError, match="leaves its folder"):
             check_datasets_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("1" + "0" * 5000, "a number has too many digits"),
+        (r'"\ud83d"', r"\\ud83d is half a character"),
+        (r'{"x": ["\uDE00\uD83D"]}', r"\\ude00 is half a character"),
+    ],
+)
+def test_values_that_are_no_numbers_and_no_texts_are_refused_by_file(tmp_path, name, value, message):
+    row = f'{{"sentence": "a", "label": {value}}}'
+    (tmp_path / name).write_text(f"[{row}]" if name == "a.json" else row)
+    with pytest.raises(ValueError, match=rf"a\.jsonl?.*{message}"):
+        read_rows(tmp_path / name, FIELDS)
+
+
+def test_escaped_characters_of_two_halves_are_texts(tmp_path):
+    (tmp_path / "a.jsonl").write_text(r'{"sentence": "\ud83d\ude00", "label": "\\ud83d"}')
+    assert read_rows(tmp_path / "a.jsonl", FIELDS) == [{"sentence": "\U0001f600", "label": r"\ud83d"}]
+
+
+def test_hidden_files_are_no_splits(tmp_path):
+    for name in ("train.csv", "._train.csv", ".train.csv"):
+        (tmp_path / name).write_bytes(b"sentence,label\nYes,1\n" if name == "train.csv" else b"\0\xff")
+    assert read_tables(str(tmp_path), FIELDS) == {"train": [{"sentence": "Yes", "label": "1"}]}
+
+
+def test_a_column_with_another_form_of_an_accent_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("the\u0301me,label\nYes,1\n")
+    with pytest.raises(ColumnError, match=r"lacks th\u00e9me.*; write 'the\u0301me' as 'th\u00e9me'"):
+        list(check_rows("a.csv", iterate_rows(tmp_path / "a.csv", ("th\u00e9me", "label")), ("th\u00e9me", "label")))

@@ -8,6 +8,7 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.autograd.functional import jacobian
 
+from milkweed.ops import use_backend
 from milkweed.structures.causal import (
     BivariateBasis,
     ChebyshevBasis,
@@ -470,3 +471,24 @@ def test_sizes_that_make_no_digits_and_no_blocks():
     for shape in ((3,), (2, 3)):
         with pytest.raises(ValueError, match=r"free must be \(..., b, b\), square blocks; got shape"):
             triangular(torch.zeros(shape))
+
+
+@kinds
+def test_a_spike_leaves_the_past_alone_in_float64_transforms(kind):
+    torch.manual_seed(0)
+    digits, length = (8, 8), 64
+    blocks = [torch.randn(1, 8, 8) / 8, torch.randn(1, 8, 8, 8) / 8]
+    basis = KINDS[kind](tuple(map(triangular, blocks)))
+    output = KINDS[kind](
+        tuple(
+            triangular(torch.zeros(1, *basis.output_digits(digits)[: a + 1][:-1], d, d))
+            for a, d in enumerate(basis.output_digits(digits))
+        )
+    )
+    kernel, u = torch.randn(3, length), torch.randn(2, 3, length) * 1e-3
+    spike = u.clone()
+    spike[..., 40] = 1e6
+    bases = {"output_basis": output, "kernel_basis": basis, "input_basis": basis}
+    with use_backend("float64"):
+        quiet, loud = (causal_product(kernel, each, **bases)[..., :40] for each in (u, spike))
+    torch.testing.assert_close(loud, quiet, rtol=1e-5, atol=1e-5 * float(quiet.abs().max()))

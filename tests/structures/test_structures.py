@@ -214,6 +214,18 @@ def test_gradients(build, dtype):
     contract.check_gradients(build(dtype)[0])
 
 
+@every
+@both
+@pytest.mark.parametrize("batch", [(0,), (0, 3)])
+def test_gradients_of_nothing(build, dtype, batch):
+    matrix = build(dtype)[0]
+    x = torch.zeros(*batch[:-1], matrix.shape[1], batch[-1], dtype=dtype, requires_grad=True)
+    y = matrix @ x
+    assert y.shape == (*batch[:-1], matrix.shape[0], batch[-1])
+    (grad,) = torch.autograd.grad(y.abs().sum(), x)
+    assert grad.shape == x.shape
+
+
 @pytest.mark.parametrize("name", INVERTIBLE)
 @both
 def test_systems_of_equations(name, dtype):
@@ -297,6 +309,11 @@ def test_not_every_structure_can_be_inverted():
         (lambda: Monarch(torch.ones(1, 1, 1, dtype=int), torch.randn(1, 1, 1)), TypeError, "right must be a floating"),
         (lambda: BlockDiagonal(torch.randn(2, 3, 4), (7, 8)), ValueError, r"crop must be .* within \(6, 8\)"),
         (lambda: BlockDiagonal([1, 2]), TypeError, "weight must be a floating-point or complex tensor; got list"),
+        (
+            lambda: Diagonal(torch.ones(2).to(torch.float8_e5m2)),
+            TypeError,
+            r"entries must .* got torch.float8_e5m2; use",
+        ),
         (lambda: Permutation(torch.tensor([0, 2])), ValueError, "every integer from 0 to n - 1 once"),
         (lambda: Permutation(torch.tensor([0.0, 1.0])), TypeError, "index must be a one-dimensional int64"),
         (lambda: LowRank(torch.randn(3, 2), torch.randn(3, 4)), ValueError, "share their rank"),
@@ -335,6 +352,15 @@ def test_bad_files(tmp_path):
         mw.structures.load(path)
     save_file({"a": torch.ones(1)}, path, {"milkweed.structure": '{"class": "Monarc", "fields": {}}'})
     with pytest.raises(ValueError, match="did you mean 'Monarch'"):
+        mw.structures.load(path)
+    parts = {"left": {"tensor": "a", "complex": False}, "right": {"tensor": "b", "complex": False}}
+    described = json.dumps({"class": "LowRank", "fields": parts})
+    save_file(
+        {"a": torch.ones(2, 1), "b": torch.ones(1, 2, dtype=torch.complex64)}, path, {"milkweed.structure": described}
+    )
+    with pytest.raises(
+        ValueError, match=r"tensors of one LowRank must have one dtype; got torch.complex64, torch.float"
+    ):
         mw.structures.load(path)
     with pytest.raises(TypeError, match="cannot save a Odd"):
         mw.structures.save(type("Odd", (Diagonal,), {})(torch.ones(2)), path)

@@ -114,8 +114,12 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     tensors, base["samples"] = renamed(tensors, model, version), renamed(base["samples"], model, version)
     entries = [{**entry, "names": list(renamed(dict.fromkeys(entry["names"]), model, version))} for entry in entries]
     for name, tensor in tensors.items():
-        if not (tensor.is_floating_point() and tensor.isfinite().all()):
-            raise ValueError(f"{file} holds {name!r}, {tensor.dtype}, with NaN, infinite or whole numbers; train again")
+        # Numbers of 8 bits are for keeping: torch computes nothing with them, not even whether they are finite.
+        if not (tensor.is_floating_point() and tensor.itemsize > 1 and tensor.isfinite().all()):
+            raise ValueError(
+                f"{file} holds {name!r}, {tensor.dtype}, with NaN, infinite or whole numbers, or numbers of 8 bits; "
+                "train again, or save it in bfloat16 or wider"
+            )
     sites = {name: site for site in adaptable_sites(model) for name in site.names}
     parameters = base_parameters(model)
     if any(parameter.is_meta for parameter in parameters.values()):

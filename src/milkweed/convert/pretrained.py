@@ -157,8 +157,8 @@ def load_pretrained(
     conversion = read_json(file, metadata, "conversion", [ENTRY])
     aliases = read_json(file, metadata, "aliases", {str: str})
     version = metadata.get("milkweed", __version__)
-    header, conversion, aliases = _by_names_of_today(skeleton, version, header, conversion, aliases)
     try:
+        header, conversion, aliases = _by_names_of_today(skeleton, version, header, conversion, aliases)
         with limited(len(header)):
             layers = recorded_layers(skeleton, conversion)
         difference = misfit(skeleton, layers, _with_aliases(header, aliases))
@@ -180,14 +180,11 @@ def _by_names_of_today(
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, str]]:
     """What a file says, in the names that this version uses."""
 
-    def today(names: list[str]) -> list[str]:
-        different = list(dict.fromkeys(names))  # one tensor may have several aliases
-        found = dict(zip(different, renamed(dict.fromkeys(different), skeleton, version), strict=True))
-        return [found[name] for name in names]
+    def today(name: str) -> str:
+        return next(iter(renamed({name: None}, skeleton, version)))
 
-    conversion = [{**entry, "names": today(entry["names"])} for entry in conversion]
-    # Several names may stand for one tensor.
-    aliases = {name: today([stored])[0] for name, stored in renamed(aliases, skeleton, version).items()}
+    conversion = [{**entry, "names": [today(name) for name in entry["names"]]} for entry in conversion]
+    aliases = {today(name): today(stored) for name, stored in aliases.items()}
     return renamed(header, skeleton, version), conversion, aliases
 
 

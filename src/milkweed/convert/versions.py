@@ -22,9 +22,19 @@ def renamed(found: Mapping[str, T], model: nn.Module, version: str) -> dict[str,
 
     Returns:
         The same by today's names.
+
+    Raises:
+        ValueError: Two names are one today, as no earlier version wrote them.
     """
     rename = _RENAMES.get(version)
-    return dict(found) if rename is None else {rename(name, model): value for name, value in found.items()}
+    if rename is None:
+        return dict(found)
+    names: dict[str, str] = {}
+    for name in found:
+        today = rename(name, model)
+        if names.setdefault(today, name) != name:
+            raise ValueError(f"{names[today]!r} and {name!r} of version {version} are both {today!r} today; keep one")
+    return {today: found[name] for today, name in names.items()}
 
 
 def former(names: Iterable[str], model: nn.Module, version: str) -> list[str]:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -250,7 +251,8 @@ def _near_names(fields: Iterable[str], there: Iterable[str]) -> dict[str, str]:
 
 
 def _bare(name: str) -> str:
-    return "".join(character for character in name.casefold() if character.isalnum())
+    plain = unicodedata.normalize("NFKD", name).casefold()  # an accent may be a character of its own
+    return "".join(character for character in plain if character.isalnum())
 
 
 def files_by_split(folder: Path) -> dict[str, list[Path]]:
@@ -267,7 +269,12 @@ def files_by_split(folder: Path) -> dict[str, list[Path]]:
     """
     files: dict[str, list[Path]] = {}
     for file in folder.iterdir() if folder.is_dir() else ():
-        if is_table(file) and file.name not in {"dataset_dict.json", "dataset_info.json", "state.json"}:
+        # Hidden files are what programs left, such as copies that are not finished.
+        if (
+            is_table(file)
+            and not file.name.startswith(".")
+            and file.name not in {"dataset_dict.json", "dataset_info.json", "state.json"}
+        ):
             split = file.name.partition(".")[0].partition("-")[0]
             files.setdefault(SPLIT_NAMES.get(split, split), []).append(file)
     for split, group in files.items():

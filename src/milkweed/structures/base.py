@@ -320,6 +320,8 @@ def check_numbers(name: str, tensor: Tensor, ndim: int) -> None:
     if not isinstance(tensor, Tensor) or not _holds_numbers(tensor):
         kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a floating-point or complex tensor; got {kind}")
+    if tensor.itemsize == 1:  # torch only stores such numbers
+        raise TypeError(f"{name} must have numbers that can be multiplied; got {tensor.dtype}; use .bfloat16()")
     if tensor.layout != torch.strided:
         raise TypeError(f"{name} must be a strided tensor; got layout {tensor.layout}; use .to_dense()")
     if tensor.ndim != ndim or 0 in tensor.shape:
@@ -358,6 +360,13 @@ class Product(StructuredMatrix):
     Source:
         Monarch (arXiv 2204.00595), section 3.2 and its appendix on (MM*)^w_e: w-fold products of size e n whose
         top-left n × n part is kept.
+
+    Example:
+        >>> scale = mw.structures.Diagonal(torch.tensor([1.0, 2.0]))
+        >>> product = scale @ mw.structures.Circulant(torch.tensor([0.0, 1.0]))
+        >>> type(product).__name__, product.to_dense()
+        ('Product', tensor([[0., 1.],
+                [2., 0.]]))
     """
 
     factors: tuple[StructuredMatrix, ...]
@@ -434,6 +443,12 @@ class Sum(StructuredMatrix):
 
     Args:
         terms: Structures of one shape.
+
+    Example:
+        >>> total = mw.structures.Diagonal(torch.ones(2)) + mw.structures.Circulant(torch.tensor([0.0, 5.0]))
+        >>> total.to_dense()
+        tensor([[1., 5.],
+                [5., 1.]])
     """
 
     terms: tuple[StructuredMatrix, ...]

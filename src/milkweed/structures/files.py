@@ -118,4 +118,11 @@ def _rebuild(description: Any, tensors: dict[str, Tensor]) -> Any:
         # A copy, since the file may place it at any address and complex products need an aligned one.
         return torch.view_as_complex(tensor.clone()) if description["complex"] else tensor
     kind = _registry.find("structure", description["class"], "structure")
-    return kind(**{name: _rebuild(value, tensors) for name, value in description["fields"].items()})
+    fields = {name: _rebuild(value, tensors) for name, value in description["fields"].items()}
+    own = [part for value in fields.values() for part in (value if isinstance(value, tuple) else (value,))]
+    dtypes = {str(part.dtype) for part in own if isinstance(part, Tensor)}
+    if len(dtypes) > 1:
+        raise ValueError(
+            f"the tensors of one {description['class']} must have one dtype; got {', '.join(sorted(dtypes))}"
+        )
+    return kind(**fields)

@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from milkweed._registry import register
 from milkweed.structures.base import StructuredMatrix, check_numbers
@@ -20,8 +21,8 @@ def _precise(tensor: Tensor) -> torch.dtype:
 def _circular(column: Tensor, x: Tensor) -> Tensor:
     """Circular convolution along the last dimension, in x's dtype."""
     n, dtype = column.shape[-1], _precise(x)
-    if x.numel() == 0:
-        return x.new_empty(*x.shape[:-1], n)  # MKL's FFT refuses an empty batch
+    if x.numel() == 0:  # MKL's FFT refuses an empty batch; gradients reach both factors all the same
+        return (F.pad(x, (0, n - x.shape[-1])) * column).to(x.dtype)
     if dtype.is_complex:
         return torch.fft.ifft(torch.fft.fft(column.to(dtype)) * torch.fft.fft(x.to(dtype), n)).to(x.dtype)
     return torch.fft.irfft(torch.fft.rfft(column.to(dtype)) * torch.fft.rfft(x.to(dtype), n), n).to(x.dtype)

@@ -13,6 +13,7 @@ from milkweed._files import UnsafeFileError, inside, read_json_file
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 # Files that transformers follows to other models, or whose values name code.
 _READ = (CONFIG, TOKENIZER_CONFIG, "generation_config.json")
 _KERNELS = ("attn_implementation", "experts_implementation")
@@ -74,7 +75,16 @@ def read_model(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any
 
     Returns:
         As that does.
+
+    Raises:
+        UnsafeFileError: As of `read_config`, or an adapter lies beside the weights.
     """
+    # transformers would add it if peft is installed, and pass it over if not.
+    if (Path(folder) / ADAPTER).is_file():
+        raise UnsafeFileError(
+            f"{folder} holds an adapter of PEFT ({ADAPTER}) beside a model; merge the adapter into it, or move the "
+            "adapter's files to a folder of their own"
+        )
     return _read(kind, folder, use_safetensors=True, **options)
 
 
@@ -151,9 +161,9 @@ def _read(kind: Any, name: str | os.PathLike[str], **options: Any) -> Any:
 
 def _check_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Refuse files that send transformers elsewhere."""
-    if (folder / "adapter_config.json").is_file() and not (folder / CONFIG).is_file():
+    if (folder / ADAPTER).is_file() and not (folder / CONFIG).is_file():
         raise UnsafeFileError(
-            f"{folder} holds an adapter of PEFT, whose adapter_config.json names another model; merge the adapter into "
+            f"{folder} holds an adapter of PEFT, whose {ADAPTER} names another model; merge the adapter into "
             "it and save that"
         )
     found = {}

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
+from milkweed.ops.backends import chosen_backend, lacks_float64
 from milkweed.structures.causal.base import CausalBasis
 
 
@@ -34,15 +35,27 @@ class BivariateBasis(CausalBasis):
     def multiply(self, kernel: Tensor, u: Tensor) -> Tensor:
         """The coefficients of the product on the grid, in time's order.
 
+        Within ``use_backend("float64")`` the transforms have its digits, as those of ``fft_conv`` have.
+
         Args:
             kernel: (H, L).
             u: (B, H, L).
 
         Returns:
             (B, H, L).
+
+        Raises:
+            ValueError: float64 is asked for on a device that has none.
         """
         if u.shape[0] == 0:  # which not every FFT takes
             return u * kernel
+        if chosen_backend() != "float64":
+            return self._transformed(kernel, u)
+        if (reason := lacks_float64(u)) is not None:
+            raise ValueError(f"backend='float64' cannot run causal_product: {reason}")
+        return self._transformed(kernel.double(), u.double()).to(u.dtype)
+
+    def _transformed(self, kernel: Tensor, u: Tensor) -> Tensor:
         length = u.shape[-1]
         rows = -(-length // math.prod(self.digits[:-1]))
         grid = (rows, *self.digits[-2::-1])
