@@ -273,7 +273,7 @@ class TestTransformers:
     def test_an_adapter_beside_a_model_is_neither_added_nor_passed_over(self, tmp_path):
         import transformers
 
-        from milkweed.convert import hub_files
+        from milkweed.convert.hub import files as hub_files
 
         self.folder(tmp_path, "BertModel")
         (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/elsewhere"}))

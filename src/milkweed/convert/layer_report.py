@@ -67,6 +67,13 @@ class KeptMatrix:
         shape: Its sizes.
         parameters: How many numbers it holds.
         reason: Why it stays.
+
+    Example:
+        >>> model = nn.ModuleDict({"tokens": nn.Embedding(100, 16), "out": nn.Linear(16, 100)})
+        >>> model.forward = lambda tokens: model["out"](model["tokens"](tokens))
+        >>> plan = mw.plan_conversion(model, mw.MonarchConfig(nblocks=4))
+        >>> plan.report.kept[0].name, plan.report.kept[0].shape
+        ('tokens.weight', (100, 16))
     """
 
     names: tuple[str, ...]

@@ -127,6 +127,7 @@ class SurroundedStepper(Stepper):
         """
         check_tensor("u", u)
         if u.ndim != 2:
+            self.inner(u, state)  # which says how many features a step has
             raise ValueError(f"u must be (B, d_model), one step; got shape {tuple(u.shape)}; use read for many steps")
         # One step is a sequence of its own to what stands around the layer.
         u = u[:, None]

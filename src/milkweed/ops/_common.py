@@ -149,6 +149,22 @@ def check_no_empty_block(**factors: Tensor) -> None:
             raise ValueError(f"{name} must have no dimension of size 0; got shape {tuple(factor.shape)}")
 
 
+def is_known(size: int) -> bool:
+    """Tell whether a size is a plain number in the graph that is being traced, if one is.
+
+    Args:
+        size: Of a tensor.
+
+    Returns:
+        False for a size that is dynamic there.
+    """
+    if not torch.compiler.is_compiling():
+        return True
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # here, as its import takes a second
+
+    return has_static_value(size)
+
+
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """The dtype of an fp32 island: float32 at least, float64 if any tensor is.
 

@@ -41,6 +41,12 @@ class FolderConversion:
     Args:
         report: What became of each layer.
         timing: Of the whole model before and after, or None if it was not measured.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(256, 256))
+        >>> report = mw.convert_(model, {"0": mw.convert.LowRankConfig(rank=8)})
+        >>> mw.convert.FolderConversion(report).timing is None
+        True
     """
 
     report: ConversionReport

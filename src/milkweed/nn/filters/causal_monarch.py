@@ -16,6 +16,7 @@ from milkweed.nn.filters.base import Filter, check_rate_is_one
 from milkweed.nn.filters.implicit_filter import ImplicitFilter
 from milkweed.nn.options import check_dtype, check_kind, layer_options
 from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
+from milkweed.ops._common import is_known
 from milkweed.structures.causal import (
     BivariateBasis,
     CausalBasis,
@@ -174,7 +175,7 @@ class CausalMonarchMixer(Filter):
                 )
             y, state = self.go_on(self.stream(), x, state)
             return (y.reshape(u.shape), state) if return_state else y.reshape(u.shape)
-        if not torch.compiler.is_compiling() or _is_known(length):
+        if is_known(length):
             return self._mixed(x).reshape(u.shape)
         y = self._mixed(F.pad(x, (0, 0, 0, self.seq_len - length)))
         # Selected, not cut: a view makes a case of its own of the full length.
@@ -372,13 +373,6 @@ class CausalMixerStepper(Stepper):
 def _forget_stream(stepper: nn.Module, _: object) -> None:
     assert isinstance(stepper, CausalMixerStepper)
     stepper._stream = None
-
-
-def _is_known(size: int) -> bool:
-    """Whether a size is a plain number in the graph that is being traced."""
-    from torch.fx.experimental.symbolic_shapes import has_static_value  # here, as its import takes a second
-
-    return has_static_value(size)
 
 
 def _check_options(d_model: int, seq_len: int, construction: str, order: int, heads: int, filter: object) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from milkweed.ops._common import is_known
 from milkweed.ops._triton_launch import made_once
 
 # The least side of a product that matrix units take.
@@ -111,6 +112,8 @@ def too_long(u: Tensor, points: int, reach: int, summing: bool) -> str | None:
     Returns:
         The reason with the fix, or None.
     """
+    if not is_known(points):
+        return None  # asked when the length is known, see `check_length`
     largest = _largest(operands(u), u.device, summing)
     if points <= _MOST_PLANES * largest or reach <= largest // 2:
         return None
@@ -118,6 +121,22 @@ def too_long(u: Tensor, points: int, reach: int, summing: bool) -> str | None:
         f"it takes transforms of {_MOST_PLANES * largest} points at most here, got {u.shape[-1]} steps and a kernel "
         f"that reaches over {reach + 1}, which need {points}; use backend='eager'"
     )
+
+
+def check_length(plan: Plan) -> None:
+    """Refuse a plan that the kernels cannot carry out, which only a dynamic length can have led to.
+
+    Args:
+        plan: The plan.
+
+    Raises:
+        ValueError: Its transforms are too long.
+    """
+    if plan.outer > _MOST_PLANES:
+        raise ValueError(
+            f"a convolution of {plan.length} steps takes transforms of {_MOST_PLANES * plan.inner} points at most in "
+            "Triton here; use backend='eager'"
+        )
 
 
 @dataclass(frozen=True)

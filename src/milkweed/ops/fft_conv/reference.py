@@ -40,6 +40,8 @@ def fft_conv(
         y = y + F.pad(wide[:, lag : lag + 1] * v[..., : length - lag], (lag, 0))
     if reverse_kernel is not None:
         wide = reverse_kernel.to(dtype)
+        # Nothing is added; for one step, which no negative lag reaches, the gradient is zero and not missing.
+        y = y + wide[:, :0].sum()
         for lag in range(1, min(reverse_kernel.shape[-1], length - 1) + 1):
             y = y + F.pad(wide[:, lag - 1 : lag] * v[..., lag:], (0, lag))
     if skip is not None:

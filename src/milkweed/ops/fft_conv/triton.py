@@ -18,6 +18,7 @@ from milkweed.ops.fft_conv import _triton_lag_kernels as lag_kernels
 from milkweed.ops.fft_conv import eager
 from milkweed.ops.fft_conv._triton_plan import (
     Plan,
+    check_length,
     kept_columns,
     make_frozen_plan,
     make_plan,
@@ -86,6 +87,7 @@ class _Run:
     """The launches of one convolution, whose kernel has lags from 0 to ``back`` and from -1 to -``ahead``."""
 
     def __init__(self, u: Tensor, plan: Plan, back: int, ahead: int, columns: tuple[int, ...] | None = None) -> None:
+        check_length(plan)
         self.batch, self.channels, self.length = u.shape
         self.pairs = -(-self.batch // 2)
         self.plan, self.device, self.dtype = plan, u.device, operands(u)
