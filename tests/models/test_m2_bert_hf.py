@@ -20,8 +20,8 @@ from milkweed.models.hf.m2_bert import (  # noqa: E402
     M2BertForSequenceClassification,
     M2BertForTextEncoding,
     M2BertModel,
-    save_sentence_transformer,
 )
+from milkweed.models.hf.sentence_transformer import save_sentence_transformer  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "m2_bert_tiny.safetensors"
 SIZES = {

@@ -12,8 +12,8 @@ from milkweed.models.hf.m2_bert import (
     M2BertForSequenceClassification,
     M2BertForTextEncoding,
     M2BertModel,
-    save_sentence_transformer,
 )
+from milkweed.models.hf.sentence_transformer import save_sentence_transformer
 
 CLASSES = (M2BertModel, M2BertForMaskedLM, M2BertForSequenceClassification, M2BertForTextEncoding)
 TOKENS = torch.arange(16).view(2, 8)
