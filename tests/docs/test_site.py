@@ -42,6 +42,21 @@ def _marks():
                     yield f"{path.relative_to(ROOT)}: {getattr(node, 'name', 'module')}", text, targets
 
 
+def test_nothing_is_described_twice():
+    """Sphinx warns of it, and then `make docs` fails."""
+    pytest.importorskip("transformers")
+    places = {}
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        for name, without in re.findall(r"automodule:: (\S+)\n(?:   :exclude-members: (.*)\n)?", page.read_text()):
+            module = importlib.import_module(name)
+            for key in set(getattr(module, "__all__", ())) - set(without.split(", ")):
+                value = getattr(module, key)
+                if isinstance(value, type) or inspect.isfunction(value):
+                    places.setdefault((value.__module__, value.__qualname__), []).append(name)
+    assert len(places) > 100
+    assert {key: names for key, names in places.items() if len(names) > 1} == {}
+
+
 def test_every_mark_points_to_what_is_documented():
     documented = _documented()
     assert {target for _, _, targets in _marks() for target in targets} - set(documented) == set()
