@@ -17,18 +17,11 @@ def register_differentiable(
     fast: Callable[..., Sequence[Tensor]],
     derivable: Callable[..., Sequence[Tensor | None]] | None = None,
 ) -> None:
-    """Attach a backward pass to a custom op: the fast one, or a differentiable one when it will be derived again.
-
-    All tensor inputs are saved, and whatever the op returns beside its result.
-
-    Args:
-        op: The forward custom op, which gives its result, or a tuple of the result and tensors kept for ``fast``.
-        plain: The result alone in differentiable torch functions, from the same inputs; used only under
-            ``create_graph=True``.
-        fast: ``fast(grad, inputs, kept, needed) -> gradients``, one per tensor input that is not ``None``; ``needed``
-            says which are wanted, and an unwanted one may be any tensor.
-        derivable: The same as ``fast`` in functions that can be derived again, in place of ``plain``.
-    """
+    """Attach to a custom op its fast backward pass, and a differentiable one for where it is derived again."""
+    # All tensor inputs are saved, and what ``op`` returns beside its result as ``kept``. ``fast(grad, inputs, kept,
+    # needed)`` gives one gradient for each tensor input that is not None; one that is not ``needed`` may be any tensor.
+    # Under ``create_graph=True`` the gradients come from ``derivable``, which is called as ``fast`` is, or else from
+    # ``plain``, the result alone in differentiable torch functions of the same inputs.
 
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
         kept = output[1:] if isinstance(output, tuple) else ()
@@ -68,17 +61,9 @@ def register_differentiable(
 
 
 def needs_plain_formula(*args: object) -> str | None:
-    """Say why a custom op cannot run on these arguments while the plain formula can.
-
-    A custom op would lose forward-mode derivatives without a word, ``torch.func`` cannot look inside it, and the fast
-    algorithms are for real numbers.
-
-    Args:
-        *args: The operation's arguments.
-
-    Returns:
-        The reason, or None.
-    """
+    """Say why a custom op cannot run on these arguments while the plain formula can."""
+    # A custom op would lose forward-mode derivatives without a word, ``torch.func`` cannot look inside it, and the fast
+    # algorithms are for real numbers.
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     if any(tensor.is_complex() for tensor in tensors):
         return "it is for real numbers; backend='reference' takes complex ones"
@@ -150,14 +135,7 @@ def check_no_empty_block(**factors: Tensor) -> None:
 
 
 def is_known(size: int) -> bool:
-    """Tell whether a size is a plain number in the graph that is being traced, if one is.
-
-    Args:
-        size: Of a tensor.
-
-    Returns:
-        False for a size that is dynamic there.
-    """
+    """Tell whether a size is a plain number in the graph that is being traced, if one is."""
     if not torch.compiler.is_compiling():
         return True
     from torch.fx.experimental.symbolic_shapes import has_static_value  # here, as its import takes a second
@@ -166,39 +144,18 @@ def is_known(size: int) -> bool:
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """The dtype of an fp32 island: float32 at least, float64 if any tensor is.
-
-    Args:
-        *tensors: The operation's tensors; ``None`` is passed over.
-
-    Returns:
-        ``torch.float32`` or ``torch.float64``.
-    """
+    """The dtype of an fp32 island: float32 at least, float64 if any tensor is."""
     wide = any(tensor is not None and tensor.dtype in {torch.float64, torch.complex128} for tensor in tensors)
     return torch.float64 if wide else torch.float32
 
 
 def widest_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype for the few numbers of which later ones inherit every error, such as powers and phases.
-
-    Args:
-        tensor: Real.
-
-    Returns:
-        ``torch.float64``, or the tensor's own on a device without it.
-    """
+    """float64, or the tensor's own dtype on a device without it: for powers and phases, whose errors grow in use."""
     return tensor.dtype if tensor.device.type == "mps" else torch.float64
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype that autocast gives matrix products on this tensor's device.
-
-    Args:
-        x: Any tensor.
-
-    Returns:
-        The dtype, or None where autocast is off.
-    """
+    """The dtype that autocast gives matrix products on this tensor's device; None where it is off."""
     device = x.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return None
@@ -206,15 +163,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def autocast_together(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-    """Cast floating tensors to the autocast dtype where autocast is on, as matrix multiplication does.
-
-    Args:
-        x: The input; its device decides which autocast counts.
-        *weights: The factors.
-
-    Returns:
-        All of them, in the autocast dtype or unchanged.
-    """
+    """Cast floating tensors to the autocast dtype where autocast is on, as matrix multiplication does."""
     dtype = autocast_dtype(x)
     if dtype is None:
         return (x, *weights)
@@ -222,31 +171,13 @@ def autocast_together(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Turn autocast off inside a block: it reaches into custom ops too and would round the factors of their products.
-
-    Args:
-        x: Any tensor; its device decides which autocast.
-
-    Returns:
-        The context.
-    """
+    """Turn autocast off in a block: it reaches into custom ops too and would round the factors of their products."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def rows_per_block(rows: int, row_bytes: int, device: torch.device, *, budget: int, least: int = 1) -> int:
-    """How many rows of work to take at a time so that they stay in a CPU's cache; all of them elsewhere.
-
-    Args:
-        rows: Rows in all.
-        row_bytes: Bytes that one row touches.
-        device: Where the work runs.
-        budget: Bytes that a block may touch.
-        least: The smallest block worth its overhead.
-
-    Returns:
-        A number from 1 to ``rows`` (1 if there are none).
-    """
+    """How many rows to take at a time so that a CPU's cache (``budget`` bytes) holds them; all of them elsewhere."""
     if device.type != "cpu":
         return max(rows, 1)
     return max(1, min(rows, max(least, budget // max(row_bytes, 1))))
@@ -256,11 +187,7 @@ _warned: set[str] = set()
 
 
 def warn_once(message: str) -> None:
-    """Warn the first time this process meets the message; layers repeat their forward too often for more.
-
-    Args:
-        message: The whole text; it is also the key.
-    """
+    """Warn the first time this process meets the message; layers repeat their forward too often for more."""
     if message not in _warned:
         _warned.add(message)
         warnings.warn(message, stacklevel=3)

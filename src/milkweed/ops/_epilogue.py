@@ -20,17 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def check_epilogue(bias: Tensor | None, activation: str | None, features: int) -> None:
-    """Refuse a bias that does not fit, and an unknown activation.
-
-    Args:
-        bias: The bias, or None.
-        activation: The activation's name, or None.
-        features: Of the result.
-
-    Raises:
-        ValueError: The bias is not (features,), or the activation is unknown.
-        TypeError: The bias is no tensor.
-    """
+    """Refuse a bias that does not fit, and an unknown activation."""
     if bias is not None:
         check_tensor("bias", bias)
         if bias.shape != (features,):
@@ -40,18 +30,7 @@ def check_epilogue(bias: Tensor | None, activation: str | None, features: int) -
 
 
 def fit_bias(bias: Tensor | None, x: Tensor) -> Tensor | None:
-    """Bring the bias to the input's dtype under autocast.
-
-    Args:
-        bias: The bias, or None.
-        x: The input, as autocast leaves it.
-
-    Returns:
-        The bias.
-
-    Raises:
-        TypeError: The dtypes differ without autocast.
-    """
+    """Bring the bias to the input's dtype under autocast; without it another dtype is refused."""
     if bias is None or bias.dtype == x.dtype:
         return bias
     if autocast_dtype(x) is None:
@@ -60,17 +39,7 @@ def fit_bias(bias: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def finish(y: Tensor, bias: Tensor | None, activation: str | None, *, in_place: bool = False) -> Tensor:
-    """Add the bias, then apply the activation, in differentiable torch functions.
-
-    Args:
-        y: (..., features).
-        bias: (features,), or None.
-        activation: A name of ``ACTIVATIONS``, or None.
-        in_place: Whether the sum may be written over ``y``, which nobody else holds.
-
-    Returns:
-        (..., features).
-    """
+    """Add the bias, in place where nobody else holds y, then apply the activation, in differentiable functions."""
     if bias is not None:
         y = y.add_(bias) if in_place else y + bias
     return y if activation is None else ACTIVATIONS[activation](y)

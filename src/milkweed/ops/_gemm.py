@@ -30,17 +30,9 @@ _INTEL = _made_by_intel()
 
 
 def prefers_onednn(x: Tensor) -> bool:
-    """Say whether oneDNN multiplies large matrices faster than MKL here.
-
-    With AVX-512 on AMD's CPUs, where MKL leaves it unused, it is up to twice as fast; on Intel's, or with AVX2 alone,
-    10-20% slower.
-
-    Args:
-        x: An operand.
-
-    Returns:
-        True where `linear` is worth while.
-    """
+    """Say whether oneDNN multiplies large matrices faster than MKL here."""
+    # With AVX-512 on AMD's CPUs, where MKL leaves it unused, it is up to twice as fast; on Intel's, or with AVX2 alone,
+    # 10-20% slower.
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -53,33 +45,14 @@ def prefers_onednn(x: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply by oneDNN, without gradients.
-
-    No public function reaches it for plain float32 tensors; this is the op that torch.compile itself emits.
-
-    Args:
-        x: (rows, in).
-        weight: (out, in).
-        bias: (out,) or None.
-
-    Returns:
-        (rows, out).
-    """
+    """Multiply by oneDNN, without gradients: x (rows, in), weight (out, in), bias (out,) -> (rows, out)."""
+    # No public function reaches it for plain float32 tensors; this is the op that torch.compile itself emits.
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
 
 
 def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``torch.nn.functional.linear``, by whichever of the two is faster.
-
-    Args:
-        x: (..., in).
-        weight: (out, in).
-        bias: (out,) or None.
-
-    Returns:
-        (..., out).
-    """
+    """``torch.nn.functional.linear``, by whichever of the two is faster."""
     tensors = [x, weight] if bias is None else [x, weight, bias]
     fast = (
         not torch.compiler.is_compiling()  # which chooses for itself

@@ -21,14 +21,7 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def refuses(*args: object) -> str | None:
-    """Say why the Triton kernels cannot run on these arguments.
-
-    Args:
-        *args: The operation's arguments.
-
-    Returns:
-        The reason with the fix, or None.
-    """
+    """Say why the Triton kernels cannot run on these arguments."""
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     if not _INSTALLED:
         return "Triton is not installed; pip install 'milkweed[triton]'"
@@ -48,14 +41,7 @@ def refuses(*args: object) -> str | None:
 
 
 def passed_over(*args: object) -> str | None:
-    """Say why an automatic choice does not take the Triton kernels although they could run.
-
-    Args:
-        *args: The operation's arguments.
-
-    Returns:
-        The reason, or None.
-    """
+    """Say why an automatic choice does not take the Triton kernels although they could run."""
     if INTERPRETING and not any(isinstance(arg, Tensor) and arg.is_cuda for arg in args):
         return "in Triton's interpreter it is slow; it runs only if asked for by name"
     return None
@@ -66,12 +52,5 @@ def _name(tensor: Tensor) -> str:
 
 
 def triton_backend(run: Callable[..., Tensor]) -> Backend:
-    """Make the Triton backend of an operation.
-
-    Args:
-        run: Imports the kernels when it is called, so that nothing of Triton is needed before.
-
-    Returns:
-        The backend.
-    """
+    """Make the Triton backend of an operation; ``run`` imports the kernels when it is called, not before."""
     return Backend("triton", run, refuses, passed_over)

@@ -13,33 +13,16 @@ import torch
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """How a product is cut up among the programs of a kernel.
+    """How a product is cut up among the programs of a kernel."""
 
-    Args:
-        rows: Of the input, at a time.
-        outputs: Features of a block that are computed at a time.
-        inputs: Features of a block that are summed over at a time.
-        warps: Of each program.
-        stages: Of the pipeline of loads.
-    """
-
-    rows: int
-    outputs: int
-    inputs: int
-    warps: int = 4
-    stages: int = 3
+    rows: int  # Of the input, at a time
+    outputs: int  # Features of a block that are computed at a time
+    inputs: int  # Features of a block that are summed over at a time
+    warps: int = 4  # Of each program
+    stages: int = 3  # Of the pipeline of loads
 
     def fitted(self, rows: int, outputs: int, inputs: int) -> Tile:
-        """The same tile, no larger than a product needs.
-
-        Args:
-            rows: Of the product.
-            outputs: Features per block.
-            inputs: Features per block.
-
-        Returns:
-            The tile.
-        """
+        """The same tile, no larger than a product of so many rows, outputs and inputs per block needs."""
         sizes = (
             min(self.rows, power_of_two(rows)),
             min(self.outputs, power_of_two(outputs)),
@@ -82,28 +65,13 @@ _forced: dict[str, Tile] = {}
 
 
 def candidates(kernel: str) -> tuple[Tile, ...]:
-    """The tiles that are worth measuring on a new device.
-
-    Args:
-        kernel: ``"multiply"`` or ``"sum_outer"``.
-
-    Returns:
-        The default first.
-    """
+    """The tiles of a kernel that are worth measuring on a new device, the default first."""
     return _CANDIDATES[kernel]
 
 
 @contextmanager
 def forced_tile(kernel: str, tile: Tile) -> Iterator[None]:
-    """Take one tile for every product inside the block, to measure it.
-
-    Args:
-        kernel: ``"multiply"`` or ``"sum_outer"``.
-        tile: The tile.
-
-    Yields:
-        Nothing.
-    """
+    """Take one tile for every product inside the block, to measure it."""
     _forced[kernel] = tile
     try:
         yield
@@ -112,19 +80,7 @@ def forced_tile(kernel: str, tile: Tile) -> Iterator[None]:
 
 
 def tile_for(kernel: str, device: torch.device, rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> Tile:
-    """Choose a tile for a product, no larger than the product needs.
-
-    Args:
-        kernel: ``"multiply"`` or ``"sum_outer"``.
-        device: Where it runs.
-        rows: Of the product.
-        outputs: Features per block.
-        inputs: Features per block.
-        dtype: Of the operands.
-
-    Returns:
-        The tile.
-    """
+    """Choose a tile for a product, no larger than the product needs."""
     if kernel in _forced:
         return _forced[kernel].fitted(rows, outputs, inputs)
     tile = _for_device(device)[kernel]
@@ -136,14 +92,7 @@ def tile_for(kernel: str, device: torch.device, rows: int, outputs: int, inputs:
 
 @functools.cache
 def shared_memory(device: torch.device) -> int:
-    """Shared memory of a program.
-
-    Args:
-        device: Where it runs.
-
-    Returns:
-        Bytes; those of a large GPU for the interpreter.
-    """
+    """Shared memory of a program in bytes; that of a large GPU for the interpreter."""
     if device.type != "cuda":
         return _LARGE_SHARED
     # torch's type stubs do not know it.
@@ -158,13 +107,5 @@ def _for_device(device: torch.device) -> dict[str, Tile]:
 
 
 def power_of_two(size: int, least: int = 16) -> int:
-    """The next power of two that a matrix unit takes.
-
-    Args:
-        size: What it has to hold.
-        least: The smallest.
-
-    Returns:
-        At least ``least`` and ``size``.
-    """
+    """The next power of two that a matrix unit takes, from ``least`` on."""
     return max(least, 1 << (size - 1).bit_length())

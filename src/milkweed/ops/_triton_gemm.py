@@ -25,33 +25,21 @@ _PROGRAMS = 256
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """Where the features of a row lie.
+    """Where the features of a row lie."""
 
-    Args:
-        order: ``"plain"``: block after block. ``"runs"``: feature ``j * runs + i`` of a block, with ``size / per``
-            runs, is number j of run i; runs are ``per`` long and ``stride`` apart, blocks are ``per`` apart.
-            ``"scattered"``: feature i of the row lies at ``(i % per) * stride + i // per``.
-        per: See there.
-        stride: See there.
-    """
-
+    # ``"plain"``: block after block. ``"runs"``: feature ``j * runs + i`` of a block, with ``size / per`` runs, is
+    # number j of run i; runs are ``per`` long and ``stride`` apart, blocks are ``per`` apart. ``"scattered"``: feature
+    # i of the row lies at ``(i % per) * stride + i // per``.
     order: str = "plain"
-    per: int = 1
-    stride: int = 1
+    per: int = 1  # See there
+    stride: int = 1  # See there
 
 
 PLAIN = Places()
 
 
 def interleaved(blocks: int) -> Places:
-    """Features of equal number side by side: feature i of block k at ``i * blocks + k``.
-
-    Args:
-        blocks: How many.
-
-    Returns:
-        The places.
-    """
+    """Features of equal number side by side: feature i of block k at ``i * blocks + k``."""
     return Places("runs", 1, blocks) if blocks > 1 else PLAIN
 
 
@@ -66,21 +54,10 @@ def multiply(
     out: Tensor | None = None,
     kept: Tensor | None = None,
 ) -> Tensor:
-    """Multiply rows by the blocks of a block-diagonal matrix: ``out[b, k, q] = sum_p weight[k, q, p] x[b, k, p]``.
-
-    Args:
-        x: (rows, k * p) with contiguous rows.
-        weight: (k, q, p), of any strides.
-        reads: Where the features of x lie.
-        writes: Where those of the result go.
-        bias: (k * q,), added in float32 at the places where the results go.
-        activation: Applied to the sum in float32, see `milkweed.ops._epilogue`.
-        out: (rows, k * q), contiguous; new memory by default.
-        kept: (rows, k * q), contiguous; receives what the activation is applied to.
-
-    Returns:
-        (rows, k * q) in x's dtype, accumulated in float32.
-    """
+    """Multiply rows by a block-diagonal matrix: ``out[b, k, q] = sum_p weight[k, q, p] x[b, k, p]``."""
+    # x is (rows, k * p) with contiguous rows, weight (k, q, p) of any strides; out and kept are contiguous (rows, k *
+    # q), and kept receives what the activation is applied to. Sums, the bias (k * q,) (in the places of the results)
+    # and the activation are computed in float32.
     blocks, outputs, inputs = weight.shape
     rows = x.shape[0]
     out = gpu.unwritten(x, rows, blocks * outputs) if out is None else out
@@ -108,14 +85,10 @@ def multiply(
 
 
 def _group(most: int, stride: int, tile: Tile, outputs: int, inputs: int, size: int) -> tuple[int, int]:
-    """How many blocks a program computes whose results stand side by side; README.md of the Monarch multiply.
-
-    With g blocks it stores g neighbours at a time, but the tile of each may be g times narrower, so that the operands
-    are read more often. The least traffic to and from the cache, per result, decides.
-
-    Returns:
-        A power of two up to ``most``, and the outputs of each block.
-    """
+    """Choose how many blocks whose results stand side by side a program computes, and the outputs of each."""
+    # With g blocks it stores g neighbours at a time, but the tile of each may be g times narrower, so that the operands
+    # are read more often. The least traffic to and from the cache, per result, decides; g is a power of two. README.md
+    # of the Monarch multiply derives it.
 
     def columns(group: int) -> int:
         return min(tile.outputs // group, power_of_two(outputs))
@@ -130,17 +103,9 @@ def _group(most: int, stride: int, tile: Tile, outputs: int, inputs: int, size: 
 
 
 def sum_outer(grad: Tensor, x: Tensor, shape: torch.Size, grads: Places = PLAIN) -> Tensor:
-    """Sum outer products over rows, block by block: ``out[k, q, p] = sum_b grad[b, k, q] x[b, k, p]``.
-
-    Args:
-        grad: (rows, k * q) with contiguous rows.
-        x: (rows, k * p) with contiguous rows.
-        shape: (k, q, p).
-        grads: Where the features of grad lie.
-
-    Returns:
-        (k, q, p) in x's dtype, accumulated in float32.
-    """
+    """Sum outer products over rows, block by block: ``out[k, q, p] = sum_b grad[b, k, q] x[b, k, p]``."""
+    # grad is (rows, k * q) and x (rows, k * p), both with contiguous rows; the result has x's dtype and is summed in
+    # float32.
     blocks, outputs, inputs = shape
     rows = x.shape[0]
     tile = tile_for("sum_outer", x.device, rows, outputs, inputs, x.dtype)
@@ -160,18 +125,10 @@ def sum_outer(grad: Tensor, x: Tensor, shape: torch.Size, grads: Places = PLAIN)
 def gather(
     grad: Tensor, blocks: int, *, kept: Tensor | None = None, activation: str | None = None, sums: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Bring interleaved features in the order of their blocks, through an activation's derivative on the way.
-
-    Args:
-        grad: (rows, q * k) with feature i of block k at ``i * blocks + k``.
-        blocks: k.
-        kept: (rows, q * k), what the activation was applied to; None without one.
-        activation: Its name.
-        sums: Whether sums over rows are wanted.
-
-    Returns:
-        (rows, k * q), and (q * k,), the sums in the order of ``grad``, if they are wanted.
-    """
+    """Bring interleaved features in the order of their blocks, through an activation's derivative on the way."""
+    # grad is (rows, q * k) with feature i of block k at ``i * blocks + k``; kept, of the same shape, is what the
+    # activation was applied to. The result is (rows, k * q), and where they are wanted the sums over rows, (q * k,) in
+    # the order of grad.
     if blocks == 1 and kept is None and not sums:
         return grad, None
     rows, width = grad.shape
@@ -190,9 +147,5 @@ def gather(
 
 
 def float32_precision() -> str:
-    """How float32 products are computed.
-
-    Returns:
-        In TF32 where torch's own may be, else as three products of TF32 pieces, which is as exact as float32.
-    """
+    """TF32 where torch's own products may be, else three products of TF32 parts, as exact as float32."""
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"

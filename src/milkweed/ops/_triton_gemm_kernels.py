@@ -69,11 +69,7 @@ def _tile(
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, GROUP: tl.constexpr,
     READS: tl.constexpr, WRITES: tl.constexpr, PRECISION: tl.constexpr, TYPE: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of GROUP blocks that are ``step`` apart, those of equal number side by side.
-
-    Returns:
-        What the activation gives, and what it is applied to.
-    """
+    """Outputs of GROUP blocks that are ``step`` apart, equal numbers side by side: with the activation, and without."""
     if GROUP == 1:
         total = tl.zeros((ROWS, OUTPUTS), tl.float32)
         feature = _features(column, outputs, out_per, WRITES)
@@ -177,11 +173,9 @@ def gather(
     grad, kept, out, sums, rows, blocks, outputs, grad_row, step,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BLOCKS: tl.constexpr, EXACT: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Bring interleaved features (outputs, blocks) into the order (blocks, outputs), times the activation's slope.
-
-    Part i takes ``step`` rows and writes their sum to row i of ``sums``. EXACT says that BLOCKS is blocks, which lets
-    the compiler see that neighbours are read.
-    """
+    """Bring interleaved features (outputs, blocks) into the order (blocks, outputs), times the activation's slope."""
+    # Part i takes ``step`` rows and writes their sum to row i of ``sums``. EXACT says that BLOCKS is blocks, which lets
+    # the compiler see that neighbours are read.
     if EXACT:
         blocks = BLOCKS
     columns, groups = tl.cdiv(outputs, OUTPUTS), tl.cdiv(blocks, BLOCKS)

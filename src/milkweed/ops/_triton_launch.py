@@ -13,14 +13,7 @@ T = TypeVar("T")
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Run a kernel on the device of its tensors; Triton itself takes the current one, whose stream is another.
-
-    Args:
-        kernel: A ``triton.jit`` function.
-        grid: Programs along each axis; nothing runs if there are none.
-        *arguments: The kernel's arguments, the first of them a tensor.
-        **constants: Its ``tl.constexpr`` arguments, and Triton's options.
-    """
+    """Run a kernel on the device of its first argument; Triton would take the current one, whose stream is another."""
     if 0 in grid:
         return
     device = arguments[0].device
@@ -33,28 +26,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
 
 def unwritten(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Make contiguous memory for a result or for numbers between two kernels; all of the Triton code takes it here.
-
-    Args:
-        like: On whose device it lies.
-        *shape: Its sizes.
-        dtype: Its dtype; that of ``like`` by default.
-
-    Returns:
-        Memory that nothing was written to.
-    """
+    """Make contiguous memory for a result, or between two kernels; all of the Triton code takes it here."""
     return torch.empty(shape, dtype=like.dtype if dtype is None else dtype, device=like.device)
 
 
 def made_once(make: Callable[..., T]) -> Callable[..., T]:
-    """Keep the constants that a function makes on a device for as long as the process runs.
-
-    Args:
-        make: Takes hashable arguments, the last of them the device, and makes tensors by work on it alone.
-
-    Returns:
-        The same function; from the second call on with the same arguments it does no work on the device.
-    """
+    """Keep what a function of hashable arguments, the device last, makes by work on that device alone."""
     found: dict[tuple[object, ...], T] = {}
 
     @functools.wraps(make)

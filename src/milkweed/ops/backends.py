@@ -77,26 +77,14 @@ _operations: dict[str, tuple[Backend, ...]] = {}
 
 
 def register(operation: str, *backends: Backend) -> None:
-    """Name the backends of an operation, the preferred one first.
-
-    Args:
-        operation: The public function's name.
-        *backends: Its implementations in order of preference. ``"float64"`` is made of ``"eager"`` if it is not there.
-    """
+    """Name the backends of an operation, the preferred one first; float64 is made of eager if it is not there."""
     names = [backend.name for backend in backends]
     wide = () if "float64" in names or "eager" not in names else (_in_float64(backends[names.index("eager")]),)
     _operations[operation] = (*backends, *wide)
 
 
 def lacks_float64(*args: object) -> str | None:
-    """Say why tensors cannot be widened to float64.
-
-    Args:
-        *args: The operation's arguments.
-
-    Returns:
-        The reason with the fix, or None.
-    """
+    """Say why tensors cannot be widened to float64."""
     if any(isinstance(arg, Tensor) and arg.device.type == "mps" for arg in args):
         return "this device has no float64; move the tensors to the CPU"
     return None
@@ -167,17 +155,7 @@ class BackendBlock(AbstractContextManager[None]):
                 return
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Run every call of a function with the backend; of a generator, whatever runs between two of its values.
-
-        Args:
-            function: The function, generator function or coroutine function.
-
-        Returns:
-            Its like.
-
-        Raises:
-            TypeError: It makes an asynchronous generator.
-        """
+        """Run every call of a function with the backend; of a generator, whatever runs between two of its values."""
         if inspect.isasyncgenfunction(function):
             raise TypeError(
                 f"use_backend cannot decorate the asynchronous generator {function.__qualname__}; "
@@ -242,11 +220,7 @@ def use_backend(name: str | None) -> BackendBlock:
 
 
 def chosen_backend() -> str | None:
-    """Tell which backend the context asks for.
-
-    Returns:
-        The innermost block's name, or None for automatic choice.
-    """
+    """The backend that the context asks for, that of the innermost block; None for automatic choice."""
     if torch.compiler.is_dynamo_compiling():
         return _traced[-1] if _traced else _guarded_choice()
     blocks = _blocks.get()
@@ -254,11 +228,7 @@ def chosen_backend() -> str | None:
 
 
 def checkpoint_options() -> dict[str, Any]:
-    """Make activation checkpointing recompute with the forward pass's backend, wherever the backward pass is called.
-
-    Returns:
-        Further arguments of ``torch.utils.checkpoint.checkpoint``, not reentrant.
-    """
+    """Arguments of ``torch.utils.checkpoint`` with which it recomputes with the forward pass's backend."""
     if torch.compiler.is_compiling():
         return {}  # what is compiled recomputes as it was traced
     name = chosen_backend()
@@ -329,20 +299,7 @@ def explain(operation: str, *args: Any, backend: str | None = None, **kwargs: An
 
 
 def dispatch(operation: str, backend: str | None, *args: Any, **kwargs: Any) -> Tensor:
-    """Run an operation with the backend that the arguments, the context and the order decide.
-
-    Args:
-        operation: The public function's name.
-        backend: The caller's ``backend=`` argument.
-        *args: Passed to the backend.
-        **kwargs: Passed to the backend.
-
-    Returns:
-        The backend's result.
-
-    Raises:
-        ValueError: The tensors are on several devices, or no backend can run.
-    """
+    """Run an operation with the backend that the arguments, the context and the order decide."""
     devices = {value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
     if len(devices) > 1:
         # Some of torch's own functions return memory that nothing was written to.

@@ -11,29 +11,14 @@ from milkweed.ops._common import widest_dtype
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
-    """Complex product.
-
-    Args:
-        a: (..., 2).
-        b: (..., 2), broadcast with ``a``.
-
-    Returns:
-        (..., 2).
-    """
+    """Complex product of (..., 2) and (..., 2), which broadcast."""
     return torch.stack(
         [a[..., 0] * b[..., 0] - a[..., 1] * b[..., 1], a[..., 0] * b[..., 1] + a[..., 1] * b[..., 0]], -1
     )
 
 
 def reciprocal(a: Tensor) -> Tensor:
-    """Complex reciprocal.
-
-    Args:
-        a: (..., 2), not zero.
-
-    Returns:
-        (..., 2).
-    """
+    """Complex reciprocal of a (..., 2), not zero."""
     # Scaled first: the square of 1e20 is infinite in float32. The scale cancels, and so does its gradient.
     scale = a.detach().abs().amax(-1, keepdim=True)
     scaled = a / scale
@@ -41,41 +26,19 @@ def reciprocal(a: Tensor) -> Tensor:
 
 
 def rotation(a: Tensor) -> Tensor:
-    """Multiplication by complex numbers as a real matrix in the coordinates [Re z, Im z].
-
-    Args:
-        a: (..., N, 2).
-
-    Returns:
-        (..., 2 N, 2 N).
-    """
+    """Multiplication by (..., N, 2) as a real matrix (..., 2 N, 2 N) in the coordinates [Re z, Im z]."""
     re, im = torch.diag_embed(a[..., 0]), torch.diag_embed(a[..., 1])
     return torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], -2)
 
 
 def exp(a: Tensor) -> Tensor:
-    """Complex exponential.
-
-    Args:
-        a: (..., 2).
-
-    Returns:
-        (..., 2).
-    """
+    """Complex exponential of (..., 2)."""
     size = torch.exp(a[..., 0])
     return torch.stack([size * torch.cos(a[..., 1]), size * torch.sin(a[..., 1])], -1)
 
 
 def exp_of_steps(a: Tensor, steps: Tensor) -> Tensor:
-    """Complex exponential of a multiple, exp(a * steps), to the digits of ``a`` however many steps.
-
-    Args:
-        a: (..., 2).
-        steps: Real, broadcasts with ``a``'s leading dimensions.
-
-    Returns:
-        (..., 2) in ``a``'s dtype.
-    """
+    """Complex exponential exp(a * steps) of a (..., 2), to the digits of ``a`` however many steps."""
     # The size of a phase takes its digits: 1e4 rad in float32 leave an error of 1e-3.
     wide = widest_dtype(a)
     size = torch.exp(a[..., 0].to(wide) * steps)

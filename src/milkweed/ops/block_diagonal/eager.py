@@ -79,15 +79,5 @@ def _backward_flops(
 
 
 def block_diagonal_mm(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
-    """Multiply by a block-diagonal matrix; see `milkweed.ops.block_diagonal_mm`.
-
-    Args:
-        x: (batch, k * p).
-        weight: (k, q, p), same dtype as ``x``.
-        bias: (k * q,), same dtype as ``x``.
-        activation: Of the sum.
-
-    Returns:
-        (batch, k * q).
-    """
+    """Multiply by a block-diagonal matrix; see `milkweed.ops.block_diagonal_mm`."""
     return finish(_forward(x, weight), bias, activation, in_place=True)

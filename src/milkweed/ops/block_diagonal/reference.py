@@ -9,17 +9,7 @@ from milkweed.ops._epilogue import finish
 
 
 def block_diagonal_mm(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
-    """``y[..., k, q] = sum_p weight[k, q, p] x[..., k, p]``, both blocks flattened, and what is done to it.
-
-    Args:
-        x: (batch, k * p).
-        weight: (k, q, p).
-        bias: (k * q,), added to the product.
-        activation: Of the sum.
-
-    Returns:
-        (batch, k * q).
-    """
+    """``y[..., k, q] = sum_p weight[k, q, p] x[..., k, p]``, both blocks flattened, then bias and activation."""
     k, q, p = weight.shape
     y = torch.einsum("bkp,kqp->bkq", x.reshape(x.shape[0], k, p), weight).reshape(x.shape[0], k * q)
     return finish(y, bias, activation)

@@ -89,16 +89,6 @@ register_differentiable(_forward, _plain, _gradients)
 
 
 def block_diagonal_mm(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
-    """Multiply by a block-diagonal matrix; see `milkweed.ops.block_diagonal_mm`.
-
-    Args:
-        x: (batch, k * p).
-        weight: (k, q, p), same dtype as ``x``.
-        bias: (k * q,), same dtype as ``x``.
-        activation: Of the sum.
-
-    Returns:
-        (batch, k * q).
-    """
+    """Multiply by a block-diagonal matrix; see `milkweed.ops.block_diagonal_mm`."""
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias) if t is not None)
     return _forward(x, weight, bias, activation, activation is not None and learns)[0]

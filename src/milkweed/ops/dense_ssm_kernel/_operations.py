@@ -32,19 +32,7 @@ class Gradients(Protocol):
 def gradients_like(
     x: Tensor, y: Tensor, z: Tensor, need_x: bool, need_y: bool, need_z: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Make room for gradients.
-
-    Args:
-        x: An input.
-        y: An input.
-        z: An input.
-        need_x: Whether its gradient is needed.
-        need_y: Whether its gradient is needed.
-        need_z: Whether its gradient is needed.
-
-    Returns:
-        One new tensor each, empty where it is not needed.
-    """
+    """Make room for gradients: one new tensor each, empty where it is not needed."""
     return (
         x.new_empty(x.shape if need_x else 0),
         y.new_empty(y.shape if need_y else 0),
@@ -60,17 +48,7 @@ def _wanted(found: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor]:
 def kernel_operation(
     name: str, kernel: Kernel, gradients: Gradients, plain: Callable[..., Tensor]
 ) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
-    """Make the custom op of the kernel.
-
-    Args:
-        name: Of the op, in the namespace ``milkweed``.
-        kernel: Its forward pass.
-        gradients: Its backward pass.
-        plain: The same in differentiable functions, from a, b, c and L.
-
-    Returns:
-        From a (rows, N, N), b (rows, N), c (batch, rows, N) and L to (batch, rows, L).
-    """
+    """Make the custom op of the kernel: a (rows, N, N), b (rows, N), c (batch, rows, N), L -> (batch, rows, L)."""
 
     @torch.library.custom_op(f"milkweed::{name}", mutates_args=())
     def forward(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
@@ -111,18 +89,9 @@ def state_operation(
     gradients: Gradients,
     plain: Callable[..., Tensor],
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Make the custom op of the state.
-
-    Args:
-        name: Of the op, in the namespace ``milkweed``.
-        state: Its forward pass.
-        kernel: Of the same system, for the gradient of u.
-        gradients: Of that kernel, for the gradients of a and b.
-        plain: The same as ``state`` in differentiable functions.
-
-    Returns:
-        From u (batch, rows, L), a (rows, N, N) and b (rows, N) to (batch, rows, N).
-    """
+    """Make the custom op of the state: u (batch, rows, L), a (rows, N, N), b (rows, N) -> (batch, rows, N)."""
+    # ``kernel`` is that of the same system, for the gradient of u; ``gradients`` are that kernel's, for those of a and
+    # b.
 
     @torch.library.custom_op(f"milkweed::{name}", mutates_args=())
     def forward(u: Tensor, a: Tensor, b: Tensor) -> Tensor:

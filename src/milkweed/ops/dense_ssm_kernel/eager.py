@@ -129,15 +129,7 @@ def _without_tiny(x: Tensor, least: float) -> Tensor:
 
 
 def precise_powers(a: Tensor, count: int) -> list[Tensor]:
-    """Take the first powers a^(2^k) - 1, those that need more than float32.
-
-    Args:
-        a: (..., N, N).
-        count: Of all that are wanted.
-
-    Returns:
-        ``count`` of them or fewer, in a's dtype.
-    """
+    """Take the first powers a^(2^k) - 1, those that need more than float32: ``count`` or fewer, in a's dtype."""
     # Modes near -1 are slow only once squared, so the first squares are taken in float64, where the device has it.
     wide = a.to(widest_dtype(a))
     powers = [wide - torch.eye(a.shape[-1], dtype=wide.dtype, device=a.device)]

@@ -7,17 +7,7 @@ from torch import Tensor
 
 
 def dense_ssm_kernel(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
-    """``K_l = c a^l b``, one matrix-vector product per lag.
-
-    Args:
-        a: (rows, N, N).
-        b: (rows, N).
-        c: (batch, rows, N).
-        length: L.
-
-    Returns:
-        (batch, rows, L).
-    """
+    """``K_l = c a^l b``, one matrix-vector product per lag."""
     x = b
     kernel = [(c * x).sum(-1)]
     for _ in range(length - 1):
@@ -27,16 +17,7 @@ def dense_ssm_kernel(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
 
 
 def dense_ssm_state(u: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """``x_t = a x_{t-1} + b u_t`` from zero, after the last step.
-
-    Args:
-        u: (batch, rows, L).
-        a: (rows, N, N).
-        b: (rows, N).
-
-    Returns:
-        (batch, rows, N).
-    """
+    """``x_t = a x_{t-1} + b u_t`` from zero, after the last step."""
     x = b * u[..., :1]
     for t in range(1, u.shape[-1]):
         x = (a * x[..., None, :]).sum(-1) + b * u[..., t : t + 1]
@@ -44,16 +25,7 @@ def dense_ssm_state(u: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def dense_ssm_advance(x: Tensor, a: Tensor, steps: Tensor) -> Tensor:
-    """``a^steps x``, one matrix-vector product per step.
-
-    Args:
-        x: (batch, rows, N).
-        a: (rows, N, N).
-        steps: (batch,), integers.
-
-    Returns:
-        (batch, rows, N).
-    """
+    """``a^steps x``, one matrix-vector product per step."""
     for t in range(int(steps.max()) if len(steps) else 0):
         x = torch.where((t < steps)[:, None, None], (a * x[..., None, :]).sum(-1), x)
     return x

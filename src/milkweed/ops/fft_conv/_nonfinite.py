@@ -14,59 +14,28 @@ from torch import Tensor
 
 
 class Kernel(NamedTuple):
-    """A kernel for `convolve`.
+    """A kernel for `convolve`."""
 
-    Attributes:
-        spectrum: (H, F) complex and finite; frequencies from F on are zero.
-        exponent: (H, 1), the power of two that the spectrum was divided by, or None.
-        ahead: The greatest lag.
-        behind: The greatest negative lag.
-        lost: (H, L), outputs that depend on a lag that is no number, or None.
-    """
-
-    spectrum: Tensor
-    exponent: Tensor | None
-    ahead: int
-    behind: int
-    lost: Tensor | None = None
+    spectrum: Tensor  # (H, F) complex and finite; frequencies from F on are zero
+    exponent: Tensor | None  # (H, 1), the power of two that the spectrum was divided by, or None
+    ahead: int  # The greatest lag
+    behind: int  # The greatest negative lag
+    lost: Tensor | None = None  # (H, L), outputs that depend on a lag that is not finite, or None
 
 
 def looks_finite(result: Tensor) -> bool:
-    """Tell whether transforms met only numbers: one that is none reaches every output, so the first of each row tells.
-
-    Args:
-        result: (..., L), outputs of an inverse transform, or spectra.
-
-    Returns:
-        False if not, and on any device that it would take a synchronisation to ask.
-    """
+    """Tell whether transforms met finite numbers only; False where asking would wait for the device."""
+    # One that is not finite reaches every output of a transform, so the first output of each row tells.
     return result.device.type == "cpu" and cmath.isfinite(result[..., 0].sum().item())
 
 
 def finite(x: Tensor) -> Tensor:
-    """Put zero in the place of what is no number.
-
-    Args:
-        x: Any shape.
-
-    Returns:
-        A new tensor.
-    """
+    """Put zero in the place of what is not finite, in a new tensor."""
     return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def transform(kernel: Tensor, reverse_kernel: Tensor | None, points: int, length: int) -> Kernel:
-    """Transform a kernel without what is no number in it.
-
-    Args:
-        kernel: (H, K).
-        reverse_kernel: (H, R).
-        points: Of the transform.
-        length: L.
-
-    Returns:
-        The kernel.
-    """
+    """Transform a kernel (H, K) and a reverse kernel (H, R), with zero for what is not finite in them."""
     padded = F.pad(finite(kernel), (0, points - kernel.shape[-1]))
     lost = _any_before(~kernel.isfinite(), length)
     behind = 0
@@ -82,16 +51,8 @@ def transform(kernel: Tensor, reverse_kernel: Tensor | None, points: int, length
 
 
 def convolve(v: Tensor, kernel: Kernel, points: int) -> Tensor:
-    """Convolve signals; outputs that depend on something that is no number are NaN.
-
-    Args:
-        v: (B, H, L).
-        kernel: For these channels.
-        points: Of the transform.
-
-    Returns:
-        (B, H, L). It overflows only where the result does.
-    """
+    """Convolve (B, H, L) signals; outputs that depend on something not finite are NaN."""
+    # An output overflows only where the exact result does.
     clean = finite(v)
     exponent = _exponent(clean)
     found = torch.fft.rfft(_scaled(clean, -exponent), points)[..., : kernel.spectrum.shape[-1]] * kernel.spectrum
@@ -102,31 +63,13 @@ def convolve(v: Tensor, kernel: Kernel, points: int) -> Tensor:
 
 
 def correlate(g: Tensor, kernel: Kernel, points: int) -> Tensor:
-    """Sum over lags the other way round, the derivative by the signal: a convolution in reversed time.
-
-    Args:
-        g: (B, H, L).
-        kernel: For these channels.
-        points: Of the transform.
-
-    Returns:
-        (B, H, L).
-    """
+    """Sum over lags the other way round, the derivative by the signal: a convolution of g in reversed time."""
     return convolve(g.flip(-1), kernel, points).flip(-1)
 
 
 def correlate_signals(g: Tensor, v: Tensor, points: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Correlate two signals, the derivative by the kernel.
-
-    Args:
-        g: (B, H, L).
-        v: (B, H, L).
-        points: Of the transform.
-
-    Returns:
-        The spectrum of the lags, summed over the batch, (H, points / 2 + 1); and which lags j and which negative lags
-        -1 - j depend on something that is no number, (H, L) each.
-    """
+    """Correlate two signals (B, H, L), the derivative by the kernel: a spectrum (H, points / 2 + 1), summed over B."""
+    # Beside it, which lags j and which negative lags -1 - j depend on something not finite, (H, L) each.
     spectrum = torch.fft.rfft(finite(g), points) * torch.fft.rfft(finite(v), points).conj_physical()
     g_bad, v_bad = (~g.isfinite()).any(0), (~v.isfinite()).any(0)
     # Lag j meets g from step j on, and v up to step L - 1 - j; lag -1 - j the other way round, one step closer.

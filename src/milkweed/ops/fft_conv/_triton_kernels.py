@@ -55,14 +55,9 @@ def _scaled(re, im, greatest, TYPE: tl.constexpr):
 
 @triton.jit
 def _fit(re, im, TYPE: tl.constexpr):
-    """Cast a tile to the operands' dtype, divided by its greatest number if that is float16.
-
-    A transform of N such numbers stays below N * √2, which float16 holds up to N = 16384, and what is too small for it
-    is too small to matter beside the greatest.
-
-    Returns:
-        Both parts and what to multiply results by.
-    """
+    """Cast a tile to operands' dtype, divided by its greatest number if that is float16; the divisor comes third."""
+    # A transform of N such numbers stays below N * √2, which float16 holds up to N = 16384, and what is too small for
+    # it is too small to matter beside the greatest.
     greatest = 0
     if TYPE == tl.float16:  # noqa: SIM300
         greatest = tl.max(tl.maximum(_magnitude(re), _magnitude(im)))
@@ -71,11 +66,8 @@ def _fit(re, im, TYPE: tl.constexpr):
 
 @triton.jit
 def _fit_finite(re, im, TYPE: tl.constexpr):
-    """The same with zero for what is not finite, which would spread over the whole tile and both of its signals.
-
-    Returns:
-        Both parts, what to multiply results by, and whether something was not finite.
-    """
+    """`_fit` with zero for what is not finite; whether something was not comes last."""
+    # It would spread over the whole tile and both of its signals.
     greatest = tl.max(tl.maximum(_magnitude(re), _magnitude(im)))
     found = greatest >= _INFINITY
     if found:
@@ -204,11 +196,9 @@ def _spread(
     values, gate, out, out_other, start, first, last, length, back, ahead, late, early,
     GATED: tl.constexpr, OTHER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Store NaN for every result t in first .. last - 1 of a signal that depends on something not finite.
-
-    That is an input in t - back .. t + ahead, or, for t from ``late`` on and below ``early``, a number of the kernel.
-    The signal starts at ``start``. Whoever wrote finite results there before must be done.
-    """
+    """Store NaN for every result t in first .. last - 1 of a signal that depends on something not finite."""
+    # That is an input in t - back .. t + ahead, or, for t from ``late`` on and below ``early``, a number of the kernel.
+    # The signal starts at ``start``. Whoever wrote finite results there before must be done.
     i = tl.arange(0, BLOCK)
     # How many inputs are not finite among those that result first - 1 depends on.
     count = 0
@@ -232,14 +222,9 @@ def _spread(
 
 @triton.jit
 def _reach_of_kernel(lags, channel, channels, length, conjugate, LAGS: tl.constexpr):
-    """Find which results depend on a number of the kernel that is not finite.
-
-    ``lags`` (2, channels) holds the first such lag, and the first of a reverse kernel. A conjugate spectrum has its
-    lags the other way round.
-
-    Returns:
-        From and below which t they are.
-    """
+    """Find from which t on, and below which t, results depend on something in the kernel that is not finite."""
+    # ``lags`` (2, channels) holds the first such lag, and the first of a reverse kernel. A conjugate spectrum has its
+    # lags the other way round.
     late, early = length, 0
     if LAGS:
         turned = tl.where(conjugate < 0, channels, 0)
@@ -271,11 +256,9 @@ def fused(
     PRE: tl.constexpr, POST: tl.constexpr, OTHER: tl.constexpr, SKIP: tl.constexpr, LAGS: tl.constexpr,
     GUARD: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Convolve one channel of two signals, which are the real and the imaginary part of one.
-
-    Chunk i reads the window that starts ``lead`` before i * step and keeps the ``step`` numbers from there. Result t
-    depends on the inputs t - back .. t + ahead.
-    """
+    """Convolve one channel of two signals, which are the real and the imaginary part of one."""
+    # Chunk i reads the window that starts ``lead`` before i * step and keeps the ``step`` numbers from there. Result t
+    # depends on the inputs t - back .. t + ahead.
     # Signals are the fastest axis of the grid: those that share a spectrum run at about the same time.
     pairs = tl.cdiv(batch, 2)
     pair = tl.program_id(0) % pairs
@@ -341,13 +324,9 @@ def spread(
 
 @triton.jit
 def _reach(found, opposite, position, length):
-    """Find the lags of the products g_t v_(t - lag) in which something is not finite: all from 0 on up to one.
-
-    ``found`` says where g is not finite, ``opposite`` where v is; exchanged, the lags are those of a reverse kernel.
-
-    Returns:
-        The last such lag for each position; -1 if there is none.
-    """
+    """Find the last lag, for each position, of the products g_t v_(t - lag) that are not finite; -1 if all are."""
+    # All lags from 0 to it count. ``found`` says where g is not finite, ``opposite`` where v is; exchanged, the lags
+    # are those of a reverse kernel.
     return tl.maximum(tl.where(found, position, -1), tl.where(opposite, length - 1 - position, -1))
 
 
@@ -358,10 +337,9 @@ def correlate(
     ROWS: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, KEPT: tl.constexpr,
     PRE: tl.constexpr, POST: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sum G conj(V), of the spectra of g and v, over a share of the pairs and chunks of one channel; and g v itself.
-
-    ``reach`` (2, programs) receives the last lag, and the last of a reverse kernel, that something not finite reaches.
-    """
+    """Sum G conj(V), of the spectra of g and v, over a share of the pairs and chunks of one channel; and g v itself."""
+    # ``reach`` (2, programs) receives the last lag, and the last of a reverse kernel, that something not finite
+    # reaches.
     channel, split = tl.program_id(0) % channels, tl.program_id(0) // channels
     pairs = tl.cdiv(batch, 2)
     t = tl.arange(0, ROWS)[:, None] * (N2 * N3) + tl.arange(0, N2 * N3)[None, :]
@@ -421,10 +399,8 @@ def outer_in(
     ROWS: tl.constexpr, M: tl.constexpr, COLUMNS: tl.constexpr,
     PRE: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The first stage of a transform too long for one program: planes (channel, pair, k1, r) of M transforms left.
-
-    ``found`` (channel, pair, tile) receives whether something was not finite; zero took its place.
-    """
+    """The first stage of a transform too long for one program: planes (channel, pair, k1, r) of M transforms left."""
+    # ``found`` (channel, pair, tile) receives whether something was not finite; zero took its place.
     pairs, tiles = tl.cdiv(batch, 2), inner // COLUMNS
     plane = tl.program_id(0) // tiles
     pair, channel = plane % pairs, plane // pairs

@@ -15,11 +15,9 @@ def arrange_lags(
     kernel_channel, kernel_lag, reverse_channel, reverse_lag,
     NONE: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Put both kernels on a circle of points, negative lags at its end and zero for what is not finite.
-
-    ``first`` (2, channels, tiles) receives the first lag that is not finite, and the first of the reverse kernel, or
-    NONE.
-    """
+    """Put both kernels on a circle of points, negative lags at its end and zero for what is not finite."""
+    # ``first`` (2, channels, tiles) receives the first lag that is not finite, and the first of the reverse kernel, or
+    # NONE.
     tiles = points // BLOCK
     channel, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     place = (tile * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)

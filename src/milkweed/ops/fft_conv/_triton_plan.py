@@ -19,15 +19,10 @@ _LEAST = 16
 
 @dataclass(frozen=True)
 class Tile:
-    """A transform that one program holds.
+    """A transform that one program holds."""
 
-    Args:
-        factors: N1, N2, N3, whose product is its length; N2 = 1 means two stages.
-        warps: Of the program.
-    """
-
-    factors: tuple[int, int, int]
-    warps: int
+    factors: tuple[int, int, int]  # N1, N2, N3, whose product is its length; N2 = 1 means two stages
+    warps: int  # Of the program
 
 
 # Not measured on any device yet. Compiled for Hopper, none of these runs out of registers, but for the longest by a
@@ -57,15 +52,7 @@ _PASSES = 64
 
 
 def tile_for(length: int, device: torch.device) -> Tile:
-    """Choose how a transform is cut up.
-
-    Args:
-        length: A power of two from 256 to 16384.
-        device: Where it runs.
-
-    Returns:
-        The tile.
-    """
+    """Choose how a transform of a power of two from 256 to 16384 points is cut up."""
     return _for_device(device)[length]
 
 
@@ -89,29 +76,17 @@ def _largest(dtype: torch.dtype, device: torch.device, summing: bool = False) ->
 
 
 def operands(u: Tensor) -> torch.dtype:
-    """Choose the operands of products; bfloat16 signals take float16, which is eight times as precise.
-
-    Args:
-        u: A signal. Tiles have a scale of their own, so its range does not matter.
-
-    Returns:
-        ``torch.float32`` or ``torch.float16``.
-    """
+    """Choose the operands of products: float32 for float32 signals, float16 for others, bfloat16 included."""
+    # float16 is eight times as precise as bfloat16, and tiles have a scale of their own, so that its range does not
+    # matter.
     return torch.float32 if u.dtype == torch.float32 else torch.float16
 
 
 def too_long(u: Tensor, points: int, reach: int, summing: bool) -> str | None:
-    """Say whether a convolution is longer than the kernels can split it.
-
-    Args:
-        u: (B, H, L).
-        points: That the transform of the whole signal needs.
-        reach: Greatest distance between two of the kernel's lags; a short kernel is convolved in windows.
-        summing: Whether gradients may be wanted, for which programs hold less.
-
-    Returns:
-        The reason with the fix, or None.
-    """
+    """Say why a convolution is longer than the kernels can split it, with the fix; None if it is not."""
+    # ``points`` are those of one transform of the whole signal; ``reach`` is the greatest distance between two of the
+    # kernel's lags: a short kernel is convolved in windows. ``summing`` says that gradients may be wanted, for which
+    # programs hold less.
     if not is_known(points):
         return None  # asked when the length is known, see `check_length`
     largest = _largest(operands(u), u.device, summing)
@@ -124,14 +99,7 @@ def too_long(u: Tensor, points: int, reach: int, summing: bool) -> str | None:
 
 
 def check_length(plan: Plan) -> None:
-    """Refuse a plan that the kernels cannot carry out, which only a dynamic length can have led to.
-
-    Args:
-        plan: The plan.
-
-    Raises:
-        ValueError: Its transforms are too long.
-    """
+    """Refuse a plan that the kernels cannot carry out, which only a dynamic length can have led to."""
     if plan.outer > _MOST_PLANES:
         raise ValueError(
             f"a convolution of {plan.length} steps takes transforms of {_MOST_PLANES * plan.inner} points at most in "
@@ -141,27 +109,16 @@ def check_length(plan: Plan) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """One convolution's windows and transforms.
+    """One convolution's windows and transforms."""
 
-    Args:
-        length: Of the signals.
-        outer: Transforms that the first stage leaves, through memory; 1 if a program holds the whole.
-        inner: Points that a program transforms.
-        chunks: Windows that a signal is read in.
-        step: Numbers that each window yields.
-        lead: Numbers that a window starts before those, for the lags from 0 on.
-        tail: Numbers that it ends after those, for the negative lags.
-        device: Where it runs.
-    """
-
-    length: int
-    outer: int
-    inner: int
-    chunks: int
-    step: int
-    lead: int
-    tail: int
-    device: torch.device
+    length: int  # Of the signals
+    outer: int  # Transforms that the first stage leaves, through memory; 1 if a program holds the whole
+    inner: int  # Points that a program transforms
+    chunks: int  # Windows that a signal is read in
+    step: int  # Numbers that each window yields
+    lead: int  # Numbers that a window starts before those, for the lags from 0 on
+    tail: int  # Numbers that it ends after those, for the negative lags
+    device: torch.device  # Where it runs
 
     @property
     def points(self) -> int:
@@ -206,19 +163,7 @@ def _power_of_two(size: int) -> int:
 def make_plan(
     length: int, lags: int, reverse_lags: int, dtype: torch.dtype, device: torch.device, summing: bool = False
 ) -> Plan:
-    """Choose the windows of a convolution: one for the whole signal, or many if the kernel is much shorter.
-
-    Args:
-        length: L.
-        lags: K, from lag 0 on.
-        reverse_lags: R, from lag -1 down.
-        dtype: Of the operands.
-        device: Where it runs.
-        summing: Whether correlations are to be summed over the batch, which takes more memory of a program.
-
-    Returns:
-        The plan of the fewest products.
-    """
+    """Choose the windows of fewest products: one for the whole signal, or many if the kernel is much shorter."""
     largest = _largest(dtype, device, summing)
     smallest = min(_for_device(device))
     # Nothing may wrap around into 0 .. L - 1, and the two ends of the kernel may not overlap.
@@ -234,46 +179,18 @@ def make_plan(
 
 
 def make_frozen_plan(length: int, points: int, dtype: torch.dtype, device: torch.device) -> Plan:
-    """Plan a convolution with a spectrum that is there already.
-
-    Args:
-        length: L.
-        points: Of the spectrum.
-        dtype: Of the operands.
-        device: Where it runs.
-
-    Returns:
-        The plan, of one window.
-    """
+    """Plan a convolution in one window, with a spectrum of ``points`` that is there already."""
     return one_window(length, points, _largest(dtype, device), device)
 
 
 def one_window(length: int, points: int, largest: int, device: torch.device) -> Plan:
-    """Plan one transform for a whole signal, split through memory if no program holds it.
-
-    Args:
-        length: L.
-        points: Of the transform, a power of two from 256 on.
-        largest: Points that a program holds.
-        device: Where it runs.
-
-    Returns:
-        The plan.
-    """
+    """Plan one transform for a whole signal, split through memory if it has more points than a program holds."""
     outer = 1 if points <= largest else max(_LEAST, points // largest)
     return Plan(length, outer, points // outer, 1, length, 0, 0, device)
 
 
 def kept_columns(plan: Plan, frequencies: int) -> tuple[int, ...]:
-    """The values of k3 that a spectrum without its highest frequencies needs.
-
-    Args:
-        plan: Of the convolution.
-        frequencies: How many are kept, of points // 2 + 1.
-
-    Returns:
-        The values, a power of two of them, at least 16.
-    """
+    """The values of k3, a power of two of them from 16 on, that a spectrum's lowest frequencies need."""
     n3 = plan.tile.factors[2]
     each = plan.points // n3
     low = (frequencies - 1) // each + 1
@@ -286,16 +203,8 @@ def kept_columns(plan: Plan, frequencies: int) -> tuple[int, ...]:
 
 
 def take_columns(table: Tensor, columns: tuple[int, ...], dim: int) -> Tensor:
-    """Select columns without a list of them, which would be copied to the device at every call.
-
-    Args:
-        table: Of any shape.
-        columns: As `kept_columns` gives them: some from the first on, and some up to the last.
-        dim: The dimension that they count.
-
-    Returns:
-        The table itself if all are taken.
-    """
+    """Take the columns of `kept_columns` along a dimension; the table itself if these are all."""
+    # By slices: a list of columns would be copied to the device at every call.
     every, count = table.shape[dim], len(columns)
     if count == every:
         return table
@@ -304,36 +213,18 @@ def take_columns(table: Tensor, columns: tuple[int, ...], dim: int) -> Tensor:
 
 
 class Tables(NamedTuple):
-    """DFT matrices and twiddle factors; real parts first, imaginary parts behind them.
+    """DFT matrices and twiddle factors; real parts first, imaginary parts behind them."""
 
-    Args:
-        dft1: (2, N1, N1) in the operands' dtype.
-        dft2: (2, N2, N2).
-        dft3: (2, N3, KEPT), the columns k3 that are kept.
-        twiddles1: (2, N1, N2 * N3), exp(-2πi k1 r / N).
-        twiddles2: (2, N2, N3), exp(-2πi k2 t3 / (N2 N3)).
-    """
-
-    dft1: Tensor
-    dft2: Tensor
-    dft3: Tensor
-    twiddles1: Tensor
-    twiddles2: Tensor
+    dft1: Tensor  # (2, N1, N1) in the operands' dtype
+    dft2: Tensor  # (2, N2, N2)
+    dft3: Tensor  # (2, N3, KEPT), the columns k3 that are kept
+    twiddles1: Tensor  # (2, N1, N2 * N3), exp(-2πi k1 r / N)
+    twiddles2: Tensor  # (2, N2, N3), exp(-2πi k2 t3 / (N2 N3))
 
 
 @made_once
 def tables(factors: tuple[int, int, int], columns: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tables:
-    """Make the tables of a tile; they are the same for every program and stay in cache.
-
-    Args:
-        factors: N1, N2, N3.
-        columns: The values of k3 that are kept.
-        dtype: Of the operands.
-        device: Where they lie.
-
-    Returns:
-        The tables.
-    """
+    """Make the tables of a tile; they are the same for every program and stay in cache."""
     n1, n2, n3 = factors
     return Tables(
         roots(n1, n1, n1, device).to(dtype),
@@ -345,17 +236,7 @@ def tables(factors: tuple[int, int, int], columns: tuple[int, ...], dtype: torch
 
 
 def roots(rows: int, columns: int, order: int, device: torch.device) -> Tensor:
-    """Evaluate exp(-2πi j k / order) for j < rows and k < columns.
-
-    Args:
-        rows: Of the table.
-        columns: Of the table.
-        order: Of the roots of unity.
-        device: Where they are computed.
-
-    Returns:
-        (2, rows, columns) in float64, real parts first.
-    """
+    """Evaluate exp(-2πi j k / order) for j < rows and k < columns: (2, rows, columns) in float64, real parts first."""
     index = torch.arange(rows, device=device)[:, None] * torch.arange(columns, device=device) % order
     angle = index.double() * (-2 * math.pi / order)
     return torch.stack([angle.cos(), angle.sin()])
@@ -363,14 +244,5 @@ def roots(rows: int, columns: int, order: int, device: torch.device) -> Tensor:
 
 @made_once
 def outer_table(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Make the DFT matrix of a split transform's first stage.
-
-    Args:
-        size: Its order.
-        dtype: Of the operands.
-        device: Where it lies.
-
-    Returns:
-        (2, size, size).
-    """
+    """Make the DFT matrix (2, size, size) of a split transform's first stage."""
     return roots(size, size, size, device).to(dtype)

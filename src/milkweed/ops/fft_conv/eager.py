@@ -23,14 +23,7 @@ _LEAST_CHANNELS = 16
 
 
 def fft_length(least: int) -> int:
-    """Find the shortest even length with prime factors 2, 3 and 5 only, which FFTs are fast at.
-
-    Args:
-        least: The length needed.
-
-    Returns:
-        The length to use.
-    """
+    """Find the shortest even length of at least ``least`` with factors 2, 3 and 5 only, which FFTs are fast at."""
     best = 1 << max(least - 1, 1).bit_length()
     five = 1
     while five < best:
@@ -44,16 +37,8 @@ def fft_length(least: int) -> int:
 
 
 def least_points(length: int, lags: int, reverse_lags: int) -> int:
-    """Count the points that a circular convolution needs: nothing may wrap around, nor the kernel's ends overlap.
-
-    Args:
-        length: L.
-        lags: K, from lag 0 on.
-        reverse_lags: R, from lag -1 down.
-
-    Returns:
-        The least number of points.
-    """
+    """Count the points of the shortest circular convolution that equals the linear one, for K and R lags."""
+    # Nothing may wrap around into 0 .. L - 1, and the two ends of the kernel may not overlap.
     return max(length + max(lags - 1, reverse_lags), lags + reverse_lags)
 
 
@@ -128,13 +113,8 @@ class _Padded:
 
 
 def _compact(block: Tensor) -> Tensor:
-    """Gather the channels of a (B, L, H) signal first: turned in place, every number would come from a line of its own.
-
-    Writing into such a signal needs no detour.
-
-    Returns:
-        The same numbers, close together if time does not run along the memory.
-    """
+    """Bring a (B, L, H) signal's block close together first; one in whose memory time runs along stays as it is."""
+    # Turned in place, every number would come from a cache line of its own. Writing into such a signal needs no detour.
     return block if block.stride(-1) == 1 else block.clone()
 
 
@@ -312,17 +292,7 @@ def _(
 def present_gradients(
     backward: Callable[..., Sequence[Tensor]], grad: Tensor, inputs: Sequence[Any], needed: Sequence[bool]
 ) -> Sequence[Tensor]:
-    """Call a backward op, which knows every argument, for those that are there.
-
-    Args:
-        backward: ``backward(grad, *inputs, needed)`` with one flag and one gradient for each input.
-        grad: Of the result.
-        inputs: The forward's arguments, with ``None`` for those left out.
-        needed: Whether a gradient is wanted, for each of the others.
-
-    Returns:
-        The gradients of the others.
-    """
+    """Call a backward op, which has a flag and a gradient for every input, for those inputs that are not None."""
     present = [value is not None for value in inputs]
     remaining = iter(needed)
     every = [next(remaining) if here else False for here in present]
@@ -464,20 +434,8 @@ def frozen_differentiable(
     post_gate: Tensor | None,
     *reach: int,
 ) -> Tensor:
-    """Convolve with a spectrum, in functions that torch can derive any number of times.
-
-    Args:
-        u: (B, H, L).
-        spectrum: (H, F, 2).
-        points: Of the transform.
-        skip: (H,).
-        pre_gate: (B, H, L).
-        post_gate: (B, H, L).
-        *reach: The greatest lag and the greatest negative lag; every lag of the circle by default.
-
-    Returns:
-        (B, H, L) in ``u``'s dtype.
-    """
+    """Convolve with a spectrum, in functions that torch can derive any number of times."""
+    # ``reach`` is the greatest lag and the greatest negative lag; by default every lag of the circle.
     dtype = compute_dtype(u, spectrum, skip, pre_gate, post_gate)
     kernel, reverse = frozen_lags(spectrum.to(dtype), points, u.shape[-1], reach or (points, points))
     return differentiable(u, kernel, reverse, skip, pre_gate, post_gate)
@@ -556,17 +514,7 @@ def _(
 def frozen_gradients(
     grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]
 ) -> Sequence[Tensor]:
-    """Put the gradients beside the tensors that were given; the spectrum's place holds the spectrum itself.
-
-    Args:
-        grad: Of the result.
-        inputs: u, spectrum, points, skip, pre_gate, post_gate and the greatest lags either way, every lag by default.
-        kept: Nothing.
-        needed: Ignored, all are computed.
-
-    Returns:
-        One gradient for each tensor.
-    """
+    """Put the gradients beside the tensors that were given; the spectrum's place holds the spectrum itself."""
     u, spectrum, points, *rest = inputs[:6]
     by_u, *by_rest = frozen_conv_backward(grad, u, spectrum, points, *rest, *(inputs[6:] or (points, points)))
     return [by_u, spectrum, *(g for g, tensor in zip(by_rest, rest, strict=True) if tensor is not None)]

@@ -17,19 +17,7 @@ def fft_conv(
     pre_gate: Tensor | None = None,
     post_gate: Tensor | None = None,
 ) -> Tensor:
-    """``y_t = post_t * (sum_s k_{t-s} v_s + skip * v_t)`` with ``v = pre_gate * u``, lag by lag.
-
-    Args:
-        u: (B, H, L).
-        kernel: (H, K) for lags 0 .. K - 1.
-        reverse_kernel: (H, R) for lags -1 .. -R.
-        skip: (H,).
-        pre_gate: (B, H, L).
-        post_gate: (B, H, L).
-
-    Returns:
-        (B, H, L) in ``u``'s dtype.
-    """
+    """``y_t = post_gate_t * (sum_s k_{t-s} v_s + skip * v_t)`` with ``v = pre_gate * u``, lag by lag."""
     dtype = compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate)
     length = u.shape[-1]
     v = u.to(dtype) if pre_gate is None else pre_gate.to(dtype) * u.to(dtype)
@@ -52,17 +40,8 @@ def fft_conv(
 
 
 def frozen_lags(spectrum: Tensor, points: int, length: int, reach: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-    """The kernel, around the circle of ``points``, whose lowest frequencies are given.
-
-    Args:
-        spectrum: (H, F, 2); frequencies from F on are zero.
-        points: Of the transform.
-        length: L.
-        reach: The greatest lag and the greatest negative lag that it has.
-
-    Returns:
-        (H, K) and (H, R), or None for R = 0; lags that no two of L steps are apart are left out.
-    """
+    """The kernels (H, K) and (H, R), None for R = 0, of a spectrum (H, F, 2) whose other frequencies are zero."""
+    # ``reach`` is the greatest lag and the greatest negative lag. Lags that no two of L steps are apart are left out.
     ahead, behind = (min(lag, length - 1) for lag in reach)
     lags = torch.fft.irfft(torch.view_as_complex(spectrum.contiguous()), points)
     return lags[:, : ahead + 1], lags[:, points - behind :].flip(-1) if behind else None
@@ -78,20 +57,6 @@ def frozen_conv(
     ahead: int,
     behind: int,
 ) -> Tensor:
-    """Convolve with a kernel whose lowest frequencies are given.
-
-    Args:
-        u: (B, H, L).
-        spectrum: (H, F, 2).
-        points: Of the transform.
-        skip: (H,).
-        pre_gate: (B, H, L).
-        post_gate: (B, H, L).
-        ahead: The greatest lag.
-        behind: The greatest negative lag.
-
-    Returns:
-        (B, H, L) in ``u``'s dtype.
-    """
+    """Convolve with a kernel whose lowest frequencies are given, with lags from -behind to ahead."""
     kernel, reverse = frozen_lags(spectrum, points, u.shape[-1], (ahead, behind))
     return fft_conv(u, kernel, reverse, skip, pre_gate, post_gate)

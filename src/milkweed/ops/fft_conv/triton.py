@@ -48,19 +48,13 @@ _WAVES = 4
 
 
 class Spectrum(NamedTuple):
-    """A kernel's spectrum as programs hold it.
+    """A kernel's spectrum as programs hold it."""
 
-    Args:
-        re: Real parts, channels first.
-        im: Imaginary parts.
-        scale: What to multiply those of each channel by.
-        wrong: (2, channels), the first lag and the first negative lag that is not finite and was taken as zero; None if
-            nothing was.
-    """
-
-    re: Tensor
-    im: Tensor
-    scale: Tensor
+    re: Tensor  # Real parts, channels first
+    im: Tensor  # Imaginary parts
+    scale: Tensor  # What to multiply those of each channel by
+    # (2, channels), the first lag and the first negative lag that is not finite and was taken as zero; None if nothing
+    # was.
     wrong: Tensor | None = None
 
     def of(self, channels: slice) -> Spectrum:
@@ -71,11 +65,7 @@ class Spectrum(NamedTuple):
 
 @contextmanager
 def unguarded() -> Iterator[None]:
-    """Leave out the search for what is not finite where a program holds a whole window, to measure what it costs.
-
-    Yields:
-        Nothing.
-    """
+    """Leave out the search for what is not finite where a program holds a whole window, to measure what it costs."""
     _guard.append(False)
     try:
         yield
@@ -214,12 +204,8 @@ class _Run:
     def correlate(
         self, u: Tensor, pre: Tensor | None, grad: Tensor, post: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum post * grad against pre * u over the batch.
-
-        Returns:
-            The lags (channels, points); lag 0 to full precision; and (2, channels), the last lag and the last negative
-            lag that something not finite is part of.
-        """
+        """Sum post * grad against pre * u over the batch: lags (channels, points), and lag 0 to full precision."""
+        # Third come the last lag and the last negative lag that something not finite is part of, (2, channels).
         plan, channels = self.plan, u.shape[1]
         signals = (u, _or(pre, u), grad, _or(post, u))
         flags = {"PRE": pre is not None, "POST": post is not None}
@@ -484,18 +470,7 @@ def frozen_conv(
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
 ) -> Tensor:
-    """Convolve with a frozen kernel, whose spectrum is arranged for the programs once.
-
-    Args:
-        u: (B, H, L).
-        kernel: For H channels and L steps at least.
-        skip: (H,).
-        pre_gate: (B, H, L).
-        post_gate: (B, H, L).
-
-    Returns:
-        (B, H, L) in ``u``'s dtype.
-    """
+    """Convolve with a frozen kernel, whose spectrum is arranged for the programs once."""
     spectrum, points = kernel.spectrum, kernel.points
     arranged: tuple[Tensor | None, ...] = (None, None, None)
     if not torch.compiler.is_compiling():  # a compiler's tensors must not be kept

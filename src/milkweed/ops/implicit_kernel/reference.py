@@ -20,13 +20,7 @@ def implicit_kernel(
     weight_3: Tensor,
     decay: Tensor,
 ) -> Tensor:
-    """Evaluate the network and its envelope over all lags at once.
-
-    The arguments are those of `milkweed.ops.implicit_kernel`.
-
-    Returns:
-        (D, L).
-    """
+    """Evaluate the network and its envelope over all lags at once: (D, L)."""
     layers = ((weight_0, bias_0), (weight_1, bias_1), (weight_2, bias_2))
     dtype = compute_dtype(features, frequency, weight_3, decay, *(p for layer in layers for p in layer))
     with without_autocast(features):

@@ -17,12 +17,10 @@ def both_factors(
     ROWS: tl.constexpr, K: tl.constexpr, L: tl.constexpr, PER: tl.constexpr,
     INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Multiply ROWS rows: all blocks of a factor in one batched product, and the rows between in registers.
-
-    Feature ``j * l + i`` of a block of ``right`` is number ``block * per + j`` of block i of ``left``. K, L and PER are
-    k, l and per padded to powers of two, with zeros; EXACT says that they are the same, which lets the compiler see
-    that neighbours are read and written.
-    """
+    """Multiply ROWS rows: all blocks of a factor in one batched product, and the rows between in registers."""
+    # Feature ``j * l + i`` of a block of ``right`` is number ``block * per + j`` of block i of ``left``. K, L and PER
+    # are k, l and per padded to powers of two, with zeros; EXACT says that they are the same, which lets the compiler
+    # see that neighbours are read and written.
     if EXACT:
         k, l, per = K, L, PER  # noqa: E741 - the paper's letter
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)

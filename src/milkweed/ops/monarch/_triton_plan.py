@@ -32,11 +32,7 @@ _forced: list[bool] = []
 
 @contextmanager
 def one_launch() -> Iterator[None]:
-    """Apply both factors in one launch inside the block, wherever it fits, to check and to measure it.
-
-    Yields:
-        Nothing.
-    """
+    """Apply both factors in one launch inside the block, wherever it fits, to check and to measure it."""
     _forced.append(True)
     try:
         yield
@@ -51,38 +47,22 @@ def _is_checked(device: torch.device) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Fused:
-    """Tile of the kernel that applies both factors.
+    """Tile of the kernel that applies both factors."""
 
-    Args:
-        rows: Of the input.
-        k: Blocks of the right factor, as padded.
-        l: Of the left one.
-        per: Features from one to the other.
-        inputs: Of a right block, at a time.
-        outputs: Of a left block, at a time.
-    """
-
-    rows: int
-    k: int
+    rows: int  # Of the input
+    k: int  # Blocks of the right factor, as padded
+    # Of the left one.
     l: int  # noqa: E741 - the paper's letter
-    per: int
-    inputs: int
-    outputs: int
+    per: int  # Features from one to the other
+    inputs: int  # Of a right block, at a time
+    outputs: int  # Of a left block, at a time
 
 
 def fused_tile(right: Tensor, left: Tensor) -> Fused | None:
-    """Decide whether one kernel applies both factors.
-
-    It does, on devices where that has been checked, where a tile of rows fits in registers, and where reading both
-    factors anew for every tile costs less than writing the numbers between to memory and reading them back.
-
-    Args:
-        right: (k, q, p).
-        left: (l, s, r).
-
-    Returns:
-        Its tile, or None for two launches.
-    """
+    """Choose the tile of the kernel that applies both factors; None for two launches."""
+    # right is (k, q, p), left (l, s, r). One launch is right, on devices where it has been checked, where a tile of
+    # rows fits in registers, and where reading both factors anew for every tile costs less than writing the numbers
+    # between to memory and reading them back.
     k, q, p = right.shape
     l, s, _ = left.shape  # noqa: E741 - the paper's letter
     if q % l or shared_memory(right.device) < _SHARED or not (_forced or _is_checked(right.device)):
@@ -100,17 +80,8 @@ def fused_tile(right: Tensor, left: Tensor) -> Fused | None:
 
 
 def rows_at_a_time(x: Tensor, right: Tensor) -> int:
-    """How many rows go through both launches before the next ones.
-
-    Where memory is what a launch waits for, so few that the numbers between them stay in the cache.
-
-    Args:
-        x: (rows, k * p).
-        right: (k, q, p).
-
-    Returns:
-        At most all.
-    """
+    """How many rows of x (rows, k * p) go through both launches before the next ones."""
+    # Where memory is what a launch waits for, so few that the numbers between them stay in the cache.
     k, q, p = right.shape
     rows = x.shape[0]
     intensity = 2 * q * p / ((q + p) * x.element_size())

@@ -47,11 +47,7 @@ class _Buffer:
 
 
 def _is_wide(x: Tensor, right: Tensor, left: Tensor) -> bool:
-    """Whether blocks are wide enough for oneDNN's matrix product, where that is the faster one, from 512 on.
-
-    Returns:
-        True where `_wide_block` applies.
-    """
+    """Whether oneDNN's product is the faster one here and blocks are wide enough, from 512 on, for `_wide_block`."""
     return (
         min(right.shape[1:]) >= _WIDE
         and min(left.shape[1:]) >= _WIDE
@@ -227,18 +223,7 @@ def _volume(shape: Any) -> int:
 def monarch_mm(
     x: Tensor, right: Tensor, left: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
-    """Multiply by a Monarch matrix; see `milkweed.ops.monarch_mm`.
-
-    Args:
-        x: (batch, k * p).
-        right: (k, q, p), same dtype as ``x``.
-        left: (l, s, r) with l * r = k * q, same dtype as ``x``.
-        bias: (s * l,), same dtype as ``x``.
-        activation: Of the sum.
-
-    Returns:
-        (batch, s * l).
-    """
+    """Multiply by a Monarch matrix; see `milkweed.ops.monarch_mm`."""
     # Only the gradient of the left factor needs the first factor's output.
     keep = torch.is_grad_enabled() and left.requires_grad
     out = _forward(x, right, left, keep, _is_wide(x, right, left))[0]

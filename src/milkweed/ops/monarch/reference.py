@@ -11,18 +11,7 @@ from milkweed.ops._epilogue import finish
 def monarch_mm(
     x: Tensor, right: Tensor, left: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
-    """Follow the four steps of README.md literally.
-
-    Args:
-        x: (batch, k * p).
-        right: (k, q, p).
-        left: (l, s, r) with l * r = k * q.
-        bias: (s * l,), added at the end.
-        activation: Of the sum.
-
-    Returns:
-        (batch, s * l), the output index being s * l_total + l.
-    """
+    """Follow the four steps of README.md literally: x (batch, k * p) -> (batch, s * l), output s * l_total + l."""
     batch = x.shape[0]
     k, _, p = right.shape
     l, s, r = left.shape  # noqa: E741 - the paper's letter

@@ -176,18 +176,7 @@ register_differentiable(_forward, _plain, _gradients)
 def monarch_mm(
     x: Tensor, right: Tensor, left: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
-    """Multiply by a Monarch matrix; see `milkweed.ops.monarch_mm`.
-
-    Args:
-        x: (batch, k * p).
-        right: (k, q, p), same dtype as ``x``.
-        left: (l, s, r) with l * r = k * q, same dtype as ``x``.
-        bias: (s * l,), same dtype as ``x``.
-        activation: Of the sum.
-
-    Returns:
-        (batch, s * l).
-    """
+    """Multiply by a Monarch matrix; see `milkweed.ops.monarch_mm`."""
     # Only the gradient of the left factor needs the first factor's output.
     learns = torch.is_grad_enabled()
     keep_sum = (

@@ -27,16 +27,8 @@ def _conjugate(a: Tensor) -> Tensor:
 
 
 def kernel_operation(name: str, sum_of_modes: SumOfModes, moments: Moments) -> Callable[[Tensor, Tensor, int], Tensor]:
-    """Make the custom op of the kernel, with its derivatives and its count of operations.
-
-    Args:
-        name: Of the op, in the namespace ``milkweed``.
-        sum_of_modes: The kernel without its factor 2.
-        moments: The sums of its backward pass.
-
-    Returns:
-        From c (batch, rows, N, 2), dt_a (rows, N, 2) and L to (batch, rows, L).
-    """
+    """Make the custom op of the kernel: c (batch, rows, N, 2), dt_a (rows, N, 2), L -> (batch, rows, L)."""
+    # ``sum_of_modes`` gives the kernel without its factor 2, ``moments`` the sums of its backward pass.
 
     @torch.library.custom_op(f"milkweed::{name}", mutates_args=())
     def forward(c: Tensor, dt_a: Tensor, length: int) -> Tensor:
@@ -79,16 +71,8 @@ def kernel_operation(name: str, sum_of_modes: SumOfModes, moments: Moments) -> C
 
 
 def state_operation(name: str, sum_of_modes: SumOfModes, moments: Moments) -> Callable[[Tensor, Tensor], Tensor]:
-    """Make the custom op of the state, the transpose of the kernel, in the same way.
-
-    Args:
-        name: Of the op, in the namespace ``milkweed``.
-        sum_of_modes: The sum of its backward pass.
-        moments: The state itself, and the other sum of its backward pass.
-
-    Returns:
-        From u (batch, rows, L) and dt_a (rows, N, 2) to (batch, rows, N, 2).
-    """
+    """Make the custom op of the state, the kernel's transpose: u (batch, rows, L), dt_a -> (batch, rows, N, 2)."""
+    # ``moments`` give the state itself and one sum of its backward pass, ``sum_of_modes`` the other.
 
     @torch.library.custom_op(f"milkweed::{name}", mutates_args=())
     def forward(u: Tensor, dt_a: Tensor) -> Tensor:

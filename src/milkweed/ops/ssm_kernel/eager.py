@@ -30,13 +30,8 @@ def _phases(angle: Tensor, steps: Tensor) -> Tensor:
 
 
 def _exponentials(dt_a: Tensor, count: int, stride: int) -> Tensor:
-    """exp(dt_a * i * stride) for i < count, real and imaginary parts.
-
-    The exponent is split once more, i = i2 * s + i1, so that only about 2 √count exponentials are evaluated.
-
-    Returns:
-        (rows, count, 2, N).
-    """
+    """exp(dt_a * i * stride) for i < count, real and imaginary parts: (rows, count, 2, N)."""
+    # The exponent is split once more, i = i2 * s + i1, so that only about 2 √count exponentials are evaluated.
     inner, outer = _split(count)
     steps = torch.arange(max(inner, outer), device=dt_a.device)
 

@@ -10,30 +10,13 @@ from milkweed.ops._common import without_autocast
 
 
 def diagonal_ssm_kernel(c: Tensor, dt_a: Tensor, length: int) -> Tensor:
-    """``K_l = 2 Re sum_n c_n exp(dt_a_n l)``, with an array of N × L exponentials.
-
-    Args:
-        c: (batch, rows, N, 2).
-        dt_a: (rows, N, 2).
-        length: L.
-
-    Returns:
-        (batch, rows, L).
-    """
+    """``K_l = 2 Re sum_n c_n exp(dt_a_n l)``, with an array of N × L exponentials."""
     real, imag = _modes(dt_a, torch.arange(length, device=dt_a.device))
     return 2 * (c[..., 0, None] * real - c[..., 1, None] * imag).sum(-2)
 
 
 def diagonal_ssm_state(u: Tensor, dt_a: Tensor) -> Tensor:
-    """``x_n = sum_l u_l exp(dt_a_n (L - 1 - l))``, with an array of N × L exponentials.
-
-    Args:
-        u: (batch, rows, L).
-        dt_a: (rows, N, 2).
-
-    Returns:
-        (batch, rows, N, 2).
-    """
+    """``x_n = sum_l u_l exp(dt_a_n (L - 1 - l))``, with an array of N × L exponentials."""
     length = u.shape[-1]
     powers = _modes(dt_a, torch.arange(length - 1, -1, -1, device=dt_a.device))
     with without_autocast(u):
