@@ -24,19 +24,11 @@ _MUCH = 0.05
 
 
 def best_low_rank(matrices: Sequence[Tensor], rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest matrices of a rank, the singular values shared evenly between the two factors.
-
-    The Gram matrix of the shorter side gives the singular vectors two to three times as fast as a decomposition of the
-    matrix itself. It loses the singular values below √eps of the largest, which matters only where nearly nothing is
-    discarded; such matrices are decomposed again without it.
-
-    Args:
-        matrices: Of one shape (m, n), in float32, float64 or their complex kinds; views are not copied together.
-        rank: From 1 to min(m, n).
-
-    Returns:
-        The factors (batch, m, rank) and (batch, rank, n), and ‖A − left @ right‖ of each, (batch,) in float64.
-    """
+    """The nearest matrices of a rank: (batch, m, rank), (batch, rank, n), and the errors ‖A − left @ right‖."""
+    # The singular values are shared evenly between the two factors. The Gram matrix of the shorter side gives the
+    # singular vectors two to three times as fast as a decomposition of the matrix itself. It loses the singular values
+    # below √eps of the largest, which matters only where nearly nothing is discarded; such matrices are decomposed
+    # again without it. Views are not copied together; the errors (batch,) are float64.
     left, right, lost = zip(*in_parallel(lambda matrix: _best_low_rank(matrix, rank), matrices), strict=True)
     return torch.stack(left), torch.stack(right), torch.stack(lost)
 
@@ -98,15 +90,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def in_parallel(function: Callable[[Tensor], T], matrices: Sequence[Tensor]) -> list[T]:
-    """Decompose matrices, one per thread on a CPU: a decomposition gains little from threads of its own.
-
-    Args:
-        function: Of one matrix, without gradients.
-        matrices: The matrices.
-
-    Returns:
-        The results in order.
-    """
+    """Decompose matrices, one per thread on a CPU: a decomposition gains little from threads of its own."""
     threads = torch.get_num_threads()
     work = torch.no_grad()(function)
     if threads == 1 or len(matrices) == 1 or matrices[0].device.type != "cpu":
@@ -119,17 +103,7 @@ def in_parallel(function: Callable[[Tensor], T], matrices: Sequence[Tensor]) -> 
 
 
 def roots(covariances: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric square roots and their inverses, with floored eigenvalues.
-
-    Args:
-        covariances: (batch, n, n), Hermitian.
-
-    Returns:
-        Two tensors of this shape.
-
-    Raises:
-        ValueError: One has a negative eigenvalue beyond rounding.
-    """
+    """Symmetric square roots of covariances (batch, n, n) and their inverses, with floored eigenvalues."""
     found = in_parallel(torch.linalg.eigh, covariances.unbind())
     values = torch.stack([each.eigenvalues for each in found])
     vectors = torch.stack([each.eigenvectors for each in found])

@@ -306,17 +306,7 @@ def _holds_numbers(tensor: Tensor) -> bool:
 
 
 def check_numbers(name: str, tensor: Tensor, ndim: int) -> None:
-    """Refuse a tensor that cannot be part of a matrix.
-
-    Args:
-        name: The argument's name.
-        tensor: What was given.
-        ndim: Dimensions it must have.
-
-    Raises:
-        TypeError: It is no floating-point or complex tensor, or a sparse one.
-        ValueError: It has other dimensions, or one of size 0.
-    """
+    """Refuse a tensor that cannot be part of a matrix, or has not ``ndim`` dimensions."""
     if not isinstance(tensor, Tensor) or not _holds_numbers(tensor):
         kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a floating-point or complex tensor; got {kind}")
@@ -329,15 +319,7 @@ def check_numbers(name: str, tensor: Tensor, ndim: int) -> None:
 
 
 def check_crop(crop: tuple[int, int] | None, full: tuple[int, int]) -> None:
-    """Refuse a crop that is not a part of the matrix.
-
-    Args:
-        crop: (rows, columns) kept, or None.
-        full: (rows, columns) there are.
-
-    Raises:
-        ValueError: It is larger than the matrix, or empty.
-    """
+    """Refuse a crop (rows, columns) that is not a part of the ``full`` matrix."""
     whole = crop is None or all(isinstance(size, int) and not isinstance(size, bool) for size in crop)
     if crop is not None and not (whole and len(crop) == 2 and 1 <= crop[0] <= full[0] and 1 <= crop[1] <= full[1]):
         raise ValueError(f"crop must be (rows, columns) within {full}; got {crop}")

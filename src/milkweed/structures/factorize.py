@@ -138,15 +138,7 @@ def _check(dense: Tensor, block_size: int, refine: int) -> None:
 
 
 def _start(blocks: Tensor, limit: float) -> _Fit:
-    """Find a first fit by linear algebra.
-
-    Args:
-        blocks: (m, b, m, b).
-        limit: The condition number from which on a block counts as singular.
-
-    Returns:
-        The fit; complex if a real matrix needs that.
-    """
+    """Find a first fit to blocks (m, b, m, b) by linear algebra; it is complex if a real matrix needs that."""
     m, b = blocks.shape[:2]
     if m == 1 or b == 1:  # every matrix is such a product: of itself and identities, or diagonal in every block
         ones = torch.eye(b, dtype=blocks.dtype, device=blocks.device).expand(m, b, b)
@@ -165,21 +157,10 @@ def _start(blocks: Tensor, limit: float) -> _Fit:
 
 
 def _in_common_basis(blocks: Tensor, limit: float) -> tuple[Tensor, Tensor]:
-    """Find A_i and C_j up to diagonal matrices and one common basis, A_i V and V⁻¹ C_j.
-
-    One C_j is the basis. From M_ij = A_i D_ij C_j follow other factors, one invertible block each; the blocks are
-    chosen so that the product of condition numbers on the way to every factor is as small as it can be.
-
-    Args:
-        blocks: (m, b, m, b).
-        limit: The condition number from which on a block counts as singular.
-
-    Returns:
-        Both (m, b, b), of Frobenius norm √b.
-
-    Raises:
-        ValueError: Some factor cannot be reached through blocks that are not singular.
-    """
+    """Find A_i and C_j up to diagonal matrices and one common basis: A_i V and V⁻¹ C_j, of Frobenius norm √b."""
+    # One C_j is the basis. From M_ij = A_i D_ij C_j follow other factors, one invertible block each; the blocks are
+    # chosen so that the product of condition numbers on the way to every factor is as small as it can be. A block whose
+    # condition number exceeds ``limit`` counts as singular.
     m, b = blocks.shape[:2]
     square = blocks.permute(0, 2, 1, 3)
     values = torch.linalg.svdvals(square).cpu()
@@ -205,15 +186,10 @@ def _in_common_basis(blocks: Tensor, limit: float) -> tuple[Tensor, Tensor]:
 
 
 def _cheapest_paths(cost: Tensor) -> tuple[int, list[tuple[int, int]]]:
-    """Find the cheapest path from one column to every row and column (Dijkstra), over entries of a matrix.
-
-    Args:
-        cost: (m, m), at least 0; infinite where there is no way.
-
-    Returns:
-        The column where all paths begin, and in the order of their distance the nodes with the node before each; rows
-        are 0 to m - 1, columns m to 2m - 1. Nodes that cannot be reached are missing.
-    """
+    """Find the cheapest path from one column to every row and column (Dijkstra), over entries of a matrix (m, m)."""
+    # Entries are at least 0; an infinite one is no way. It gives the column where all paths begin, and in the order of
+    # their distance the nodes with the node before each: rows are 0 to m - 1, columns m to 2m - 1. Nodes that cannot be
+    # reached are missing.
     m = cost.shape[0]
     root = int(cost.sum(0).argmin()) if cost.sum(0).isfinite().any() else int(cost.isfinite().sum(0).argmax())
     distance = torch.full((2 * m,), math.inf, dtype=cost.dtype)
@@ -236,17 +212,7 @@ def _cheapest_paths(cost: Tensor) -> tuple[int, list[tuple[int, int]]]:
 
 
 def _joint_eigenvectors(f: Tensor) -> Tensor:
-    """Find the basis in which matrices become diagonal that share one.
-
-    Args:
-        f: (k, b, b), all equally reliable.
-
-    Returns:
-        (b, b), columns of length 1; real if possible.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """Find the basis (b, b), real if possible, in which matrices (k, b, b), all equally reliable, become diagonal."""
     weights = torch.randn(_DRAWS, len(f), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     draws = torch.einsum("tk,kxy->txy", weights.to(f), f)
     best, least = None, math.inf
@@ -265,14 +231,9 @@ def _joint_eigenvectors(f: Tensor) -> Tensor:
 
 
 def _polished(f: Tensor, basis: Tensor) -> Tensor:
-    """Turn a basis towards the one in which all matrices (k, b, b) are diagonal, not just one combination of them.
-
-    To first order V (I + E) removes the entry (k, l) of V⁻¹ F V if E_kl (λ_l - λ_k) is that entry; over all F this is
-    one least-squares problem for each pair.
-
-    Returns:
-        (b, b), columns of length 1, no worse than the basis given.
-    """
+    """Turn a basis (b, b) towards the one in which all matrices (k, b, b) are diagonal; it gets no worse."""
+    # To first order V (I + E) removes the entry (k, l) of V⁻¹ F V if E_kl (λ_l - λ_k) is that entry; over all F this is
+    # one least-squares problem for each pair.
     best, least, f = basis, _off_diagonal(f, basis), f.to(basis.dtype)
     for _ in range(_TURNS):
         turned = torch.linalg.solve(basis, f @ basis)
@@ -291,14 +252,8 @@ def _polished(f: Tensor, basis: Tensor) -> Tensor:
 
 
 def _eigenvectors(matrix: Tensor) -> list[Tensor]:
-    """Find eigenvectors of one matrix, with every idea of which of its eigenvalues are equal.
-
-    Args:
-        matrix: (b, b).
-
-    Returns:
-        Bases (b, b), real where a real matrix has them. For equal eigenvalues, any basis of their space.
-    """
+    """Find eigenvector bases (b, b) of one matrix, with every idea of which of its eigenvalues are equal."""
+    # For equal eigenvalues any basis of their space will do. Bases are real where a real matrix has them.
     values, vectors = torch.linalg.eig(matrix)
     found: list[Tensor] = []
     counts: set[int] = set()
@@ -350,14 +305,9 @@ def _scaled_rows(d: Tensor, c: Tensor) -> Tensor:
 
 
 def _refined(blocks: Tensor, fit: _Fit, rounds: int) -> _Fit:
-    """Improve all factors in turn until that no longer helps.
-
-    Alternating steps creep along narrow valleys, so after every round the way since the last one is gone on, further
-    each time that lowers the error.
-
-    Returns:
-        A fit, no worse than the one given.
-    """
+    """Improve all factors in turn until that no longer helps; the fit gets no worse."""
+    # Alternating steps creep along narrow valleys, so after every round the way since the last one is gone on, further
+    # each time that lowers the error.
     stride, error = 1.0, float(torch.linalg.norm(fit.residual))
     rounding = 4 * torch.finfo(blocks.dtype).eps * float(torch.linalg.norm(blocks))
     for _ in range(rounds if error > rounding else 0):

@@ -13,16 +13,7 @@ from milkweed.structures.base import StructuredMatrix, check_crop, check_numbers
 
 
 def butterfly_neighbours(nblocks: int, count: int, device: torch.device | None = None) -> Tensor:
-    """The block columns in which each block row of a flat butterfly is not zero.
-
-    Args:
-        nblocks: Block rows, a power of two.
-        count: Neighbours of each, from 1 (itself) to log2(nblocks) + 1.
-        device: Where the table lives.
-
-    Returns:
-        (nblocks, count): i, i xor 1, i xor 2, i xor 4, ...
-    """
+    """The block columns i, i xor 1, i xor 2, i xor 4, ... of each block row i of a flat butterfly: (nblocks, count)."""
     rows = torch.arange(nblocks, device=device)
     return torch.stack([rows, *(rows ^ (1 << stage) for stage in range(count - 1))], 1)
 

@@ -154,16 +154,7 @@ class Monarch(StructuredMatrix):
 
 
 def slice_ranks(k: int, q: int, l: int) -> Tensor:  # noqa: E741 - the paper's letter
-    """Count the middle features that lead from right block k to left block l.
-
-    Args:
-        k: Blocks of the right factor.
-        q: Rows of each.
-        l: Blocks of the left factor.
-
-    Returns:
-        (k, l) integers; each row sums to q.
-    """
+    """Count the middle features that lead from right block k to left block l: (k, l) integers, whose rows sum to q."""
     target = torch.arange(k * q).view(k, q) % l
     return torch.zeros(k, l, dtype=torch.int64).scatter_add_(1, target, torch.ones_like(target))
 

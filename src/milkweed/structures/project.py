@@ -46,19 +46,8 @@ class Projection(Generic[M]):
 
 
 def prepare(dense: Tensor, input_covariance: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Check what is to be projected and bring it to the precision of the work.
-
-    Args:
-        dense: (m, n), any floating-point or complex dtype.
-        input_covariance: (n, n) or None.
-
-    Returns:
-        Both, detached: in float32 at least, in float64 where there is a covariance, whose eigenvalues span many orders.
-
-    Raises:
-        TypeError: One is no floating-point or complex tensor.
-        ValueError: One is not finite or has a wrong shape, or the covariance is zero or not Hermitian.
-    """
+    """Check what is to be projected and bring it, detached, to the precision of the work."""
+    # That is float32 at least, and float64 where there is a covariance, whose eigenvalues span many orders.
     check_numbers("dense", dense, 2)
     if dense.is_meta:
         raise ValueError("dense is on the meta device and has no numbers to project; load them first")
@@ -98,19 +87,8 @@ def measure(
     objectives: Sequence[float] = (),
     lost: float | None = None,
 ) -> Projection[M]:
-    """Round a projection to its dtype and measure it.
-
-    Args:
-        matrix: The structured matrix in the precision of the work.
-        dense: The dense one in the same.
-        covariance: Of the inputs, or None.
-        dtype: What the matrix is rounded to before it is measured.
-        objectives: Passed on.
-        lost: ‖W − M‖ where it is known already; taken if nothing is rounded and no covariance asks for more.
-
-    Returns:
-        The projection.
-    """
+    """Round a projection to its dtype and measure it against the dense matrix."""
+    # ``lost`` is ‖W − M‖ where it is known already; it is used if nothing is rounded and no covariance asks for more.
     if lost is not None and dtype == dense.dtype and covariance is None:
         whole = _norm(dense)
         return Projection(matrix, lost / whole if whole > 0 else 0.0, None, tuple(objectives))
@@ -138,15 +116,7 @@ def _norm(matrix: Tensor) -> float:
 
 
 def check_blocks(dense: Tensor, nblocks: int) -> None:
-    """Refuse a number of blocks that a matrix cannot have.
-
-    Args:
-        dense: (m, n).
-        nblocks: Blocks on each side.
-
-    Raises:
-        ValueError: It is below 1 or above a side.
-    """
+    """Refuse a number of blocks that a matrix (m, n) cannot have."""
     if not isinstance(nblocks, int) or isinstance(nblocks, bool) or not 1 <= nblocks <= min(dense.shape):
         raise ValueError(
             f"nblocks must be in 1 .. {min(dense.shape)} for dense {tuple(dense.shape)}; got nblocks={nblocks}"
@@ -154,16 +124,7 @@ def check_blocks(dense: Tensor, nblocks: int) -> None:
 
 
 def padded(tensor: Tensor, rows: int, columns: int) -> Tensor:
-    """Pad a matrix with zeros at the bottom and the right.
-
-    Args:
-        tensor: (m, n).
-        rows: At least m.
-        columns: At least n.
-
-    Returns:
-        (rows, columns).
-    """
+    """Pad a matrix with zeros at the bottom and the right: (m, n) -> (rows, columns)."""
     if tensor.shape == (rows, columns):
         return tensor
     return F.pad(tensor, (0, columns - tensor.shape[1], 0, rows - tensor.shape[0]))

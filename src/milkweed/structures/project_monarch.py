@@ -91,11 +91,9 @@ def project_monarch(
 def _by_slices(
     work: Tensor, right_shape: tuple[int, int, int], left_shape: tuple[int, int, int], covariance: Tensor | None
 ) -> tuple[Tensor, Tensor, float | None]:
-    """The best factors for every slice by itself: rows (·, l) of the padded matrix, columns (k, ·).
-
-    Returns:
-        Right and left factor, and the norm of what is lost; None where slices keep different ranks.
-    """
+    """The best factors for every slice by itself, and the norm of what is lost."""
+    # A slice is the rows (·, l) and the columns (k, ·) of the padded matrix. There are no factors where slices keep
+    # different ranks.
     (k, q, p), (l, s, r) = right_shape, left_shape  # noqa: E741 - the paper's letter
     slices = padded(work, l * s, k * p).view(s, l, k, p).permute(2, 1, 0, 3)
     inverse = None

@@ -346,14 +346,7 @@ def monarch_hd(*signs: Tensor) -> Product:
 
 
 def balanced_factors(n: int) -> tuple[int, int]:
-    """Split a size as evenly as its divisors allow, which makes a Monarch matrix smallest.
-
-    Args:
-        n: At least 1.
-
-    Returns:
-        n₁ ≤ n₂ with n₁ n₂ = n; n₁ = 1 for a prime.
-    """
+    """Split n into n₁ ≤ n₂ as evenly as divisors allow, for the smallest Monarch matrix; n₁ = 1 for a prime."""
     _check_size(n)
     first = next(divisor for divisor in range(math.isqrt(n), 0, -1) if n % divisor == 0)
     return first, n // first
@@ -414,13 +407,9 @@ def _trigonometric(
 
 
 def _transposed(monarch: Monarch) -> tuple[Permutation, Monarch, Permutation]:
-    """The transpose of a Monarch matrix whose q is a multiple of l, as a Monarch matrix between two permutations.
-
-    Feature (k, ρ, l) between the factors becomes (l, ρ, k); the outputs come as (p, k), the inputs go in as (l, s).
-
-    Returns:
-        Applied last, in the middle and first.
-    """
+    """The transpose of a Monarch matrix with q a multiple of l: a Monarch matrix between two permutations."""
+    # They come in the order of a product: the one applied last, the matrix, the one applied first. Feature (k, ρ, l)
+    # between the factors becomes (l, ρ, k); the outputs come as (p, k), the inputs go in as (l, s).
     k, q, p = monarch.right.shape
     l, s, _ = monarch.left.shape  # noqa: E741 - the paper's letter
     right = monarch.left.unflatten(2, (k, q // l)).permute(0, 3, 2, 1).flatten(1, 2)

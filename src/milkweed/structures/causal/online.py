@@ -13,35 +13,21 @@ from milkweed.structures.causal.base import CausalBasis
 
 
 class RowState(NamedTuple):
-    """What a triangular map knows of a sequence so far; a row is one value of the highest digit, W steps.
+    """What a triangular map knows of a sequence so far; a row is one value of the highest digit, W steps."""
 
-    Args:
-        done: (B, H, r W), the sequence in its finished rows.
-        row: (B, H, i), the sequence in the row that is being filled.
-        inner: (B, H, i), after the highest digit's blocks.
-        past: (B, H, W), what finished rows give to this one there.
-        echo: (B, H, W), what the row before gives to coefficients.
-    """
-
-    done: Tensor
-    row: Tensor
-    inner: Tensor
-    past: Tensor
-    echo: Tensor
+    done: Tensor  # (B, H, r W), the sequence in its finished rows
+    row: Tensor  # (B, H, i), the sequence in the row that is being filled
+    inner: Tensor  # (B, H, i), after the highest digit's blocks
+    past: Tensor  # (B, H, W), what finished rows give to this one there
+    echo: Tensor  # (B, H, W), what the row before gives to coefficients
 
 
 class ConvolutionState(NamedTuple):
-    """What a product of polynomials knows of one of them so far.
+    """What a product of polynomials knows of one of them so far."""
 
-    Args:
-        done: (B, H, r W), its coefficients in finished rows.
-        row: (B, H, i), in the row that is being filled.
-        past: (B, H, W), what finished rows give to this one.
-    """
-
-    done: Tensor
-    row: Tensor
-    past: Tensor
+    done: Tensor  # (B, H, r W), its coefficients in finished rows
+    row: Tensor  # (B, H, i), in the row that is being filled
+    past: Tensor  # (B, H, W), what finished rows give to this one
 
 
 class ProductState(NamedTuple):
