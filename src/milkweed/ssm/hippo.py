@@ -61,15 +61,7 @@ def hippo(name: str, d_state: int, *, alpha: float | None = None, beta: float | 
 
 
 def check_basis(name: str, d_state: int) -> None:
-    """Refuse an unknown basis, or a size it does not have.
-
-    Args:
-        name: As in ``hippo``.
-        d_state: As in ``hippo``.
-
-    Raises:
-        ValueError: The name is unknown or ``d_state`` does not fit it.
-    """
+    """Refuse an unknown basis, or a size it does not have."""
     if name not in BASES:
         raise ValueError(unknown("name", name, BASES))
     if d_state < 1:
@@ -82,19 +74,7 @@ def check_basis(name: str, d_state: int) -> None:
 
 
 def laguerre_parameters(name: str, alpha: float | None, beta: float | None) -> tuple[float, float]:
-    """Fill in and check the parameters of the generalised Laguerre basis.
-
-    Args:
-        name: The basis; only ``glagt`` may be given any.
-        alpha: None for 0.
-        beta: None for 1.
-
-    Returns:
-        Both as numbers.
-
-    Raises:
-        ValueError: Not -1 < alpha < 1, not beta > 0, or they are given for another basis.
-    """
+    """Fill in (0 and 1) and check alpha in (-1, 1) and beta > 0, which only the generalised Laguerre basis takes."""
     if name != "glagt" and (alpha is not None or beta is not None):
         raise ValueError(f"alpha and beta belong to name='glagt'; got alpha={alpha}, beta={beta} for name={name!r}")
     alpha, beta = 0.0 if alpha is None else alpha, 1.0 if beta is None else beta
