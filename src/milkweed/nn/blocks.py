@@ -141,36 +141,16 @@ class ResidualBlock(nn.Module):
 
 
 class BlockStepper(SurroundedStepper):
-    """A residual block as a recurrence.
-
-    Args:
-        block: The block; its layer has a stepper.
-        rate: Passed to the layer.
-    """
+    """A residual block as a recurrence."""
 
     def __init__(self, block: ResidualBlock, rate: float = 1.0) -> None:
         super().__init__(block.layer.stepper(rate))  # type: ignore[operator]
         self.norm, self.prenorm = copy.deepcopy(block.norm).eval().requires_grad_(False), block.prenorm
 
     def before(self, u: Tensor) -> Tensor:
-        """Normalise, if that comes first.
-
-        Args:
-            u: (B, L, d_model).
-
-        Returns:
-            (B, L, d_model).
-        """
+        """Normalise u (B, L, d_model), if that comes first."""
         return self.norm(u) if self.prenorm else u
 
     def after(self, y: Tensor, u: Tensor) -> Tensor:
-        """Add the input, and normalise if that comes last.
-
-        Args:
-            y: (B, L, d_model).
-            u: (B, L, d_model).
-
-        Returns:
-            (B, L, d_model).
-        """
+        """Add the input u (B, L, d_model) to y, and normalise if that comes last."""
         return u + y if self.prenorm else self.norm(u + y)

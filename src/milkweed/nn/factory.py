@@ -56,17 +56,7 @@ def build_linear(spec: Mapping[str, Any], in_features: int, out_features: int) -
 
 
 def linear_spec(layer: nn.Linear | StructuredLinear) -> dict[str, Any]:
-    """Write a linear layer down as `build_linear` reads it.
-
-    Args:
-        layer: The layer.
-
-    Returns:
-        ``{"name": ..., "bias": ..., **options}``, plain values.
-
-    Raises:
-        TypeError: It is of a class that has no name, or one of its options is not kept.
-    """
+    """Write a linear layer down as `build_linear` reads it: ``{"name": ..., "bias": ..., **options}``, plain values."""
     spec = {"name": _registry.name_of("linear", type(layer)), "bias": layer.bias is not None}
     if isinstance(layer, nn.Linear):
         return spec
@@ -124,14 +114,7 @@ def _build(kind: str, spec: Mapping[str, Any], *sizes: int) -> nn.Module:
 
 
 def maker(cls: type[nn.Module]) -> Callable[..., nn.Module]:
-    """Find what makes a registered layer.
-
-    Args:
-        cls: Its class.
-
-    Returns:
-        The class; for a filter a function that makes a `SequenceLayer` around it, from the arguments of both.
-    """
+    """Find what makes a registered layer: its class, or for a filter what puts a `SequenceLayer` around it."""
     if not issubclass(cls, Filter):
         return cls
 

@@ -249,17 +249,11 @@ def _channels_first(x: Tensor) -> Tensor:
 
 
 class GatedMixerState(NamedTuple):
-    """Where a mixer is in its sequences.
+    """Where a mixer is in its sequences."""
 
-    Attributes:
-        recent: The last two projections, (B, 3 d_model, 2); zero before the first step.
-        long: State of the long convolution.
-        residual: State of the second one, or None.
-    """
-
-    recent: Tensor
-    long: ConvState
-    residual: ConvState | None
+    recent: Tensor  # The last two projections, (B, 3 d_model, 2); zero before the first step
+    long: ConvState  # State of the long convolution
+    residual: ConvState | None  # State of the second one, or None
 
 
 class GatedMixerStepper(Stepper):
@@ -288,14 +282,7 @@ class GatedMixerStepper(Stepper):
         self.residual = None if self.mixer.residual_conv is None else self.mixer.residual_conv.stepper()
 
     def initial_state(self, batch_size: int) -> GatedMixerState:
-        """Give the state before the first step.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            The state of B sequences.
-        """
+        """Give the state before the first step, of both convolutions."""
         check_batch_size(batch_size)
         skip = self.mixer.long_conv.skip
         recent = skip.new_zeros(batch_size, 3 * self.mixer.d_model, _WIDTH - 1)
@@ -303,29 +290,13 @@ class GatedMixerStepper(Stepper):
         return GatedMixerState(recent, self.long.initial_state(batch_size), residual)
 
     def forward(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
-        """Take one step, without gradients and dropout.
-
-        Args:
-            u: (B, d_model).
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            The output (B, d_model) and the next state.
-        """
+        """Take one step u (B, d_model), without gradients and dropout."""
         self._check(u, state, many=False)
         y, state = self._run(u[:, None], state, one=True)
         return y[:, 0], state
 
     def read(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
-        """Take many steps at once, e.g. over a prompt.
-
-        Args:
-            u: (B, L, d_model).
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            The outputs (B, L, d_model) and the state after the last step.
-        """
+        """Take many steps u (B, L, d_model) at once, e.g. over a prompt."""
         self._check(u, state, many=True)
         return self._run(u, state, one=False)
 

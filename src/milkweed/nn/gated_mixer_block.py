@@ -109,25 +109,12 @@ class GatedMixerBlock(nn.Module):
 
 
 class GatedMixerBlockStepper(SurroundedStepper):
-    """A causal block step by step.
-
-    Args:
-        block: The block.
-        rate: As in `milkweed.nn.GatedMixer`.
-    """
+    """A causal block step by step."""
 
     def __init__(self, block: GatedMixerBlock, rate: float = 1.0) -> None:
         super().__init__(block.mixer.stepper(rate))
         self.block = copy.deepcopy(block).eval().requires_grad_(False)
 
     def after(self, y: Tensor, u: Tensor) -> Tensor:
-        """Apply what follows the mixer.
-
-        Args:
-            y: (B, L, d_model).
-            u: Not used.
-
-        Returns:
-            (B, L, d_model).
-        """
+        """Apply what follows the mixer to its output y (B, L, d_model)."""
         return self.block.after_mixer(y)

@@ -7,32 +7,13 @@ from torch import Tensor
 
 
 def valid_steps(lengths: Tensor, length: int) -> Tensor:
-    """Mark the steps that are no padding.
-
-    Args:
-        lengths: (B,) integers of any width.
-        length: L.
-
-    Returns:
-        (B, L) booleans.
-    """
+    """Mark the steps that are no padding: lengths (B,) -> (B, L) booleans."""
     # Wide, as an int8 holds no step beyond 127.
     return torch.arange(length, device=lengths.device) < lengths.to(torch.int64)[:, None]
 
 
 def without_padding(u: Tensor, lengths: Tensor | None) -> Tensor:
-    """Set padding to zero, whatever it holds, NaN included; no gradient reaches it.
-
-    Args:
-        u: (..., L, D).
-        lengths: (...) integers, valid steps of each sequence; None for all.
-
-    Returns:
-        (..., L, D).
-
-    Raises:
-        ValueError: The lengths do not describe a right-padded batch.
-    """
+    """Set padding of u (..., L, D) to zero, whatever it holds, NaN included; no gradient reaches it."""
     if lengths is None:
         return u
     check_lengths(lengths, u)
@@ -42,46 +23,19 @@ def without_padding(u: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def tokens_without_padding(tokens: Tensor, lengths: Tensor | None) -> Tensor:
-    """Set padding tokens to 0, whatever they are, e.g. -100.
-
-    Args:
-        tokens: (..., L) integers.
-        lengths: (...) integers, valid steps of each sequence; None for all.
-
-    Returns:
-        (..., L).
-
-    Raises:
-        ValueError: The lengths do not describe a right-padded batch.
-    """
+    """Set padding of tokens (..., L) to 0, whatever they are, e.g. -100."""
     return tokens if lengths is None or tokens.ndim < 2 else without_padding(tokens[..., None], lengths)[..., 0]
 
 
 def mean_of_steps(x: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Average over the sequence, in float32 at least.
-
-    Args:
-        x: (B, L, D).
-        lengths: (B,) integers, valid steps of each sequence; None for all.
-
-    Returns:
-        (B, D) in x's dtype.
-    """
+    """Average over the sequence, (B, L, D) -> (B, D), in float32 at least; the result has x's dtype."""
     total = without_padding(x, lengths).sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
     count = x.shape[1] if lengths is None else lengths.to(x.device, torch.int64)[:, None]
     return (total / count).to(x.dtype)
 
 
 def check_lengths(lengths: Tensor, u: Tensor) -> None:
-    """Refuse lengths that do not describe a right-padded batch.
-
-    Args:
-        lengths: (...) integers.
-        u: (..., L, D).
-
-    Raises:
-        ValueError: The shape, the dtype or a value does not fit.
-    """
+    """Refuse lengths (...) that do not describe a right-padded batch u (..., L, D)."""
     if not isinstance(lengths, Tensor):
         raise ValueError(f"lengths must be an integer tensor; got {type(lengths).__name__}; use torch.tensor(lengths)")
     if lengths.shape != u.shape[:-2] or lengths.is_floating_point() or lengths.dtype == torch.bool:

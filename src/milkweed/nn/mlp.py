@@ -65,44 +65,20 @@ class Mlp(nn.Module):
 
 
 class PointwiseStepper(Stepper):
-    """A layer that treats every step by itself.
-
-    Args:
-        layer: Maps (..., features) to (..., features).
-    """
+    """A layer that treats every step by itself."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = copy.deepcopy(layer).eval().requires_grad_(False)
 
     def initial_state(self, batch_size: int) -> None:
-        """There is none.
-
-        Args:
-            batch_size: B.
-        """
+        """There is no state."""
 
     @torch.no_grad()
     def forward(self, u: Tensor, state: None) -> tuple[Tensor, None]:
-        """Apply the layer, without gradients and dropout.
-
-        Args:
-            u: (B, features).
-            state: None.
-
-        Returns:
-            (B, features) and None.
-        """
+        """Apply the layer to one step (B, features), without gradients and dropout."""
         return self.layer(u), None
 
     def read(self, u: Tensor, state: None) -> tuple[Tensor, None]:
-        """Apply the layer to many steps.
-
-        Args:
-            u: (B, L, features).
-            state: None.
-
-        Returns:
-            (B, L, features) and None.
-        """
+        """Apply the layer to many steps (B, L, features)."""
         return self.forward(u, state)

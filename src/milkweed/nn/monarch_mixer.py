@@ -230,14 +230,7 @@ class FourierChain(nn.Module):
             known = total
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform the last dimension.
-
-        Args:
-            x: (..., n), real or complex, of single precision at least; n at most the number of points, zeros follow.
-
-        Returns:
-            (..., N), complex.
-        """
+        """Transform the last dimension, (..., n) real or complex -> (..., N) complex; zeros follow up to N points."""
         points = math.prod(self.digits)
         x = nn.functional.pad(x, (0, points - x.shape[-1]))
         lead, order = x.ndim - 1, len(self.digits)

@@ -19,31 +19,14 @@ _EXPECTED = {bool: "True or False", float: "a number", int: "an integer", str: "
 
 
 def is_kind(value: object, kind: type) -> bool:
-    """Tell whether a value may stand where a bool, float, int or str is expected.
-
-    Args:
-        value: Anything.
-        kind: One of these types. An integer is a float too, but a bool is nothing else.
-
-    Returns:
-        Whether it may.
-    """
+    """Tell whether a value may stand for a bool, float, int or str: an integer is a float too, a bool nothing else."""
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
 
 
 def check_kind(kind: type, /, *, optional: bool = False, **options: object) -> None:
-    """Refuse options of another type.
-
-    Args:
-        kind: ``bool``, ``float``, ``int`` or ``str``.
-        optional: None will do as well.
-        **options: Values by argument name.
-
-    Raises:
-        TypeError: One is of another type.
-    """
+    """Refuse options of another type than ``kind``, one of bool, float, int and str; ``optional`` ones may be None."""
     for name, value in options.items():
         if not (is_kind(value, kind) or (optional and value is None)):
             or_none = ", or None" if optional else ""
@@ -51,14 +34,7 @@ def check_kind(kind: type, /, *, optional: bool = False, **options: object) -> N
 
 
 def check_names(**options: object) -> None:
-    """Refuse options that are no list of names; a single string would be read letter by letter.
-
-    Args:
-        **options: Values by argument name.
-
-    Raises:
-        TypeError: One is no list or tuple of strings.
-    """
+    """Refuse options that are not lists of names; a single string would be read letter by letter."""
     for name, value in options.items():
         if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
             fix = f"; use [{value!r}]" if isinstance(value, str) else ""
@@ -66,15 +42,7 @@ def check_names(**options: object) -> None:
 
 
 def check_rate(**options: Any) -> None:
-    """Refuse what is no probability.
-
-    Args:
-        **options: Values by argument name.
-
-    Raises:
-        ValueError: One is not between 0 and 1.
-        TypeError: One is no number.
-    """
+    """Refuse options that are no probability."""
     check_kind(float, **options)
     for name, value in options.items():
         if not 0 <= value <= 1:
@@ -82,14 +50,7 @@ def check_rate(**options: Any) -> None:
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
-    """Refuse what parameters cannot be stored in.
-
-    Args:
-        dtype: Of the parameters; None for torch's default.
-
-    Raises:
-        TypeError: It is not real floating point.
-    """
+    """Refuse a dtype that is not real floating point: parameters cannot be stored in it."""
     if dtype is None:
         return
     if not isinstance(dtype, torch.dtype):
@@ -100,16 +61,8 @@ def check_dtype(dtype: torch.dtype | None) -> None:
 
 
 def takes_options_of(*kinds: type) -> Callable[[F], F]:
-    """Decorate an ``__init__`` whose ``**options`` stand for those of other classes, where they are documented.
-
-    The signature shows them all, and an unknown one is refused by name.
-
-    Args:
-        *kinds: The classes; of two options of one name the first counts.
-
-    Returns:
-        The decorator.
-    """
+    """Decorate an ``__init__`` whose ``**options`` stand for those of other classes, where they are documented."""
+    # The signature shows them all, and an unknown one is refused by name; of two options of one name the first counts.
 
     def decorate(init: F) -> F:
         own = [p for p in inspect.signature(init).parameters.values() if p.kind not in _VARIADIC]
@@ -137,21 +90,9 @@ def takes_options_of(*kinds: type) -> Callable[[F], F]:
 def layer_options(
     argument: str, options: Mapping[str, Any] | None, layer: type[nn.Module], decided: Collection[str]
 ) -> dict[str, Any]:
-    """Check the options that a network passes on to a layer.
-
-    Args:
-        argument: The network's argument, for messages.
-        options: What was given; None for nothing.
-        layer: Its arguments may be given by name.
-        decided: Those that the network decides itself.
-
-    Returns:
-        A copy of the options.
-
-    Raises:
-        TypeError: They are no mapping.
-        ValueError: The layer has no such argument, or it is not to be chosen.
-    """
+    """Check and copy the options that a network passes on to a layer."""
+    # ``argument`` is the network's own, for messages; ``layer`` takes them by name, except those that the network has
+    # ``decided``.
     if not isinstance(options, Mapping | None):
         raise TypeError(f"{argument} must be a mapping of {layer.__name__}'s arguments, or None; got {options!r}")
     accepted = [name for name in inspect.signature(layer).parameters if name not in {*decided, "device", "dtype"}]

@@ -30,14 +30,7 @@ class KeepsFloat32(nn.Module):
 
 
 def at_least_float32(dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype of parameters that stay in float32.
-
-    Args:
-        dtype: What the rest of a model has; torch's default for None.
-
-    Returns:
-        It, or float32 if it is narrower.
-    """
+    """The dtype of parameters that stay in float32: torch's default for None, float32 for a narrower one."""
     return torch.promote_types(torch.get_default_dtype() if dtype is None else dtype, torch.float32)
 
 

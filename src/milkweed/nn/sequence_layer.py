@@ -79,14 +79,7 @@ class Mixing(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def check_dtype(self, u: Tensor) -> None:
-        """Refuse a signal of another dtype than the parameters', unless autocast is on.
-
-        Args:
-            u: The signal.
-
-        Raises:
-            TypeError: It is another.
-        """
+        """Refuse a signal of another dtype than the parameters', unless autocast is on."""
         for layer in (self.gate, self.output):
             # Layers that were converted, adapted or quantised refuse it themselves.
             if type(layer) is nn.Linear:
@@ -99,15 +92,7 @@ class Mixing(nn.Module):
                 layer.reset_parameters()
 
     def forward(self, y: Tensor, u: Tensor) -> Tensor:
-        """Mix the channels.
-
-        Args:
-            y: (..., L, channels d_model), the filter's output.
-            u: (..., L, d_model), its input.
-
-        Returns:
-            (..., L, d_model).
-        """
+        """Mix the channels: y (..., L, channels d_model), u (..., L, d_model) -> (..., L, d_model)."""
         y = ACTIVATIONS[self.activation](y)
         if self.gate is not None:
             y = y * F.silu(self.gate(u))
@@ -235,14 +220,7 @@ class SequenceLayer(nn.Module):
 
 
 def divide_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divide the options of a filter in a layer into those of both.
-
-    Args:
-        options: By name.
-
-    Returns:
-        The filter's and the layer's; ``device`` and ``dtype`` are of both.
-    """
+    """Divide the options of a filter in a layer into those of both; ``device`` and ``dtype`` go to both."""
     own = {name: value for name, value in options.items() if name in _SHARED or name not in _MIXING}
     return own, {name: options.get(name, default) for name, default in _MIXING.items()}
 
@@ -256,38 +234,18 @@ _MIXING = {
 
 
 class SequenceLayerStepper(SurroundedStepper):
-    """A filter's stepper, and what follows it.
-
-    Args:
-        layer: The layer.
-        rate: Passed to the filter.
-    """
+    """A filter's stepper, and what follows it."""
 
     def __init__(self, layer: SequenceLayer, rate: float = 1.0) -> None:
         super().__init__(layer.filter.stepper(rate))
         self.mix = copy.deepcopy(layer.mix).eval().requires_grad_(False)
 
     def before(self, u: Tensor) -> Tensor:
-        """Refuse another dtype than the layer's.
-
-        Args:
-            u: (B, L, d_model).
-
-        Returns:
-            The same.
-        """
+        """Refuse another dtype than the layer's."""
         self.mix.check_dtype(u)
         return u
 
     def after(self, y: Tensor, u: Tensor) -> Tensor:
-        """Mix the channels.
-
-        Args:
-            y: (B, L, channels d_model).
-            u: (B, L, d_model).
-
-        Returns:
-            (B, L, d_model).
-        """
+        """Mix the channels of y (B, L, channels d_model), with u (B, L, d_model) for the gate."""
         mixed: Tensor = self.mix(y, u)
         return mixed

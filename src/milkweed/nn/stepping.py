@@ -67,64 +67,27 @@ class Stepper(nn.Module, ABC):
 
 
 class SurroundedStepper(Stepper):
-    """The stepper of a layer, with what comes before and after it at every step.
-
-    Args:
-        inner: The stepper.
-    """
+    """The stepper of a layer, with what comes before and after it at every step."""
 
     def __init__(self, inner: Stepper) -> None:
         super().__init__()
         self.inner = inner
 
     def before(self, u: Tensor) -> Tensor:
-        """What the layer gets.
-
-        Args:
-            u: (B, L, d_model).
-
-        Returns:
-            (B, L, d_model).
-        """
+        """What the layer gets of u (B, L, d_model)."""
         return u
 
     @abstractmethod
     def after(self, y: Tensor, u: Tensor) -> Tensor:
-        """What becomes of its output.
-
-        Args:
-            y: (B, L, d_model), the layer's output.
-            u: (B, L, d_model), the input.
-
-        Returns:
-            (B, L, d_model).
-        """
+        """What becomes of its output y (B, L, d_model) on the input u."""
 
     def initial_state(self, batch_size: int) -> Any:
-        """Give the layer's state before the first step.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            The state of B sequences.
-        """
+        """Give the inner stepper's state before the first step."""
         return self.inner.initial_state(batch_size)
 
     @torch.no_grad()
     def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Take one step, without gradients and dropout.
-
-        Args:
-            u: (B, d_model).
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            The output (B, d_model) and the next state.
-
-        Raises:
-            ValueError: u is not one step.
-        """
+        """Take one step u (B, d_model) through what comes before, the layer and what comes after."""
         check_tensor("u", u)
         if u.ndim != 2:
             self.inner(u, state)  # which says how many features a step has
@@ -136,55 +99,24 @@ class SurroundedStepper(Stepper):
 
     @torch.no_grad()
     def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Take many steps at once.
-
-        Args:
-            u: (B, L, d_model).
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            The outputs (B, L, d_model) and the state after the last step.
-        """
+        """Take many steps u (B, L, d_model) at once, in the same way."""
         check_tensor("u", u)
         y, state = self.inner.read(self.before(u), state)
         return self.after(y, u), state
 
 
 class StepperStack(nn.ModuleList):
-    """The steppers of layers one after another.
-
-    Args:
-        layers: Layers with a ``stepper``.
-        rate: Passed to them.
-    """
+    """The steppers of layers one after another."""
 
     def __init__(self, layers: Iterable[nn.Module], rate: float = 1.0) -> None:
         super().__init__(layer.stepper(rate) for layer in layers)  # type: ignore[operator]
 
     def initial_state(self, batch_size: int) -> tuple[Any, ...]:
-        """Give the layers' states before the first step.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            The states of B sequences.
-        """
+        """Give the layers' states before the first step."""
         return tuple(stepper.initial_state(batch_size) for stepper in self)  # type: ignore[operator]
 
     def outputs(self, x: Tensor, states: Sequence[Any]) -> tuple[list[Tensor], tuple[Any, ...]]:
-        """Take some steps: one by the recurrence, more by reading.
-
-        Args:
-            x: (B, L, d_model).
-            states: From ``initial_state`` or the last steps.
-
-        Returns:
-            The input and the output of every layer, (B, L, d_model), and the next states.
-
-        Raises:
-            TypeError: The states are not those of so many layers.
-        """
+        """Take the steps of x (B, L, d_model): the input and the output of every layer, and the next states."""
         if not isinstance(states, tuple) or len(states) != len(self):
             given = f"{len(states)} of them" if isinstance(states, tuple) else type(states).__name__
             raise TypeError(
@@ -199,16 +131,7 @@ class StepperStack(nn.ModuleList):
 
 
 def advance(stepper: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-    """Take as many steps as there are: one by the recurrence, more by reading.
-
-    Args:
-        stepper: A stepper.
-        x: (B, L, features).
-        state: From ``initial_state`` or the last steps.
-
-    Returns:
-        The outputs (B, L, features) and the next state.
-    """
+    """Take as many steps as x (B, L, features) has: one by the recurrence, more by reading."""
     if x.shape[1] > 1:
         return stepper.read(x, state)  # type: ignore[operator]
     y, state = stepper(x[:, 0], state)
@@ -216,33 +139,14 @@ def advance(stepper: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Refuse what is no number of sequences.
-
-    Args:
-        batch_size: B.
-
-    Raises:
-        ValueError: It is below 0.
-        TypeError: It is no integer.
-    """
+    """Refuse a number of sequences that is not an integer from 0 on."""
     check_kind(int, batch_size=batch_size)
     if batch_size < 0:
         raise ValueError(f"batch_size must be at least 0; got {batch_size}")
 
 
 def check_steps(u: Tensor, features: int, *, many: bool = False, dtype: torch.dtype | None = None) -> None:
-    """Refuse what is not one step, or not many.
-
-    Args:
-        u: (B, features), or (B, L, features) with L >= 1.
-        features: Of a step.
-        many: Which of the two it must be.
-        dtype: What it must be without autocast; any real floating point if None.
-
-    Raises:
-        ValueError: The shape does not fit.
-        TypeError: The dtype does not.
-    """
+    """Refuse other than one step (B, features), or not ``many`` (B, L, features), or another dtype than the layer's."""
     check_tensor("u", u)
     if u.ndim != 2 + many or u.shape[-1] != features or (many and u.shape[1] == 0):
         expected = f"(B, L, {features}) with L >= 1" if many else f"(B, {features})"
@@ -254,19 +158,8 @@ def check_steps(u: Tensor, features: int, *, many: bool = False, dtype: torch.dt
 
 
 def check_state(state: object, kind: type, held: Callable[[Any], Tensor], u: Tensor, channels: int) -> None:
-    """Refuse a state that is another layer's, or of other sequences.
-
-    Args:
-        state: The state.
-        kind: What it must be.
-        held: Gives a tensor (B, channels, ...) of it.
-        u: (B, ...), the step or steps that follow.
-        channels: What it has of them.
-
-    Raises:
-        ValueError: It is of another number of sequences, or on another device.
-        TypeError: It is of another kind.
-    """
+    """Refuse a state that is another layer's, or of other sequences, or on another device."""
+    # ``held`` gives a tensor (B, channels, ...) of it.
     if not isinstance(state, kind):
         raise TypeError(f"state must be from initial_state or an earlier step; got {type(state).__name__}")
     tensor = held(state)

@@ -33,14 +33,8 @@ _FLAT = "FullyShardedDataParallel"
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Look through the wrappers around a model: what ``torch.compile``, parallel and averaged modules are around.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        The module inside, the model itself if it has no wrapper; what is inside that may have wrappers of its own.
-    """
+    """Look through the wrappers around a model: what ``torch.compile``, parallel and averaged modules are around."""
+    # What is inside may have modules with wrappers of their own.
     while (found := _wrapper(model)) is not None:
         model = getattr(model, found[1])
     return model
@@ -48,22 +42,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def without_wrappers(model: nn.Module, changed_by: str | None = None) -> Iterator[nn.Module]:
-    """Take all wrappers off a model for a while, those inside it included: its modules have their plain names.
-
-    Modules that are compiled in place (``module.compile()``) run as they are written meanwhile, so that hooks are seen.
-    Afterwards every wrapper is where it was, but not around a module that was replaced: a new layer is not compiled.
-
-    Args:
-        model: Any module.
-        changed_by: The function that replaces modules or parameters in the block, if one does.
-
-    Yields:
-        The model inside.
-
-    Raises:
-        TypeError: Its parameters are flattened (FSDP1), or they are to be changed and a wrapper has taken account of
-            them already: DistributedDataParallel, FSDP, AveragedModel.
-    """
+    """Take all wrappers off a model for a while, those inside it included: its modules have their plain names."""
+    # Modules that are compiled in place (``module.compile()``) run as they are written meanwhile, so that hooks are
+    # seen. Afterwards every wrapper is where it was, but not around a module that was replaced: a new layer is not
+    # compiled. ``changed_by`` names the function that replaces modules or parameters in the block, which is refused
+    # where a wrapper has taken account of them already (DistributedDataParallel, FSDP, AveragedModel), as flattened
+    # parameters (FSDP1) always are.
     if changed_by is not None:
         _check_changeable(model, changed_by)
     inside = unwrapped(model)
@@ -89,15 +73,7 @@ def without_wrappers(model: nn.Module, changed_by: str | None = None) -> Iterato
 
 
 def through_wrappers(changes: bool, argument: str = "model") -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Let a function see a model without its wrappers; if it returns the model, the wrapped one is returned.
-
-    Args:
-        changes: Whether the function replaces modules or parameters.
-        argument: The argument that is the model; anything else than a module is passed on.
-
-    Returns:
-        A decorator.
-    """
+    """Let a function see its ``argument``, if that is a model, without wrappers; a model returned has them again."""
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
         changed_by = cast(Any, function).__name__ if changes else None
@@ -121,27 +97,13 @@ def through_wrappers(changes: bool, argument: str = "model") -> Callable[[Callab
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Tell whether the numbers of a model are spread over processes, which then have to gather them together.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        Whether a parameter or buffer is a ``DTensor``.
-    """
+    """Tell whether a model has a ``DTensor``: its numbers are spread over processes, which have to gather them."""
     return any(is_distributed(tensor) for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
 
 
 @contextmanager
 def one_writer(model: nn.Module) -> Iterator[bool]:
-    """Let one process write what all have gathered; the others wait until it has.
-
-    Args:
-        model: Any module.
-
-    Yields:
-        Whether this process writes; all do if nothing is spread over them.
-    """
+    """Let one process write what all have gathered, the others wait; yields whether this one writes."""
     if not is_sharded(model):
         yield True
         return
@@ -152,26 +114,12 @@ def one_writer(model: nn.Module) -> Iterator[bool]:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that is spread over processes; all of them have to ask for it.
-
-    Args:
-        tensor: Any tensor.
-
-    Returns:
-        The whole tensor, the given one if it is not spread.
-    """
+    """The whole of a tensor that is spread over processes, which all have to ask for it; others stay as they are."""
     return cast(Tensor, cast(Any, tensor).full_tensor()) if is_distributed(tensor) else tensor
 
 
 def is_distributed(tensor: Tensor) -> bool:
-    """Tell whether a tensor is spread over processes.
-
-    Args:
-        tensor: Any tensor.
-
-    Returns:
-        Whether it is a ``DTensor``.
-    """
+    """Tell whether a tensor is spread over processes, a ``DTensor``."""
     library = sys.modules.get("torch.distributed.tensor")
     return library is not None and isinstance(tensor, library.DTensor)
 

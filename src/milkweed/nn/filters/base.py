@@ -102,44 +102,22 @@ class Filter(nn.Module, ABC):
 
 
 def check_signal_dtype(u: Tensor, own: torch.dtype, *, kept: bool) -> None:
-    """Refuse a signal of another dtype than a filter's, unless autocast is on.
-
-    Args:
-        u: The signal.
-        own: The dtype of the filter's parameters.
-        kept: Whether they stay in float32 in a model of half precision: then half precision signals will do as well.
-
-    Raises:
-        TypeError: It is another.
-    """
+    """Refuse a signal of another dtype than a filter's, unless autocast is on."""
+    # ``kept`` says that its parameters stay in float32 in a model of half precision: then half precision signals will
+    # do as well.
     narrow = kept and own == torch.float32 and u.dtype in {torch.bfloat16, torch.float16}
     if u.dtype != own and not narrow and autocast_dtype(u) is None:
         raise TypeError(f"u must be {own} as the layer's parameters are; got {u.dtype}; cast u, or use autocast")
 
 
 def check_rate(rate: object) -> None:
-    """Refuse a rate that is no change of the step length.
-
-    Args:
-        rate: Step length relative to training.
-
-    Raises:
-        ValueError: It is no number above 0, or infinite.
-    """
+    """Refuse a rate, a step length relative to training, that is not above 0 and finite."""
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
         raise ValueError(f"rate must be above 0 and finite; got {rate!r}")
 
 
 def check_rate_is_one(rate: object, kind: str) -> None:
-    """Refuse another rate for a filter that knows no time but steps.
-
-    Args:
-        rate: Step length relative to training.
-        kind: The filter's name.
-
-    Raises:
-        ValueError: It is another.
-    """
+    """Refuse another rate than 1 for a filter that knows no time but steps."""
     check_rate(rate)
     if rate != 1:
         raise ValueError(f"rate must be 1 for a {kind}, whose kernels are tied to its steps; got {rate!r}")

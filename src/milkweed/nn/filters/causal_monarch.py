@@ -294,12 +294,9 @@ class CausalMonarchMixer(Filter):
 class CausalMixerStepper(Stepper):
     """A causal mixer one step at a time, exactly.
 
-    A step costs O(√L log L) on average for order 2: L^{1 - 1/p} log L within the row of steps it stands in, and at each
-    row's start one product over the whole past. The past itself is kept, 3 numbers per channel and step; it has no
-    smaller state.
-
-    Args:
-        mixer: Its kernel and bases are taken once.
+    A step costs O(√L log L) on average for order 2: L^{1 - 1/p} log L within the row of steps it stands in, and at
+    each row's start one product over the whole past. The past itself is kept, 3 numbers per channel and step; it has
+    no smaller state.
     """
 
     def __init__(self, mixer: CausalMonarchMixer) -> None:
@@ -322,14 +319,7 @@ class CausalMixerStepper(Stepper):
 
     @torch.no_grad()
     def initial_state(self, batch_size: int) -> ProductState:
-        """Give the state before the first step.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            The state of B sequences; its tensors grow.
-        """
+        """Give the state before the first step; its tensors grow."""
         check_batch_size(batch_size)
         dtype = torch.promote_types(self.mixer.D.dtype, torch.float32)
         nothing = self.mixer.D.new_zeros(batch_size, self.mixer.d_model, 0, dtype=dtype)
@@ -337,18 +327,7 @@ class CausalMixerStepper(Stepper):
 
     @torch.no_grad()
     def forward(self, u: Tensor, state: ProductState) -> tuple[Tensor, ProductState]:
-        """Take one step, without gradients.
-
-        Args:
-            u: (B, d_model).
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            The output (B, d_model) and the next state.
-
-        Raises:
-            ValueError: A shape does not fit, or ``seq_len`` steps have been taken.
-        """
+        """Take one step u (B, d_model), without gradients; there are ``seq_len`` at most."""
         check_steps(u, self.mixer.d_model)
         self.mixer.check_room(u, state, 1)
         dtype = state.inputs.row.dtype
@@ -357,15 +336,7 @@ class CausalMixerStepper(Stepper):
 
     @torch.no_grad()
     def read(self, u: Tensor, state: ProductState) -> tuple[Tensor, ProductState]:
-        """Take many steps at once, as fast as the mixer over everything so far: the past is read again.
-
-        Args:
-            u: (B, L, d_model).
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            The outputs (B, L, d_model) and the state after the last step.
-        """
+        """Take many steps at once, as fast as the mixer over everything so far: the past is read again."""
         check_steps(u, self.mixer.d_model, many=True)
         return self.mixer.go_on(self.stream, u, state)
 

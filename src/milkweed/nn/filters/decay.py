@@ -20,31 +20,12 @@ DECAYS = tuple(_RATES)
 
 
 def decay_rate(parameter: Tensor, decay: str) -> Tensor:
-    """Map a parameter to a rate.
-
-    Args:
-        parameter: Any shape.
-        decay: One of ``DECAYS``.
-
-    Returns:
-        -Re A.
-    """
+    """Map a parameter to a rate -Re A, by one of ``DECAYS``."""
     return _RATES[decay][0](parameter)
 
 
 def inverse_decay_rate(rate: Tensor, decay: str) -> Tensor:
-    """Find the parameter that gives a rate.
-
-    Args:
-        rate: -Re A, any shape.
-        decay: One of ``DECAYS``.
-
-    Returns:
-        The parameter.
-
-    Raises:
-        ValueError: No parameter gives this rate.
-    """
+    """Find the parameter that gives a rate -Re A; refuse a rate that none gives."""
     parameter = _RATES[decay][1](rate)
     if not parameter.is_meta and not parameter.isfinite().all():
         raise ValueError(f"decay={decay!r} cannot start at -Re A in {float(rate.min()):g} .. {float(rate.max()):g}")

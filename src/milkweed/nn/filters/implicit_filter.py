@@ -183,28 +183,13 @@ class ImplicitFilter(KeepsFloat32):
 
 
 def check_filters(filters: str) -> None:
-    """Refuse an unknown way to train a filter.
-
-    Args:
-        filters: As in `ImplicitFilter`.
-
-    Raises:
-        ValueError: It is unknown.
-    """
+    """Refuse an unknown ``filters``, the way to train a filter."""
     check_kind(str, filters=filters)
     if filters not in FILTERS:
         raise ValueError(unknown("filters", filters, FILTERS))
 
 
 def check_lags(length: int, l_max: int) -> None:
-    """Refuse a length that a filter has no kernel for.
-
-    Args:
-        length: Lags asked for.
-        l_max: Lags there are.
-
-    Raises:
-        ValueError: There are no so many.
-    """
+    """Refuse to give more lags than a filter has."""
     if not 1 <= length <= l_max:
         raise ValueError(f"length must be in 1 .. l_max={l_max}; got {length}; build the layer with a larger l_max")

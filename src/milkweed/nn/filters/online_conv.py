@@ -45,14 +45,8 @@ class ConvState(NamedTuple):
 
 
 def state_after(u: Tensor) -> ConvState:
-    """Give the state after the first steps, which is nothing but them: no kernel is needed for it.
-
-    Args:
-        u: (B, D, T), T >= 0, in the kernel's dtype. The state holds views of it.
-
-    Returns:
-        The state, without tiles.
-    """
+    """Give the state after the first steps u (B, D, T), T >= 0, without tiles: it is nothing but them."""
+    # No kernel is needed for it. The state holds views of u, which is in the kernel's dtype.
     blocks, start, length = [], 0, u.shape[-1]
     while size := _largest_block(0, length - start):
         blocks.append(u[..., start : start + size])
@@ -92,18 +86,7 @@ class ConvRecurrence:
         self._spectra: dict[int, Tensor] = {}
 
     def step(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
-        """Take one step.
-
-        Args:
-            u: (B, D).
-            state: The state before it.
-
-        Returns:
-            The output (B, D) and the next state.
-
-        Raises:
-            ValueError: A shape does not fit, or the kernel's last lag is reached.
-        """
+        """Take one step: u (B, D) and the state before it -> the output (B, D) and the next state."""
         self._check(u, state, 1)
         state, due = self._with_tiles(state)
         recent = torch.cat([state.recent, u[..., None].to(self.kernel.dtype)], -1)
@@ -112,18 +95,7 @@ class ConvRecurrence:
         return y.to(u.dtype), self._grown(recent, state)
 
     def extend(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
-        """Take many steps at once, with gradients, in the layout of sequence operations.
-
-        Args:
-            u: (B, D, L), L >= 1.
-            state: The state before them.
-
-        Returns:
-            The outputs (B, D, L) and the state after the last step.
-
-        Raises:
-            ValueError: A shape does not fit, or the kernel has not so many lags.
-        """
+        """Take L >= 1 steps at once, with gradients: u (B, D, L) -> (B, D, L) and the state after them."""
         length = u.shape[-1]
         self._check(u, state, length)
         # A copy, as the state holds on to it.

@@ -198,18 +198,7 @@ class S4DFilter(StateSpaceFilter):
 
 
 def check_groups(d_model: int, n_ssm: int | None) -> int:
-    """Choose or check the number of groups of channels that share a system.
-
-    Args:
-        d_model: Channels.
-        n_ssm: Groups asked for, or None.
-
-    Returns:
-        The number; ``d_model`` for None.
-
-    Raises:
-        ValueError: It does not divide the channels.
-    """
+    """Choose (all by default) or check the number of groups of channels that share a system."""
     check_kind(int, optional=True, n_ssm=n_ssm)
     groups = d_model if n_ssm is None else n_ssm
     if groups < 1 or d_model % groups:

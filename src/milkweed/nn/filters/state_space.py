@@ -217,17 +217,9 @@ class StateSpaceFilter(KeepsFloat32, Filter):
 
 
 def convolve(system: KernelSystem, signal: Tensor, skip: Tensor | None, bidirectional: bool = False) -> Tensor:
-    """Run a system over whole sequences, by the convolution with its kernels.
-
-    Args:
-        system: One system for each of H channels, with R readouts, or 2 R if bidirectional.
-        signal: (B, H, L).
-        skip: D, (R, H).
-        bidirectional: The second half of the readouts reads the future.
-
-    Returns:
-        (B, R H, L).
-    """
+    """Run a system over whole sequences (B, H, L) -> (B, R H, L), by the convolution with its kernels."""
+    # There is one system with R readouts for each of H channels; if bidirectional it has 2 R, and the second half reads
+    # the future.
     kernel = system.kernel(signal.shape[-1])
     readouts = kernel.shape[0] // 2 if bidirectional else kernel.shape[0]
     if readouts > 1:
@@ -248,19 +240,9 @@ def respond(
     count: Tensor | None = None,
     return_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run a system over sequences that go on from a state.
-
-    Args:
-        system: One system for each of H channels, with R readouts.
-        signal: (B, H, L), zero on padding.
-        skip: D, (R, H).
-        state: (B, H, ...) before the first step; None for zero.
-        count: (B,) how many steps are real; None for all.
-        return_state: Whether the final state is wanted.
-
-    Returns:
-        (B, R H, L), and the state after each sequence's last real step.
-    """
+    """Run a system over sequences (B, H, L) -> (B, R H, L) that go on from a state (B, H, ...), None for zero."""
+    # ``count`` (B,) says how many steps are real; the signal is zero on the others. The state after each sequence's
+    # last real step comes second, if ``return_state``.
     length = signal.shape[-1]
     y = convolve(system, signal, skip)
     if state is not None:
@@ -289,12 +271,7 @@ def _check_state(state: object, expected: tuple[int, ...], u: Tensor) -> None:
 
 
 class StateSpaceStepper(KeepsFloat32, Stepper):
-    """A state space filter as a recurrence: the same work and memory per step at any position.
-
-    Args:
-        system: The discrete system.
-        skip: D, (R, H), or None.
-    """
+    """A state space filter as a recurrence: the same work and memory per step at any position."""
 
     b: Tensor
     D: Tensor | None
@@ -318,33 +295,14 @@ class StateSpaceStepper(KeepsFloat32, Stepper):
         return self._kind(*(getattr(self, name) for name in self._fields))
 
     def initial_state(self, batch_size: int) -> Tensor:
-        """Give the state before the first step.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            (B, *state) zeros.
-        """
+        """Give the state before the first step, (B, *state) zeros."""
         check_batch_size(batch_size)
         system = self.system
         return system.b.new_zeros(batch_size, *system.state_shape)
 
     @torch.no_grad()
     def forward(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one step, without gradients.
-
-        Args:
-            u: (B, d_model).
-            state: (B, *state).
-
-        Returns:
-            The output (B, channels d_model) and the next state.
-
-        Raises:
-            ValueError: A shape does not fit.
-            TypeError: A dtype does not.
-        """
+        """Take one step u (B, d_model) -> (B, channels d_model), without gradients."""
         self._check(u, state)
         y, state = self._kind.step(u.to(state.dtype), state, *(getattr(self, name) for name in self._constants))
         if self.D is not None:
@@ -353,15 +311,7 @@ class StateSpaceStepper(KeepsFloat32, Stepper):
 
     @torch.no_grad()
     def read(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Take many steps at once, by the convolution.
-
-        Args:
-            u: (B, L, d_model).
-            state: (B, *state).
-
-        Returns:
-            The outputs (B, L, channels d_model) and the state after the last step.
-        """
+        """Take many steps at once, u (B, L, d_model) -> (B, L, channels d_model), by the convolution."""
         self._check(u, state, many=True)
         y, final = respond(self.system, u.transpose(1, 2), self.D, state)
         assert final is not None

@@ -55,17 +55,11 @@ class LinearSystem(KernelSystem):
 
 @dataclass(frozen=True)
 class DiagonalSystem(LinearSystem):
-    """Ā = exp(exponent), mode by mode, in real arithmetic.
+    """Ā = exp(exponent), mode by mode, in real arithmetic."""
 
-    Args:
-        exponent: (H, N', 2).
-        b: (H, N', 2), B̄.
-        c: (R, H, N', 2); outputs are twice the real part, for conjugate pairs of which one is stored.
-    """
-
-    exponent: Tensor
-    b: Tensor
-    c: Tensor
+    exponent: Tensor  # (H, N', 2)
+    b: Tensor  # (H, N', 2), B̄
+    c: Tensor  # (R, H, N', 2); outputs are twice the real part, for conjugate pairs of which one is stored
 
     @property
     @override
@@ -107,19 +101,12 @@ class DiagonalSystem(LinearSystem):
 
 @dataclass(frozen=True)
 class SoftmaxSystem(KernelSystem):
-    """The DSS_softmax kernel: it is normalised over the length, so no recurrence can know it from the start.
+    """The DSS_softmax kernel: it is normalised over the length, so no recurrence can know it from the start."""
 
-    Args:
-        A: (H, N', 2).
-        exponent: (H, N', 2), A times the step.
-        c: (R, H, N', 2); outputs are twice the real part, for conjugate pairs of which one is stored.
-        growing: Whether some Re A may be above 0.
-    """
-
-    A: Tensor
-    exponent: Tensor
-    c: Tensor
-    growing: bool
+    A: Tensor  # (H, N', 2)
+    exponent: Tensor  # (H, N', 2), A times the step
+    c: Tensor  # (R, H, N', 2); outputs are twice the real part, for conjugate pairs of which one is stored
+    growing: bool  # Whether some Re A may be above 0
 
     @override
     def kernel(self, length: int) -> Tensor:
@@ -128,17 +115,11 @@ class SoftmaxSystem(KernelSystem):
 
 @dataclass(frozen=True)
 class DenseSystem(LinearSystem):
-    """Any real Ā.
+    """Any real Ā."""
 
-    Args:
-        a: (H, N, N).
-        b: (H, N).
-        c: (R, H, N).
-    """
-
-    a: Tensor
-    b: Tensor
-    c: Tensor
+    a: Tensor  # (H, N, N)
+    b: Tensor  # (H, N)
+    c: Tensor  # (R, H, N)
 
     @property
     @override
@@ -176,19 +157,12 @@ class DenseSystem(LinearSystem):
 
 @dataclass(frozen=True)
 class CauchySystem(DenseSystem):
-    """A bilinearly discretised diagonal minus low-rank system, whose kernels are computed by Cauchy sums.
+    """A bilinearly discretised diagonal minus low-rank system, whose kernels are computed by Cauchy sums."""
 
-    Args:
-        Lambda: (H, N/2) complex, with negative real part.
-        P: (rank, H, N/2) complex.
-        B: (H, N/2) complex.
-        dt: (H,).
-    """
-
-    Lambda: Tensor
-    P: Tensor
-    B: Tensor
-    dt: Tensor
+    Lambda: Tensor  # (H, N/2) complex, with negative real part
+    P: Tensor  # (rank, H, N/2) complex
+    B: Tensor  # (H, N/2) complex
+    dt: Tensor  # (H,)
 
     @override
     def kernel(self, length: int) -> Tensor:

@@ -185,14 +185,7 @@ class StructuredLinear(nn.Module, ABC):
 
 
 def constructor_options(cls: type) -> dict[str, Any]:
-    """List what a linear layer is made of beside sizes and bias.
-
-    Args:
-        cls: Its class.
-
-    Returns:
-        Defaults by option.
-    """
+    """List the defaults of what a linear layer is made of beside sizes and bias."""
     decided = {"in_features", "out_features", "bias", "device", "dtype"}
     parameters = inspect.signature(cls).parameters.values()
     variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
@@ -200,17 +193,7 @@ def constructor_options(cls: type) -> dict[str, Any]:
 
 
 def dense_weight(linear: nn.Linear) -> Tensor:
-    """The weight of a dense layer that is to be converted.
-
-    Args:
-        linear: The layer.
-
-    Returns:
-        (out_features, in_features), detached.
-
-    Raises:
-        TypeError: It is no ``torch.nn.Linear``, or its bias is of another kind of numbers than its weight.
-    """
+    """The weight (out_features, in_features), detached, of a dense layer that is to be converted."""
     linear = cast(nn.Linear, unwrapped(linear))
     if not isinstance(linear, nn.Linear):
         raise TypeError(f"linear must be a torch.nn.Linear; got {type(linear).__name__}")
@@ -225,24 +208,14 @@ def dense_weight(linear: nn.Linear) -> Tensor:
 
 @torch.no_grad()
 def uniform_with_variance(tensor: Tensor, variance: float) -> None:
-    """Fill a tensor with uniform numbers around zero.
-
-    Args:
-        tensor: What to fill.
-        variance: Of each number.
-    """
+    """Fill a tensor with uniform numbers around zero, of a variance."""
     bound = math.sqrt(3 * variance)
     nn.init.uniform_(tensor, -bound, bound)
 
 
 @torch.no_grad()
 def orthogonal_blocks(factor: Tensor, gain: float = 1.0) -> None:
-    """Fill every block with a random matrix of orthonormal rows or columns, whichever are fewer.
-
-    Args:
-        factor: (k, q, p).
-        gain: What each is multiplied by.
-    """
+    """Fill blocks (k, q, p) with random orthonormal rows or columns, whichever are fewer, times ``gain``."""
     if factor.is_meta:
         return
     _, q, p = factor.shape

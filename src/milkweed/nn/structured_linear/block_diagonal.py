@@ -122,16 +122,7 @@ class BlockDiagonalConfig(LayerConfig):
 
 
 def check_nblocks(in_features: int, out_features: int, nblocks: int) -> None:
-    """Refuse a number of blocks that the sizes cannot have.
-
-    Args:
-        in_features: Size of each input.
-        out_features: Size of each output.
-        nblocks: Blocks on each side.
-
-    Raises:
-        ValueError: It is below 1 or above a size.
-    """
+    """Refuse a number of blocks below 1 or above a size."""
     for name, value in (("in_features", in_features), ("out_features", out_features)):
         if not 1 <= nblocks <= value:
             raise ValueError(f"nblocks must be in 1 .. {name}={value}; got nblocks={nblocks}")

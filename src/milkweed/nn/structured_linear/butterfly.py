@@ -103,19 +103,7 @@ class ButterflyLinear(StructuredLinear):
 
 
 def chain_digits(in_features: int, out_features: int, digits: Sequence[int] | None) -> tuple[int, ...]:
-    """Choose or check the digits of a chain that is cropped to a layer's size.
-
-    Args:
-        in_features: Size of each input.
-        out_features: Size of each output.
-        digits: What was asked for.
-
-    Returns:
-        The digits; as many 2s as are needed by default.
-
-    Raises:
-        ValueError: A digit is below 1, there are more than 64, or they do not reach the larger size.
-    """
+    """Choose (as many 2s as needed) or check the digits of a chain that is cropped to a layer's size."""
     most = max(in_features, out_features)
     if digits is None:
         return (2,) * max(1, (most - 1).bit_length())

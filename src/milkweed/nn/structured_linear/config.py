@@ -87,14 +87,7 @@ class LayerConfig:
 
 
 def is_whole(field: dataclasses.Field[Any]) -> bool:
-    """Tell whether a field of a configuration is a whole number, by its annotation.
-
-    Args:
-        field: The field.
-
-    Returns:
-        True for ``int`` and ``int | None``.
-    """
+    """Tell whether a configuration's field is a whole number, ``int`` or ``int | None``, by its annotation."""
     return field.type in ("int", "int | None", "None | int", "Optional[int]", int, int | None)
 
 

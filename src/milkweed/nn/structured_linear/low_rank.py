@@ -107,16 +107,7 @@ class LowRankConfig(LayerConfig):
 
 
 def check_rank(in_features: int, out_features: int, rank: int) -> None:
-    """Refuse a rank that the sizes cannot have.
-
-    Args:
-        in_features: Size of each input.
-        out_features: Size of each output.
-        rank: Features between.
-
-    Raises:
-        ValueError: It is below 1 or above a size.
-    """
+    """Refuse a rank below 1 or above a size."""
     most = min(in_features, out_features)
     if not 1 <= rank <= most:
         raise ValueError(f"rank must be in 1 .. {most}, the smaller of in_features and out_features; got rank={rank}")
