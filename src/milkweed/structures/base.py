@@ -395,11 +395,7 @@ class Product(StructuredMatrix):
         return self  # every factor promotes for itself
 
     def inverse(self) -> StructuredMatrix:
-        """Invert every factor.
-
-        Returns:
-            The product of the inverses in reverse order.
-        """
+        """Invert every factor, as the product of the inverses in reverse order."""
         self._check_invertible()
         return Product(tuple(factor.inverse() for factor in reversed(self.factors)))
 
@@ -408,11 +404,7 @@ class Product(StructuredMatrix):
         return reduce(lambda value, factor: factor._solve(value), self.factors, y)
 
     def slogdet(self) -> tuple[Tensor, Tensor]:
-        """Product of the factors' determinants.
-
-        Returns:
-            Two scalars, as `torch.linalg.slogdet`.
-        """
+        """Multiply the factors' determinants."""
         self._check_invertible()
         signs, logarithms = zip(*(factor.slogdet() for factor in self.factors), strict=True)
         return reduce(torch.mul, signs), reduce(torch.add, logarithms)

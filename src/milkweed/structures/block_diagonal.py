@@ -50,11 +50,7 @@ class BlockDiagonal(StructuredMatrix):
         return 2 * self.weight.numel()
 
     def inverse(self) -> StructuredMatrix:
-        """Invert every block.
-
-        Returns:
-            A block-diagonal matrix.
-        """
+        """Invert every block."""
         self._check_invertible()
         return BlockDiagonal(torch.linalg.inv(self.weight))
 
@@ -66,11 +62,7 @@ class BlockDiagonal(StructuredMatrix):
         return torch.linalg.solve(self.weight.to(dtype), blocks).flatten(-3)
 
     def slogdet(self) -> tuple[Tensor, Tensor]:
-        """Product of the blocks' determinants.
-
-        Returns:
-            Two scalars, as `torch.linalg.slogdet`.
-        """
+        """Multiply the blocks' determinants."""
         self._check_invertible()
         sign, logarithm = torch.linalg.slogdet(self.weight)
         return sign.prod(), logarithm.sum()

@@ -110,11 +110,7 @@ class Chain(StructuredMatrix):
         return 2 * self.num_parameters
 
     def inverse(self) -> StructuredMatrix:
-        """Invert every factor, all of which must have square blocks.
-
-        Returns:
-            The product of their inverses and of the permutations undone.
-        """
+        """Invert every factor, all of which must have square blocks, and undo the permutations."""
         self._check_invertible()
         return self.expand().inverse()
 
@@ -123,10 +119,6 @@ class Chain(StructuredMatrix):
         return self.expand()._solve(y)
 
     def slogdet(self) -> tuple[Tensor, Tensor]:
-        """Product of the blocks' determinants and the parity of the permutations.
-
-        Returns:
-            Two scalars, as `torch.linalg.slogdet`.
-        """
+        """Multiply the blocks' determinants and the signs of the permutations."""
         self._check_invertible()
         return self.expand().slogdet()

@@ -44,22 +44,11 @@ class Diagonal(StructuredMatrix):
         return self.entries.shape[0]
 
     def inverse(self) -> StructuredMatrix:
-        """Invert every entry.
-
-        Returns:
-            A diagonal matrix.
-
-        Raises:
-            ValueError: An entry is 0.
-        """
+        """Invert every entry; ValueError where one is 0."""
         if not (self.entries.is_meta or torch.compiler.is_compiling()) and (self.entries == 0).any():
             raise ValueError("a diagonal matrix with an entry of 0 has no inverse")
         return Diagonal(self.entries.reciprocal())
 
     def slogdet(self) -> tuple[Tensor, Tensor]:
-        """Sign and logarithm of the product of the entries.
-
-        Returns:
-            Two scalars, as `torch.linalg.slogdet`.
-        """
+        """Multiply the entries."""
         return torch.sgn(self.entries).prod(), self.entries.abs().log().sum()

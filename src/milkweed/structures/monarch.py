@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from milkweed import ops
 from milkweed._registry import register
@@ -101,12 +102,8 @@ class Monarch(StructuredMatrix):
     def _apply(self, x: Tensor) -> Tensor:
         return ops.monarch_mm(x, self.right, self.left)
 
+    @override
     def to_dense(self) -> Tensor:
-        """Multiply the factors out, slice by slice where every slice has the same rank.
-
-        Returns:
-            (m, n).
-        """
         k, q, p = self.right.shape
         l, s, _ = self.left.shape  # noqa: E741 - the paper's letter
         if q % l:
@@ -123,11 +120,7 @@ class Monarch(StructuredMatrix):
         return 2 * self.num_parameters
 
     def inverse(self) -> StructuredMatrix:
-        """Invert both factors, which must have square blocks.
-
-        Returns:
-            The product of their inverses and of the permutations undone.
-        """
+        """Invert both factors, which must have square blocks, and undo the permutations."""
         self._check_invertible()
         return self.expand().inverse()
 
@@ -136,11 +129,7 @@ class Monarch(StructuredMatrix):
         return self.expand()._solve(y)
 
     def slogdet(self) -> tuple[Tensor, Tensor]:
-        """Product of the blocks' determinants and the parity of the permutations.
-
-        Returns:
-            Two scalars, as `torch.linalg.slogdet`.
-        """
+        """Multiply the blocks' determinants and the signs of the permutations."""
         self._check_invertible()
         return self.expand().slogdet()
 

@@ -67,19 +67,11 @@ class Permutation(StructuredMatrix):
         return 0
 
     def inverse(self) -> StructuredMatrix:
-        """Undo the permutation.
-
-        Returns:
-            A permutation.
-        """
+        """Undo the permutation."""
         return self._transpose()
 
     def slogdet(self) -> tuple[Tensor, Tensor]:
-        """Parity of the permutation, and zero.
-
-        Returns:
-            Two scalars in torch's default dtype, as `torch.linalg.slogdet`.
-        """
+        """The sign of the permutation, and zero, in torch's default dtype."""
         index, cycles = self.index.tolist(), 0
         seen = [False] * len(index)
         for start in range(len(index)):

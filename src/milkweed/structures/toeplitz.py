@@ -75,20 +75,12 @@ class Circulant(StructuredMatrix):
         return torch.fft.fft(self.column.to(_precise(self.column)))
 
     def inverse(self) -> StructuredMatrix:
-        """Invert the eigenvalues.
-
-        Returns:
-            A circulant matrix.
-        """
+        """Invert the eigenvalues, which gives a circulant matrix."""
         inverse = torch.fft.ifft(self.eigenvalues().reciprocal())
         return Circulant((inverse if self.column.is_complex() else inverse.real).to(self.column.dtype))
 
     def slogdet(self) -> tuple[Tensor, Tensor]:
-        """Product of the eigenvalues.
-
-        Returns:
-            Two scalars, as `torch.linalg.slogdet`.
-        """
+        """Multiply the eigenvalues."""
         eigenvalues = self.eigenvalues()
         sign = torch.sgn(eigenvalues).prod()
         return sign if self.column.is_complex() else sign.real.sign(), eigenvalues.abs().log().sum()

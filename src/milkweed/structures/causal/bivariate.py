@@ -77,27 +77,13 @@ class BivariateBasis(CausalBasis):
         return reached.flatten(-len(grid))[..., :length].bool()
 
     def evaluate(self, x: Tensor) -> Tensor:
-        """The values on the grid of roots of unity, the highest digit's variable outermost.
-
-        Args:
-            x: (B, H, n).
-
-        Returns:
-            (B, H, 2^p n), complex.
-        """
+        """The values (B, H, 2^p n), complex, on the grid of roots of unity, the highest digit's variable outermost."""
         grid = self.digits[::-1]
         sizes, axes = [2 * size for size in grid], list(range(-len(grid), 0))
         return torch.fft.fftn(self.to_polynomial(x).unflatten(-1, grid), sizes, axes).flatten(2)
 
+    @override
     def interpolate(self, values: Tensor) -> Tensor:
-        """The sequence from its values.
-
-        Args:
-            values: (B, H, 2^p n), complex.
-
-        Returns:
-            (B, H, n), real.
-        """
         self._check_values(values, 2 ** len(self.digits) * self.length)
         grid = self.digits[::-1]
         axes = list(range(-len(grid), 0))

@@ -47,38 +47,16 @@ class ChebyshevBasis(CausalBasis):
 
     @classmethod
     def for_output(cls, factors: tuple[Tensor, ...]) -> Self:
-        """The basis M₀ that a product is read in, of which the degrees from n - b_0 ⋯ b_{p-2} on are needed.
-
-        Args:
-            factors: Of `output_digits`.
-
-        Returns:
-            The basis.
-        """
+        """The basis M₀ that a product is read in, of which the degrees from n - b_0 ⋯ b_{p-2} on are needed."""
         return cls(factors, rows_below=factors[-1].shape[-1] - 2)
 
     @staticmethod
     def output_digits(digits: tuple[int, ...]) -> tuple[int, ...]:
-        """The digits that M₀ needs: one more value of the highest, which degree n - 1 falls into.
-
-        Args:
-            digits: Of M₁ and M₂.
-
-        Returns:
-            The lowest first.
-        """
+        """The digits that M₀ needs: one more value of the highest, which degree n - 1 falls into."""
         return (*digits[:-1], digits[-1] + 1)
 
     def multiply(self, kernel: Tensor, u: Tensor) -> Tensor:
-        """The coefficients of degree 2 n - 2 - t in the product of two polynomials of degree n - 1.
-
-        Args:
-            kernel: (H, L), step t being degree n - 1 - t.
-            u: (B, H, L).
-
-        Returns:
-            (B, H, L).
-        """
+        """The coefficients of degree 2 n - 2 - t in the product; step t of a factor is its degree n - 1 - t."""
         folded = ops.fft_conv(u, kernel)
         # Of the differences of degrees, |i - j|, only n - 1 is as high as an output: that of the last step.
         last = torch.arange(u.shape[-1], device=u.device) == self.length - 1
@@ -106,14 +84,7 @@ class ChebyshevBasis(CausalBasis):
         return torch.fft.fft(coefficients * _quarter_turns(size, x), 2 * size)[..., :size].real
 
     def interpolate(self, values: Tensor) -> Tensor:
-        """The sequence from its values.
-
-        Args:
-            values: (B, H, N), N = 2 n; for the basis of an output N is that of the inputs.
-
-        Returns:
-            (B, H, n), real.
-        """
+        """The sequence from its N = 2 n values; for the basis of an output N is that of the inputs."""
         rows = self.rows_below + self.digits[-1]
         self._check_values(values, 2 * self.length, rows * math.prod(self.digits[:-1]))
         size = values.shape[-1]
@@ -124,27 +95,12 @@ class ChebyshevBasis(CausalBasis):
         return self.from_polynomial(coefficients[..., first : first + self.length].flip(-1))
 
     def scale(self, row: int, position: int) -> float:
-        """How much of the digits' own product a plain coefficient takes.
-
-        Args:
-            row: Value of the highest digit.
-            position: Of the step within the row.
-
-        Returns:
-            A half, or 1 where a factor is T_0.
-        """
+        """How much of the digits' own product a plain coefficient takes: a half, or 1 where a factor is T_0."""
         last = position == math.prod(self.digits[:-1]) - 1
         return 1.0 if last or row == self.digits[-1] - 1 + self.rows_below else 0.5
 
     def echo(self, previous: Tensor) -> Tensor:
-        """What a row's plain coefficients take from the row before: half of it, mirrored.
-
-        Args:
-            previous: (B, H, W), the digits' own products there.
-
-        Returns:
-            (B, H, W).
-        """
+        """What a row's plain coefficients take from the row before: half of it, mirrored."""
         return F.pad(previous[..., :-1].flip(-1) / 2, (0, 1))
 
     # ------------------------------------------------------------------ products of Chebyshev polynomials

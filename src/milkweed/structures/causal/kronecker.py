@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from milkweed import ops
 from milkweed.structures.causal.base import CausalBasis
@@ -30,36 +31,14 @@ class KroneckerBasis(CausalBasis):
     """
 
     def multiply(self, kernel: Tensor, u: Tensor) -> Tensor:
-        """The first L coefficients of the product.
-
-        Args:
-            kernel: (H, L).
-            u: (B, H, L).
-
-        Returns:
-            (B, H, L).
-        """
+        """The first L coefficients of the product."""
         return ops.fft_conv(u, kernel)
 
     def evaluate(self, x: Tensor) -> Tensor:
-        """The values at exp(-2πi k / N), k = 0 .. N - 1.
-
-        Args:
-            x: (B, H, n).
-
-        Returns:
-            (B, H, 2 n), complex.
-        """
+        """The values (B, H, 2 n), complex, at exp(-2πi k / N), k = 0 .. N - 1."""
         return torch.fft.fft(self.to_polynomial(x), 2 * self.length)
 
+    @override
     def interpolate(self, values: Tensor) -> Tensor:
-        """The sequence from its values.
-
-        Args:
-            values: (B, H, 2 n), complex.
-
-        Returns:
-            (B, H, n), real.
-        """
         self._check_values(values, 2 * self.length)
         return self.from_polynomial(torch.fft.ifft(values).real[..., : self.length])
