@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from milkweed._registry import register
 from milkweed.nn.filters.long_conv import LongConv
@@ -224,12 +225,8 @@ class GatedMixer(nn.Module):
         if lengths is not None:
             check_lengths(lengths, u)
 
+    @override
     def extra_repr(self) -> str:
-        """Describe the layer in one line.
-
-        Returns:
-            The options that shape it.
-        """
         return f"{self.d_model}, l_max={self.l_max}, bidirectional={self.bidirectional}"
 
 

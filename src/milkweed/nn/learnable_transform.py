@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from milkweed import ops
 from milkweed._suggest import unknown
@@ -176,12 +177,8 @@ class LearnableTransform(nn.Module):
         }
         return tensors | zeros | {"right_start": right, "left_start": left}
 
+    @override
     def extra_repr(self) -> str:
-        """Describe the layer in one line.
-
-        Returns:
-            The options that shape it.
-        """
         return f"n={self.n}, start={self.start!r}, inverse={self.inverse}, norm={self.norm!r}, unitary={self.unitary}"
 
 

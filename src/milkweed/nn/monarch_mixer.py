@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from milkweed._registry import register
 from milkweed._suggest import unknown
@@ -166,12 +167,8 @@ class MonarchMixer(nn.Module):
         mixed: Tensor = m2(self.kernel.to(x.dtype) * m1(x))
         return mixed[..., :length]
 
+    @override
     def extra_repr(self) -> str:
-        """Describe the layer in one line.
-
-        Returns:
-            The options that shape it.
-        """
         return (
             f"{self.d_model}, seq_len={self.seq_len}, order={self.order}, start={self.start!r}, "
             f"feature_start={self.feature_start!r}, activation={self.activation!r}"

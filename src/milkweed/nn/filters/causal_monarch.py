@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from milkweed._registry import register
 from milkweed._suggest import unknown
@@ -110,8 +111,8 @@ class CausalMonarchMixer(Filter):
         self.D = nn.Parameter(torch.empty(d_model, **factory))
         self._reset_own()
 
+    @override
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, e.g. after ``to_empty`` moved a meta layer to a device."""
         self._reset_own()
         if self.filter is not None:
             self.filter.reset_parameters()  # type: ignore[operator]
@@ -279,12 +280,8 @@ class CausalMonarchMixer(Filter):
         with torch.no_grad():
             return CausalMixerStepper(copy.deepcopy(self).eval())
 
+    @override
     def extra_repr(self) -> str:
-        """Describe the layer in one line.
-
-        Returns:
-            The options that shape it.
-        """
         return (
             f"{self.d_model}, seq_len={self.seq_len}, construction={self.construction!r}, order={self.order}, "
             f"heads={self.heads}"

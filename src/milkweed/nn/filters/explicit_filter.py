@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from milkweed.nn.filters.implicit_filter import check_filters, check_lags
 from milkweed.nn.options import check_dtype, check_kind
@@ -99,10 +100,6 @@ class ExplicitFilter(nn.Module):
         cropped = F.pad(kernel, (0, length - self.l_max))
         return cropped.to(torch.promote_types(kernel.dtype, torch.float32))
 
+    @override
     def extra_repr(self) -> str:
-        """Describe the filter in one line.
-
-        Returns:
-            The options that shape it.
-        """
         return f"{self.d_model}, l_max={self.l_max}, bidirectional={self.reverse_kernel is not None}"

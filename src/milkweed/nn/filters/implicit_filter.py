@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from milkweed import ops
 from milkweed._suggest import unknown
@@ -170,12 +171,8 @@ class ImplicitFilter(KeepsFloat32):
         delta = torch.linspace(slow, fast, self.d_model, dtype=dtype, device=self.frequency.device)
         return delta / max(self.time_scale - 1, 1)
 
+    @override
     def extra_repr(self) -> str:
-        """Describe the filter in one line.
-
-        Returns:
-            The options that shape it.
-        """
         return (
             f"{self.d_model}, l_max={self.l_max}, bidirectional={self.reverse_layers is not None}, "
             f"time_scale={self.time_scale}"

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from milkweed import ops
 from milkweed._registry import register
@@ -106,8 +107,8 @@ class LongConv(Filter):
         nn.init.normal_(self.skip)
 
     @torch.no_grad()
+    @override
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, e.g. after ``to_empty`` moved a meta layer to a device."""
         self.filter.reset_parameters()
         self.skip.normal_()
 
@@ -244,12 +245,8 @@ class LongConv(Filter):
         super()._check(u, lengths)
         check_signal_dtype(u, self.skip.dtype, kept=False)
 
+    @override
     def extra_repr(self) -> str:
-        """Describe the layer in one line.
-
-        Returns:
-            The options that shape it, beside those of its filter.
-        """
         return f"squash={self.squash:g}, kernel_dropout={self.kernel_dropout:g}"
 
 

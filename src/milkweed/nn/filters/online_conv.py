@@ -216,14 +216,7 @@ class OnlineConv(KeepsFloat32, Stepper):
         return self._recurrence
 
     def initial_state(self, batch_size: int) -> ConvState:
-        """Give the state before the first step.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            No inputs.
-        """
+        """Give the state before the first step, which holds no inputs."""
         check_batch_size(batch_size)
         return state_after(self.kernel.new_zeros(batch_size, self.kernel.shape[0], 0))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from milkweed import ssm
 from milkweed._suggest import unknown
@@ -134,16 +135,9 @@ class S4Filter(StateSpaceFilter):
         self.C.normal_(std=0.5**0.5)
 
     def system(self, rate: float = 1.0) -> DenseSystem:
-        """The discrete system that the parameters stand for, in float32 at least; gradients flow through it.
-
-        It is discretised in float64, where the device has it: in float32 extreme parameters make Ā expand by rounding.
-
-        Args:
-            rate: Step length relative to training.
-
-        Returns:
-            One dense system per channel, in the real coordinates [Re z, Im z].
-        """
+        """One dense system per channel, in the real coordinates [Re z, Im z]."""
+        # It is discretised in float64, where the device has it: in float32 extreme parameters make Ā expand by
+        # rounding.
         dtype = torch.promote_types(self.log_dt.dtype, torch.float32)
         precise = dtype if self.log_dt.device.type == "mps" else torch.float64
         dt = torch.exp(self.log_dt.to(precise)) * rate
@@ -172,12 +166,8 @@ class S4Filter(StateSpaceFilter):
             dense = pairs.rotation(A) - 2 * correction
             return ssm.discretize(dense, torch.cat([B[..., 0], B[..., 1]], -1), dt, "zoh")
 
+    @override
     def extra_repr(self) -> str:
-        """Describe the layer in one line.
-
-        Returns:
-            The options that shape it.
-        """
         return (
             f"{self.d_model}, d_state={self.d_state}, init={self.init!r}, rank={self.rank}, "
             f"discretization={self.discretization!r}, bidirectional={self.bidirectional}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from milkweed import ssm
 from milkweed._suggest import unknown
@@ -149,14 +150,7 @@ class S4DFilter(StateSpaceFilter):
             B[..., 1::2, 0] = -1
 
     def system(self, rate: float = 1.0) -> DiagonalSystem | SoftmaxSystem:
-        """The discrete system that the parameters stand for, in float32 at least; gradients flow through it.
-
-        Args:
-            rate: Step length relative to training.
-
-        Returns:
-            One diagonal system per channel; for ``"dss"`` only its kernels.
-        """
+        """One diagonal system per channel; for ``"dss"`` only its kernels."""
         dtype = torch.promote_types(self.log_dt.dtype, torch.float32)
         log_dt = self.log_dt if self.log_dt.ndim == 2 else self.log_dt[:, None]
         dt = torch.exp(log_dt.to(dtype)) * rate
@@ -185,12 +179,8 @@ class S4DFilter(StateSpaceFilter):
                 f"lengths must all be L={u.shape[-2]}, and be left out when compiling; batch sequences of one length"
             )
 
+    @override
     def extra_repr(self) -> str:
-        """Describe the layer in one line.
-
-        Returns:
-            The options that shape it.
-        """
         return (
             f"{self.d_model}, d_state={self.d_state}, init={self.init!r}, discretization={self.discretization!r}, "
             f"bidirectional={self.bidirectional}"

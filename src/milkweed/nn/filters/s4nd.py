@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from milkweed import ops
 from milkweed._suggest import unknown
@@ -211,12 +212,8 @@ class S4NDFilter(KeepsFloat32):
     def _axes(self) -> list[S4Filter | S4DFilter]:
         return cast("list[S4Filter | S4DFilter]", list(self.axes))
 
+    @override
     def extra_repr(self) -> str:
-        """Describe the layer in one line.
-
-        Returns:
-            The options that shape it.
-        """
         return (
             f"{self.d_model}, dims={self.dims}, kernel_rank={self.kernel_rank}, channels={self.channels}, "
             f"bandlimit={self.bandlimit}"

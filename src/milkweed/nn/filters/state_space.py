@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from milkweed import ops, ssm
 from milkweed._suggest import unknown
@@ -111,8 +112,8 @@ class StateSpaceFilter(KeepsFloat32, Filter):
         """Draw the parameters of the system anew."""
 
     @torch.no_grad()
+    @override
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, e.g. after ``to_empty`` moved a meta layer to a device."""
         self._reset_system()
         if self.D is not None:
             self.D.normal_()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from milkweed.nn.structured_linear.base import StructuredLinear
 from milkweed.nn.structured_linear.concat import ConcatLinear
@@ -66,10 +67,6 @@ class AdaptedLinear(nn.Module):
             x = x.to(next(self.update.parameters()).dtype)
         return y + (self.scale * self.update(x)).to(y.dtype)
 
+    @override
     def extra_repr(self) -> str:
-        """Describe the layer in one line.
-
-        Returns:
-            Its scale.
-        """
         return f"scale={self.scale:g}"

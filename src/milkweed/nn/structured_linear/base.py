@@ -11,6 +11,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from milkweed.nn.wrappers import unwrapped
 from milkweed.ops._common import autocast_dtype
@@ -173,12 +174,8 @@ class StructuredLinear(nn.Module, ABC):
         """
         return {name: getattr(self, name) for name in constructor_options(type(self)) if hasattr(self, name)}
 
+    @override
     def extra_repr(self) -> str:
-        """Describe the layer in one line.
-
-        Returns:
-            The options that shape it.
-        """
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, "
         return sizes + (options and f"{options}, ") + f"bias={self.bias is not None}"

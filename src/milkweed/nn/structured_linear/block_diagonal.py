@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from milkweed import ops
 from milkweed._registry import register
@@ -58,17 +59,13 @@ class BlockDiagonalLinear(StructuredLinear):
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.reset_parameters()
 
+    @override
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
         uniform_with_variance(self.weight, 1 / (3 * self.weight.shape[-1]))
         self._reset_bias()
 
+    @override
     def matrix(self) -> BlockDiagonal | Chain:
-        """The weight.
-
-        Returns:
-            (out_features, in_features), made of the parameter itself.
-        """
         crop = self.out_features, self.in_features
         # A chain of one factor is a block-diagonal matrix with its outputs interleaved.
         return Chain((self.weight,), crop) if self.shuffle else BlockDiagonal(self.weight, crop)
@@ -97,8 +94,8 @@ class BlockDiagonalLinear(StructuredLinear):
         return cls._from(linear, {"weight": found.matrix.weight}, nblocks=nblocks)
 
     @property
+    @override
     def options(self) -> dict[str, Any]:
-        """The constructor's options beside sizes and bias; see the base class."""
         return {"nblocks": self.nblocks} | ({"shuffle": True} if self.shuffle else {})
 
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from milkweed._registry import register
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, orthogonal_blocks
@@ -61,8 +62,8 @@ class ButterflyLinear(StructuredLinear):
         self.factors = nn.ParameterList(torch.empty(f.shape, device=device, dtype=dtype) for f in shapes)
         self.reset_parameters()
 
+    @override
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
         # Independent entries would make products of many factors heavy-tailed; rotations keep lengths at every step.
         # Padded inputs are zero, which the gain makes up for.
         gain = math.sqrt(math.prod(self.digits) / (3 * self.in_features))
@@ -70,12 +71,8 @@ class ButterflyLinear(StructuredLinear):
             orthogonal_blocks(factor, gain ** (1 / len(self.factors)))
         self._reset_bias()
 
+    @override
     def matrix(self) -> Chain:
-        """The weight.
-
-        Returns:
-            (out_features, in_features), made of the parameters themselves.
-        """
         return Chain(tuple(self.factors), (self.out_features, self.in_features))
 
     @classmethod
@@ -97,8 +94,8 @@ class ButterflyLinear(StructuredLinear):
         return cls._from(linear, factors, digits=digits)
 
     @property
+    @override
     def options(self) -> dict[str, Any]:
-        """The constructor's options beside sizes and bias; see the base class."""
         return {"digits": list(self.digits)}
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from milkweed._registry import register
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
@@ -51,18 +52,14 @@ class LowRankLinear(StructuredLinear):
         self.left = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
         self.reset_parameters()
 
+    @override
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
         for factor in (self.right, self.left):
             uniform_with_variance(factor, 3**-0.5 / factor.shape[-1])
         self._reset_bias()
 
+    @override
     def matrix(self) -> LowRank:
-        """The weight.
-
-        Returns:
-            (out_features, in_features), made of the parameters themselves.
-        """
         return LowRank(self.left, self.right)
 
     @classmethod
@@ -82,8 +79,8 @@ class LowRankLinear(StructuredLinear):
         return cls._from(linear, {"right": found.right, "left": found.left}, rank=rank)
 
     @property
+    @override
     def options(self) -> dict[str, Any]:
-        """The constructor's options beside sizes and bias; see the base class."""
         return {"rank": self.rank}
 
 

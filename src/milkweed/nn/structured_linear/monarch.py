@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from milkweed import ops
 from milkweed._registry import register
@@ -88,18 +89,14 @@ class MonarchLinear(StructuredLinear):
         self.left = nn.Parameter(torch.empty(left, device=device, dtype=dtype))
         self.reset_parameters()
 
+    @override
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
         if not self.right.is_meta:
             _INITIALISATIONS[self.init](self)
         self._reset_bias()
 
+    @override
     def matrix(self) -> Monarch:
-        """The weight.
-
-        Returns:
-            (out_features, in_features), made of the parameters themselves.
-        """
         return Monarch(self.right, self.left, (self.out_features, self.in_features))
 
     def _affine(self, x: Tensor, activation: str | None) -> Tensor:
@@ -146,8 +143,8 @@ class MonarchLinear(StructuredLinear):
         return {name: self.in_features / getattr(self, name).shape[-1] for name in ("right", "left")}
 
     @property
+    @override
     def options(self) -> dict[str, Any]:
-        """The constructor's options beside sizes and bias; see the base class."""
         rank = {} if self.rank is None else {"rank": self.rank}
         return {"nblocks": self.nblocks, **rank} | ({} if self.init == "kaiming" else {"init": self.init})
 
@@ -175,16 +172,8 @@ class MonarchConfig(LayerConfig):
     name: ClassVar[str] = "monarch"
     fitting: ClassVar[tuple[str, ...]] = ("refine",)
 
+    @override
     def project(self, linear: nn.Linear, input_covariance: Tensor | None) -> StructuredLinear:
-        """Project to the nearest Monarch matrix; see the base class.
-
-        Args:
-            linear: The dense layer.
-            input_covariance: Of its inputs.
-
-        Returns:
-            The layer.
-        """
         refine = self.refine if input_covariance is not None else 0
         return MonarchLinear.from_linear(
             linear, self.nblocks, self.rank, input_covariance=input_covariance, refine=refine

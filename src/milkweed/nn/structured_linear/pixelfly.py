@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from milkweed._registry import register
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
@@ -73,20 +74,16 @@ class PixelflyLinear(StructuredLinear):
         self.left = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
         self.reset_parameters()
 
+    @override
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
         _, count, _, width = self.blocks.shape
         uniform_with_variance(self.blocks, 1 / (6 * count * width))
         for factor in (self.right, self.left):
             uniform_with_variance(factor, 6**-0.5 / factor.shape[-1])
         self._reset_bias()
 
+    @override
     def matrix(self) -> Sum:
-        """The weight.
-
-        Returns:
-            (out_features, in_features), made of the parameters themselves.
-        """
         sparse = FlatBlockButterfly(self.blocks, (self.out_features, self.in_features))
         return Sum((sparse, LowRank(self.left, self.right)))
 
@@ -123,8 +120,8 @@ class PixelflyLinear(StructuredLinear):
         return cls._from(linear, factors, nblocks=nblocks, rank=rank, neighbours=neighbours)
 
     @property
+    @override
     def options(self) -> dict[str, Any]:
-        """The constructor's options beside sizes and bias; see the base class."""
         return {"nblocks": self.nblocks, "rank": self.rank, "neighbours": self.neighbours}
 
 
