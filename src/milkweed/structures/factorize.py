@@ -213,6 +213,9 @@ def _cheapest_paths(cost: Tensor) -> tuple[int, list[tuple[int, int]]]:
 
 def _joint_eigenvectors(f: Tensor) -> Tensor:
     """Find the basis (b, b), real if possible, in which matrices (k, b, b), all equally reliable, become diagonal."""
+    # A random combination of the matrices has distinct eigenvalues wherever any of them has, so its eigenvectors are
+    # the shared ones; of several draws and groupings the basis counts that makes all of the draws most nearly diagonal.
+    # The generator is the function's own: the same matrix gets the same factors.
     weights = torch.randn(_DRAWS, len(f), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     draws = torch.einsum("tk,kxy->txy", weights.to(f), f)
     best, least = None, math.inf
@@ -259,6 +262,7 @@ def _eigenvectors(matrix: Tensor) -> list[Tensor]:
     counts: set[int] = set()
     for tolerance in _CLUSTERS:
         near = (values[:, None] - values).abs() <= tolerance * values.abs().max()
+        # Squared until it is transitive: what is near to near values counts as one with them.
         for _ in range(len(values).bit_length()):
             near = (near.double() @ near.double()) > 0
         members = near.unique(dim=0)
@@ -331,6 +335,8 @@ def _further(blocks: Tensor, start: _Fit, end: _Fit, stride: float) -> _Fit:
 
 def _better_a(fit: _Fit) -> _Fit:
     """Solve for all A_i with the rest fixed: one least-squares problem each."""
+    # With X_i = [D_i1 C_1, ..., D_im C_m] the correction S of A_i minimises ‖R_i - S X_i‖, so S X Xᴴ = R Xᴴ. Each i
+    # decides for itself whether its step is taken: none may make the error larger.
     x, residual = _scaled_rows(fit.d, fit.c), fit.residual.flatten(2)
     step = _normal_equations(x @ x.mH, x @ residual.mH).mH
     better = residual - step @ x
@@ -342,6 +348,7 @@ def _better_a(fit: _Fit) -> _Fit:
 
 def _better_d(fit: _Fit) -> _Fit:
     """Solve for all D_ij with the rest fixed: one least-squares problem with b unknowns each."""
+    # min over δ of ‖R - A diag(δ) C‖: the Gram matrix is (AᴴA) ∘ (C Cᴴ)ᵀ, and the right side the diagonal of Aᴴ R Cᴴ.
     a, d, c, residual = fit
     gram = (a.mH @ a)[:, None] * (c @ c.mH).conj()
     right = torch.einsum("ikjt,jkt->ijk", (a.mH @ residual.flatten(2)).view_as(residual), c.conj())

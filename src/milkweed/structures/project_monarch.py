@@ -161,6 +161,8 @@ class _Refinement:
 
     def _seen_through_right(self) -> tuple[Tensor, Tensor]:
         """E[W x zᴴ] (l, s, r) and E[z zᴴ] (l, r, r) over the features z of each left block."""
+        # z = R x gives E[W x zᴴ] = E[W x xᴴ] Rᴴ and E[z zᴴ] = R C Rᴴ. A row of R is zero outside its own block k, so
+        # both products run over p columns; left block l then picks its own features.
         k, q, p = self.right.shape
         rows = torch.einsum("kqp,kpn->kqn", self.right, self.covariance.view(k, p, k * p))
         gram = torch.einsum("fkp,kqp->fkq", rows.view(k * q, k, p), self.right.conj()).reshape(k * q, k * q)
@@ -174,6 +176,9 @@ class _Refinement:
         return float(1 - explained.real / self.energy)
 
     def _fit_right(self) -> None:
+        # Block by block, each with the newest rows of the others (Gauss-Seidel). For left block l, L its columns of the
+        # features that come from block k, and T = E[(W x - what the other features give) x_kᴴ]: min ‖(T C_kk⁻¹ - L R)
+        # C_kk^½‖ has the solution R = L⁺ T C_kk⁻¹, one for each l, which share the solve with C_kk.
         k, q, p = self.right.shape
         covariance = self.covariance.view(k, p, k, p)
         right = self.right.reshape(k * q, p).clone()

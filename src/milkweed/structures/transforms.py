@@ -359,6 +359,9 @@ def _fourier(n: int, inverse: bool, power: float) -> tuple[Monarch, Permutation]
     """The transform times n^-power: M and P; `monarch_dft` has the derivation."""
     n1, n2 = balanced_factors(n)
     sign = 1 if inverse else -1
+    # right[t1, k2, t2] takes ω^(k2 (t2 n1 + t1)), left[k2, k1, t1] takes ω^(k1 t1 n2). Middle feature t1 n2 + k2 is
+    # input t1 of left block k2, as a Monarch matrix has it, and the permutation brings the inputs from t2 n1 + t1 to
+    # (t1, t2).
     k1, k2, t1, t2 = (_range(size) for size in (n1, n2, n1, n2))
     right = _angles(sign * k2[:, None] * (t2 * n1 + t1[:, None, None]), n)
     left = _angles(sign * k1[:, None] * t1, n1).expand(n2, n1, n1)
@@ -372,6 +375,8 @@ def _cosine(n: int, sine: bool, power: float) -> tuple[Monarch, Permutation]:
     k1, k2, u1, u2 = (_range(size) for size in (n1, n2, n1, n2))
     if sine:  # row k is the cosines' row n - 1 - k = (n1 - 1 - k1) n2 + (n2 - 1 - k2)
         k1, k2 = k1.flip(0), k2.flip(0)
+    # The middle of right block u1 is [cos β; sin β] over k2, so left block k2 gets both in turn for every u1, and its
+    # row k1 holds cos α and -sin α in turn.
     beta = _angles(k2[:, None] * (4 * (u2 * n1 + u1[:, None, None]) + 1), 4 * n)
     alpha = _angles(k1[:, None] * (4 * u1 + 1), 4 * n1)
     right = torch.cat([beta.cos(), beta.sin()], 1) * n2**-power

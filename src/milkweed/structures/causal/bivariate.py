@@ -56,6 +56,8 @@ class BivariateBasis(CausalBasis):
         return self._transformed(kernel.double(), u.double()).to(u.dtype)
 
     def _transformed(self, kernel: Tensor, u: Tensor) -> Tensor:
+        # Twice as many points on every axis as there are values: nothing carries from one digit into the next, nor
+        # wraps.
         length = u.shape[-1]
         rows = -(-length // math.prod(self.digits[:-1]))
         grid = (rows, *self.digits[-2::-1])

@@ -79,6 +79,8 @@ class ChebyshevBasis(CausalBasis):
         """
         if self.rows_below:
             raise ValueError("only M₁ and M₂ evaluate; a basis made by for_output has only what an output depends on")
+        # Σ_k c_k cos(π k (i + ½) / N) is the real part of an FFT of 2 N points, whose terms are turned by the half step
+        # first.
         size = 2 * self.length
         coefficients = F.pad(self.to_polynomial(x).flip(-1), (0, self.length))
         return torch.fft.fft(coefficients * _quarter_turns(size, x), 2 * size)[..., :size].real

@@ -123,6 +123,11 @@ class CausalStream:
 class _Rows:
     """A basis split at its highest digit: blocks across rows, one dense triangular map within a row."""
 
+    # `CausalBasis.to_polynomial` applies the highest digit first, then the lower ones, which never leave a row. So step
+    # i of row r is inner_i = Σ_(s<r) top[i, r, s] x_(s,i) + top[i, r, r] x_(r,i), where the sum over finished rows is
+    # ``past``, and coefficient i = scale Σ_(j≤i) low[i, j] inner_j + echo_i. `expand` reads this from x to the
+    # coefficient, `solve` back.
+
     def __init__(self, basis: CausalBasis) -> None:
         *low, top = basis.factors
         self.basis, self.width = basis, math.prod(basis.digits[:-1])
@@ -159,6 +164,7 @@ class _Rows:
     def solve(self, coefficient: Tensor, state: RowState) -> tuple[Tensor, RowState]:
         """The next step (B, H) of the sequence from the next coefficient."""
         i, scale, low, diagonal = self._at(state, coefficient)
+        # The same three equations from the last to the first; every one is linear in the one number that is new.
         own = (coefficient - state.echo[..., i]) / scale
         inner = (own - (state.inner * low[:, :-1]).sum(-1)) / low[:, -1]
         value = (inner - state.past[..., i]) / diagonal
