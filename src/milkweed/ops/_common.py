@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -181,6 +181,12 @@ def rows_per_block(rows: int, row_bytes: int, device: torch.device, *, budget: i
     if device.type != "cpu":
         return max(rows, 1)
     return max(1, min(rows, max(least, budget // max(row_bytes, 1))))
+
+
+def slices(count: int, step: int) -> Iterator[slice]:
+    """Slices of ``step``, the last one shorter, that cover 0 .. count - 1."""
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
 _warned: set[str] = set()

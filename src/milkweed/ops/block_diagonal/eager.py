@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from milkweed.ops._common import register_differentiable, rows_per_block
+from milkweed.ops._common import register_differentiable, rows_per_block, slices
 from milkweed.ops._epilogue import finish
 from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.block_diagonal import reference
@@ -20,8 +20,7 @@ _BLOCK_BYTES = 16 * 2**20
 
 def _row_blocks(x: Tensor, width: int) -> Iterator[slice]:
     step = rows_per_block(x.shape[0], width * x.element_size(), x.device, budget=_BLOCK_BYTES, least=64)
-    for start in range(0, x.shape[0], step):
-        yield slice(start, start + step)
+    return slices(x.shape[0], step)
 
 
 @torch.library.custom_op("milkweed::block_diagonal_mm", mutates_args=())

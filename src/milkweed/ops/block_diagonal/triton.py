@@ -59,25 +59,13 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str | None,
-    kept: Tensor,
-    needed: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    need_x, need_weight, need_bias = needed
-    return (
-        x.new_empty(x.shape if need_x else 0),
-        weight.new_empty(weight.shape if need_weight else 0),
-        grad.new_empty(grad.shape[1:] if need_bias else 0),
-    )
+def _(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    shapes = x.shape, weight.shape, grad.shape[1:]
+    return tuple(x.new_empty(shape if need else 0) for shape, need in zip(shapes, rest[-1], strict=True))
 
 
-def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, keep_sum: bool) -> Tensor:
-    return reference.block_diagonal_mm(x, weight, bias, activation)
+def _plain(*inputs: Any) -> Tensor:
+    return reference.block_diagonal_mm(*inputs[:4])
 
 
 def _gradients(grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor]:

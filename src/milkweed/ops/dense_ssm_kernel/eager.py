@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from milkweed.ops._common import register_differentiable, rows_per_block, widest_dtype, without_autocast
+from milkweed.ops._common import register_differentiable, rows_per_block, slices, widest_dtype, without_autocast
 from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.dense_ssm_kernel._operations import gradients_like, kernel_operation, state_operation
 
@@ -46,8 +46,7 @@ class _Plan:
         vectors = self.inner + self.batch * self.outer
         touched = self.powers * self.modes**2 + 2 * self.modes * vectors + 2 * self.batch * self.length
         step = rows_per_block(rows, touched * like.element_size(), like.device, budget=_BLOCK_BYTES)
-        for start in range(0, rows, step):
-            yield slice(start, start + step)
+        return slices(rows, step)
 
     def fold(self, lags: Tensor) -> Tensor:
         """(batch, rows, L) to (rows, outer * batch, inner)."""
@@ -71,6 +70,7 @@ class _Plan:
     def columns_adjoint(
         self, powers: Sequence[Tensor], grad: Tensor, columns: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
+        # [V, V + d V] was made of V: ∂V = ∂V₁ + ∂V₂ + dᵀ ∂V₂ and ∂d = ∂V₂ Vᵀ, here with vectors as rows.
         power_grads = []
         for d in reversed(powers[: self.inner_bits]):
             low, high = grad.chunk(2, 1)
@@ -91,6 +91,8 @@ class _Plan:
         return torch.cat(parts, 1)
 
     def rows_adjoint(self, powers: Sequence[Tensor], grad: Tensor, rows: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        # The strides are undone first. Group i was made of group i - 1, so the adjoint t_(i-1) = g_(i-1) + t_i (I + d)ᵀ
+        # runs backwards, and all groups share one power: ∂d = Σ R_(i-1)ᵀ t_i is one product.
         power_grads = []
         *earlier, last = grad.split(self.batch << self.doublings, 1)
         totals = [last]
@@ -151,6 +153,7 @@ def _powers(a: Tensor, count: int) -> list[Tensor]:
 
 def _powers_adjoint(powers: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
     """The gradient of a, from that of each power."""
+    # d_(k+1) = 2 d_k + d_k²: ∂d_k += 2 ∂d_(k+1) + ∂d_(k+1) d_kᵀ + d_kᵀ ∂d_(k+1).
     total = grads[-1]
     for d, grad in zip(powers[-2::-1], grads[-2::-1], strict=True):
         total = torch.baddbmm(grad, total, d.mT).baddbmm_(d.mT, total).add_(total, alpha=2)
@@ -275,8 +278,7 @@ def _advance_blocks(x: Tensor, steps: Tensor) -> Iterator[slice]:
     batch, rows, modes = x.shape
     touched = (_bits(steps) + 1) * modes * (modes + batch)
     step = rows_per_block(rows, touched * 8, x.device, budget=_BLOCK_BYTES)
-    for start in range(0, rows, step):
-        yield slice(start, start + step)
+    return slices(rows, step)
 
 
 def _gradient_flops(plan: _Plan, rows: int, need_a: bool, need_b: bool, need_c: bool) -> int:

@@ -41,6 +41,7 @@ def _store_matrix(matrices, index, rows, row, modes, values, N: tl.constexpr):
     tl.store(matrices + place, values, mask=(n < modes)[:, None] & (n < modes)[None, :])
 
 
+# d_(k+1) = 2 d_k + d_k², where d_k = a^(2^k) - 1.
 @triton.jit
 def _square(powers, start, count, rows, modes, N: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -51,6 +52,7 @@ def _square(powers, start, count, rows, modes, N: tl.constexpr):
         _store_matrix(powers, index, rows, row, modes, d, N)
 
 
+# ∂d_k += 2 ∂d_(k+1) + ∂d_(k+1) d_kᵀ + d_kᵀ ∂d_(k+1), from the last square down to a.
 @triton.jit
 def _square_adjoint(powers, grads, out, count, rows, modes, N: tl.constexpr, PRECISION: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -64,6 +66,8 @@ def _square_adjoint(powers, grads, out, count, rows, modes, N: tl.constexpr, PRE
     _store_matrix(out, 0, rows, row, modes, total, N)
 
 
+# Columns a^j b, (N, COLUMNS). All start as b, and power k moves on those whose number has bit k: a tile cannot grow
+# inside a program as it does in `eager.py`, and this takes no memory, for six full products where doubling has one.
 @triton.jit
 def _columns_of(powers, b, bits, rows, row, modes, N: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr):
     n = tl.arange(0, N)
@@ -76,6 +80,10 @@ def _columns_of(powers, b, bits, rows, row, modes, N: tl.constexpr, COLUMNS: tl.
     return v
 
 
+# K[i, j] = (c a^(64 i)) (a^j b): 16 rows by the bits of their numbers, then all of them 1024 lags further at each
+# stride, by one power; a stride's product with the columns is contiguous in memory. KEEP stores the vectors for the
+# backward pass instead of their products. ``lag_zero`` and ``lag_stride`` turn the lags round for the gradient of a
+# signal.
 @triton.jit
 def _krylov(
     powers, b, c, out, kept_columns, kept_rows, batch, rows, modes, length, lag_zero, lag_stride,
@@ -110,6 +118,8 @@ def _krylov(
         r = tl.dot(r, d, r, input_precision=PRECISION)
 
 
+# The adjoint of the row bits above ``least``, in reverse: r = where(bit, r + r d, r) gives t += where(bit, t, 0) dᵀ.
+# Every row has then the adjoint of the vector it was made of; their sum is that of the vector all rows started from.
 @triton.jit
 def _undo_row_bits(powers, t, least, column_bits, row_bits, rows, row, modes,
                    ROWS: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
@@ -122,6 +132,8 @@ def _undo_row_bits(powers, t, least, column_bits, row_bits, rows, row, modes,
     return t
 
 
+# The transpose of c -> K: t (16, N) collects (signal tile) Vᵀ from the last stride to the first, moved on by the
+# stride's power in between (Horner's rule), and then the bits of the rows are undone.
 @triton.jit
 def _state(
     powers, b, u, out, batch, rows, modes, length, column_bits, row_bits, strides, stride_power,
@@ -143,6 +155,9 @@ def _state(
     tl.store(out + entry * modes + n, tl.sum(t, 0), mask=n < modes)
 
 
+# With G the upstream gradient of one stride's lags (16, 64), R its rows, V the columns: ∂V += Rᵀ G, and the adjoint of
+# the rows t_i = G_i Vᵀ + t_(i+1) (I + d)ᵀ runs backwards over the strides, which share one power: ∂d += R_iᵀ t_(i+1). A
+# program goes through the batch in order, so that sums do not vary from run to run.
 @triton.jit
 def _chain_adjoint(
     powers, grad, kept_columns, kept_rows, grad_columns, grad_rows, grad_powers,
@@ -167,7 +182,7 @@ def _chain_adjoint(
             g = tl.load(grad + entry * length + lag_zero + lag * lag_stride, mask=lag < length, other=0.0)
             place = ((entry * strides + stride) * ROWS + i[:, None]) * modes + n[None, :]
             r = tl.trans(tl.load(kept_rows + place, mask=rows_mask, other=0.0))
-            if POWERS:
+            if POWERS:  # t is still that of the stride after
                 grad_d = tl.dot(r, t, grad_d, input_precision=PRECISION)
             grad_v = tl.dot(r, g, grad_v, input_precision=PRECISION)
             t = tl.dot(t, d, t, input_precision=PRECISION)
@@ -178,6 +193,9 @@ def _chain_adjoint(
         _store_matrix(grad_powers, stride_power, rows, row, modes, grad_d, N)
 
 
+# The bits of rows and columns in reverse. For the gradient of row power k the adjoint is taken back to just after bit
+# k, and multiplied by the rows as they were before it; both are recomputed for each bit, as no tile can be kept by
+# index.
 @triton.jit
 def _bits_adjoint(
     powers, kept_columns, kept_rows, grad_columns, grad_rows, grad_powers, grad_b, grad_c,

@@ -120,12 +120,16 @@ def _to_frequency(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Transform (ROWS, N2 * N3), the first rows of a tile whose other rows are zero; float32 in frequency."""
+    # With t = t1 M + r, M = N2 N3, and k = k1 + N1 k': ω_N^(t k) = ω_N1^(t1 k1) ω_N^(r k1) ω_M^(r k'). Stage one sums
+    # over t1, of which only ROWS are not padding; the twiddles follow, and transforms over r are left for every k1.
     fr, fi = _load_pair(dft1, dft1 + N1 * N1, N1, 1, N1, ROWS)
     ar, ai = _table_dot(fr, fi, zr, zi, PRECISION)
     tr, ti = _load_pair(twiddles1, twiddles1 + N1 * N2 * N3, N2 * N3, 1, N1, N2 * N3)
     ar, ai = _times(ar, ai, tr.to(tl.float32), ti.to(tl.float32))
     ar, ai = ar.to(zr.dtype), ai.to(zr.dtype)
     if N2 > 1:
+        # The same once more with r = t2 N3 + t3. The axis that is summed over has to lead: (k1, t2, t3) to (t2, k1,
+        # t3); it stays in front as (k2, k1, ·), an order that the spectrum has too, so that nothing is permuted back.
         ar, ai = _swap_leading(ar, ai, N1, N2, N3)
         gr, gi = _load_pair(dft2, dft2 + N2 * N2, N2, 1, N2, N2)
         br, bi = _table_dot(gr, gi, ar, ai, PRECISION)
@@ -271,6 +275,7 @@ def fused(
     first = 2 * pair
     place = first.to(tl.int64) * batch_stride + channel.to(tl.int64) * channel_stride + position
     has_second = first + 1 + tl.zeros_like(t) < batch
+    # ifft(fft(v1 + i v2) K) = k∗v1 + i k∗v2 for a real kernel k: one transform serves two members of the batch.
     zr = _signal(u, pre, place, inside, PRE)
     zi = _signal(u, pre, place + batch_stride, inside & has_second, PRE)
     if GUARD:
@@ -363,6 +368,8 @@ def correlate(
         total_skip += tl.sum(wr * hr) + tl.sum(wi * hi)
         zr, zi, g_scale, g_found = _fit_finite(hr, hi, TYPE)
         gr, gi = _to_frequency(zr, zi, dft1, dft2, dft3, twiddles1, twiddles2, ROWS, N1, N2, N3, KEPT, PRECISION)
+        # Of paired signals, G conj(V) transforms back to corr(g1, v1) + corr(g2, v2) as its real part; what the pairing
+        # mixes is the imaginary part, which `_Run.lags` drops.
         re, im = _times(gr, gi, vr, -vi)
         total_re += re * (v_scale * g_scale)
         total_im += im * (v_scale * g_scale)
@@ -405,6 +412,8 @@ def outer_in(
     plane = tl.program_id(0) // tiles
     pair, channel = plane % pairs, plane // pairs
     r = tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS)
+    # t = t0 inner + r and k = k1 + M k', as inside a program, but the planes (k1, r) pass through memory: every program
+    # takes a strip of columns r and all of its rows, so that the sum over t0 needs no other program.
     position = tl.arange(0, ROWS)[:, None] * inner + r[None, :]
     inside = position < length
     place = (2 * pair).to(tl.int64) * batch_stride + channel.to(tl.int64) * channel_stride + position

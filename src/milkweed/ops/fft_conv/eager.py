@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from milkweed.ops._common import compute_dtype, register_differentiable, rows_per_block
+from milkweed.ops._common import compute_dtype, register_differentiable, rows_per_block, slices
 from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.fft_conv import _nonfinite
 from milkweed.ops.fft_conv._channels import Channels, LagSums
@@ -62,12 +62,10 @@ class _Plan:
         return cls(u, fft_length(least_points(u.shape[-1], kernel.shape[-1], reverse)), dtype)
 
     def channel_blocks(self) -> Iterator[slice]:
-        for start in range(0, self.channels, self.channel_step):
-            yield slice(start, min(start + self.channel_step, self.channels))
+        return slices(self.channels, self.channel_step)
 
     def batch_blocks(self) -> Iterator[slice]:
-        for start in range(0, self.batch, self.batch_step):
-            yield slice(start, min(start + self.batch_step, self.batch))
+        return slices(self.batch, self.batch_step)
 
     def signal(self, spectrum: Tensor) -> Tensor:
         return torch.fft.irfft(spectrum, self.n)[..., : self.length]
@@ -171,16 +169,12 @@ def fft_conv(
     return _convolved(plan, padded, _kernels(plan, padded, kernel, reverse_kernel), u, skip, pre_gate, post_gate)
 
 
-@fft_conv.register_fake
-def _(
-    u: Tensor,
-    kernel: Tensor,
-    reverse_kernel: Tensor | None,
-    skip: Tensor | None,
-    pre_gate: Tensor | None,
-    post_gate: Tensor | None,
-) -> Tensor:
+def like_signal(u: Tensor, *_: object, **__: object) -> Tensor:
+    """Memory for what a forward op returns: its fake implementation."""
     return torch.empty_like(u)
+
+
+fft_conv.register_fake(like_signal)
 
 
 @torch.library.custom_op("milkweed::fft_conv_backward", mutates_args=())
@@ -197,51 +191,65 @@ def _backward(
     plan = _Plan.with_kernels(
         u, kernel, reverse_kernel, compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate)
     )
-    need_u, need_kernel, need_reverse, need_skip, need_pre, need_post = needed
-    grads = empty_gradients(u, kernel, reverse_kernel, skip, pre_gate, post_gate, needed)
-    grad_u, grad_kernel, grad_reverse, grad_skip, grad_pre, grad_post = grads
+    grads = empty_gradients(u, (kernel, reverse_kernel, skip, pre_gate, post_gate), needed)
+    wanted = [found if need else None for found, need in zip(grads, needed, strict=True)]
+    grad_u, grad_kernel, grad_reverse, *others = wanted
     padded = _Padded(plan, u)
     for block in _kernels(plan, padded, kernel, reverse_kernel):
-        channels = block.slice
-        lags = LagSums(padded, channels) if need_kernel or need_reverse else None
-        skip_sum = padded.zeros(channels)
-        weight = None if skip is None else skip[channels, None].to(plan.dtype)
-        for batch in plan.batch_blocks():
-            dz = padded.load(grad, post_gate, batch, channels)
-            dz_spectrum = block.transform(batch)
-            if need_skip or (weight is not None and (need_u or need_pre)):
-                dz = dz.clone()  # loading v writes over it
-            gradient = functools.partial(_loaded, grad, post_gate, batch, channels, plan.dtype)
-            if need_kernel or need_reverse or need_post or need_skip:
-                v = padded.load(u, pre_gate, batch, channels)
-            if lags is not None or need_post:
-                v_spectrum = block.transform(batch)
-                if lags is not None:
-                    lags.add(dz_spectrum, v_spectrum, gradient, v)
-                if need_post:
-                    z = block.convolve(v_spectrum, v)
-                    if weight is not None:
-                        z.addcmul_(v, weight)
-                    grad_post[batch, channels] = z.mul_(_compact(grad[batch, channels]))
-            if need_skip:
-                skip_sum += torch.linalg.vecdot(dz, v).sum(0)
-            if need_u or need_pre:
-                dv = block.correlate(dz_spectrum, gradient)
-                if weight is not None:
-                    dv.addcmul_(dz, weight)
-                if need_pre:
-                    grad_pre[batch, channels] = dv * _compact(u[batch, channels])
-                if need_u:
-                    grad_u[batch, channels] = dv if pre_gate is None else dv.mul_(_compact(pre_gate[batch, channels]))
-        if need_skip:
-            grad_skip[channels] = skip_sum
+        lags = LagSums(padded, block.slice) if grad_kernel is not None or grad_reverse is not None else None
+        _write_gradients(block, grad, (u, skip, pre_gate, post_gate), (grad_u, *others), lags)
         if lags is not None:
             forward, backward = lags.total(0 if reverse_kernel is None else reverse_kernel.shape[1])
-            if need_kernel:
-                grad_kernel[channels] = forward[:, : kernel.shape[1]]
-            if need_reverse:
-                grad_reverse[channels] = backward
+            if grad_kernel is not None:
+                grad_kernel[block.slice] = forward[:, : kernel.shape[1]]
+            if grad_reverse is not None:
+                grad_reverse[block.slice] = backward
     return grads
+
+
+def _write_gradients(
+    block: Channels,
+    grad: Tensor,
+    inputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+    grads: Sequence[Tensor | None],
+    lags: LagSums | None,
+) -> None:
+    """Write a block's gradients of u, the skip and both gates, as far as wanted, and sum up those of the lags."""
+    # README.md, "Backward". A spectrum is written over by its last use, so ∂v comes after the lags, which need G too.
+    (u, skip, pre_gate, post_gate), (grad_u, grad_skip, grad_pre, grad_post) = inputs, grads
+    plan, padded, channels = block.plan, block.padded, block.slice
+    needs_dv = grad_u is not None or grad_pre is not None
+    weight = None if skip is None else skip[channels, None].to(plan.dtype)
+    skip_sum = padded.zeros(channels)
+    for batch in plan.batch_blocks():
+        dz = padded.load(grad, post_gate, batch, channels)
+        dz_spectrum = block.transform(batch)
+        if grad_skip is not None or (weight is not None and needs_dv):
+            dz = dz.clone()  # loading v writes over it
+        gradient = functools.partial(_loaded, grad, post_gate, batch, channels, plan.dtype)
+        if lags is not None or grad_post is not None or grad_skip is not None:
+            v = padded.load(u, pre_gate, batch, channels)
+        if lags is not None or grad_post is not None:
+            v_spectrum = block.transform(batch)
+        if lags is not None:
+            lags.add(dz_spectrum, v_spectrum, gradient, v)
+        if grad_post is not None:
+            z = block.convolve(v_spectrum, v)
+            if weight is not None:
+                z.addcmul_(v, weight)
+            grad_post[batch, channels] = z.mul_(_compact(grad[batch, channels]))
+        if grad_skip is not None:
+            skip_sum += torch.linalg.vecdot(dz, v).sum(0)
+        if needs_dv:
+            dv = block.correlate(dz_spectrum, gradient)
+            if weight is not None:
+                dv.addcmul_(dz, weight)
+            if grad_pre is not None:
+                grad_pre[batch, channels] = dv * _compact(u[batch, channels])
+            if grad_u is not None:
+                grad_u[batch, channels] = dv if pre_gate is None else dv.mul_(_compact(pre_gate[batch, channels]))
+    if grad_skip is not None:
+        grad_skip[channels] = skip_sum
 
 
 def _loaded(signal: Tensor, gate: Tensor | None, batch: slice, channels: slice, dtype: torch.dtype) -> Tensor:
@@ -251,42 +259,25 @@ def _loaded(signal: Tensor, gate: Tensor | None, batch: slice, channels: slice, 
 
 
 def empty_gradients(
-    u: Tensor,
-    kernel: Tensor,
-    reverse_kernel: Tensor | None,
-    skip: Tensor | None,
-    pre_gate: Tensor | None,
-    post_gate: Tensor | None,
-    needed: Sequence[bool],
+    u: Tensor, others: Sequence[Tensor | None], needed: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Make memory for the gradients, in the order of the arguments; that of one not needed holds nothing."""
-
-    def like(tensor: Tensor | None, need: bool) -> Tensor:
-        return on_huge_pages(torch.empty_like(tensor)) if need and tensor is not None else u.new_empty(0)
-
-    need_u, need_kernel, need_reverse, need_skip, need_pre, need_post = needed
-    return (
-        like(u, need_u),
-        like(kernel, need_kernel),
-        like(reverse_kernel, need_reverse),
-        like(skip, need_skip),
-        like(pre_gate, need_pre),
-        like(post_gate, need_post),
+    """Make memory for the gradients of u and the others, in their order; that of one not needed holds nothing."""
+    by_u, kernel, reverse_kernel, skip, pre_gate, post_gate = (
+        on_huge_pages(torch.empty_like(tensor)) if need and tensor is not None else u.new_empty(0)
+        for tensor, need in zip((u, *others), needed, strict=True)
     )
+    return by_u, kernel, reverse_kernel, skip, pre_gate, post_gate
 
 
-@_backward.register_fake
-def _(
-    grad: Tensor,
-    u: Tensor,
-    kernel: Tensor,
-    reverse_kernel: Tensor | None,
-    skip: Tensor | None,
-    pre_gate: Tensor | None,
-    post_gate: Tensor | None,
-    needed: Sequence[bool],
+def like_inputs(
+    grad: Tensor, u: Tensor, *others_and_needed: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return empty_gradients(u, kernel, reverse_kernel, skip, pre_gate, post_gate, needed)
+    """Memory for what a backward op returns: its fake implementation."""
+    *others, needed = others_and_needed
+    return empty_gradients(u, others, needed)
+
+
+_backward.register_fake(like_inputs)
 
 
 def present_gradients(
@@ -411,18 +402,7 @@ def frozen_conv(
     return _convolved(plan, padded, kernels, u, skip, pre_gate, post_gate)
 
 
-@frozen_conv.register_fake
-def _(
-    u: Tensor,
-    spectrum: Tensor,
-    points: int,
-    skip: Tensor | None,
-    pre_gate: Tensor | None,
-    post_gate: Tensor | None,
-    ahead: int,
-    behind: int,
-) -> Tensor:
-    return torch.empty_like(u)
+frozen_conv.register_fake(like_signal)
 
 
 def frozen_differentiable(
@@ -456,37 +436,12 @@ def frozen_conv_backward(
     """Derive by u, skip and both gates; what is not there has an empty gradient, and the spectrum is frozen."""
     plan = _Plan(u, points, compute_dtype(u, spectrum, skip, pre_gate, post_gate))
     given = (u, skip, pre_gate, post_gate)
-    grads = grad_u, grad_skip, grad_pre, grad_post = _empty_like_each(u, given)
+    grads = _empty_like_each(u, given)
+    wanted = [found if tensor is not None else None for found, tensor in zip(grads, given, strict=True)]
     padded = _Padded(plan, u)
     for block in _frozen_kernels(plan, padded, spectrum, (ahead, behind)):
-        channels = block.slice
-        weight = None if skip is None else skip[channels, None].to(plan.dtype)
-        skip_sum = padded.zeros(channels)
-        for batch in plan.batch_blocks():
-            dz = padded.load(grad, post_gate, batch, channels)
-            dv = block.correlate(block.transform(batch), functools.partial(_same, dz))
-            if weight is not None:
-                dv.addcmul_(dz, weight)
-            if pre_gate is not None:
-                grad_pre[batch, channels] = dv * _compact(u[batch, channels])
-            grad_u[batch, channels] = dv if pre_gate is None else dv.mul_(_compact(pre_gate[batch, channels]))
-            if skip is None and post_gate is None:
-                continue
-            dz = dz.clone()  # loading v writes over it
-            v = padded.load(u, pre_gate, batch, channels)
-            skip_sum += torch.linalg.vecdot(dz, v).sum(0)
-            if post_gate is not None:
-                z = block.convolve(block.transform(batch), v)
-                if weight is not None:
-                    z.addcmul_(v, weight)
-                grad_post[batch, channels] = z.mul_(_compact(grad[batch, channels]))
-        if skip is not None:
-            grad_skip[channels] = skip_sum
+        _write_gradients(block, grad, given, wanted, None)
     return grads
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _empty_like_each(
@@ -498,17 +453,9 @@ def _empty_like_each(
 
 @frozen_conv_backward.register_fake
 def _(
-    grad: Tensor,
-    u: Tensor,
-    spectrum: Tensor,
-    points: int,
-    skip: Tensor | None,
-    pre_gate: Tensor | None,
-    post_gate: Tensor | None,
-    ahead: int,
-    behind: int,
+    grad: Tensor, u: Tensor, spectrum: Tensor, points: int, *skip_and_gates: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _empty_like_each(u, (u, skip, pre_gate, post_gate))
+    return _empty_like_each(u, (u, *skip_and_gates[:3]))
 
 
 def frozen_gradients(

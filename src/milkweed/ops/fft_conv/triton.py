@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from milkweed.ops import _triton_launch as gpu
-from milkweed.ops._common import register_differentiable
+from milkweed.ops._common import register_differentiable, slices
 from milkweed.ops.fft_conv import _triton_kernels as kernels
 from milkweed.ops.fft_conv import _triton_lag_kernels as lag_kernels
 from milkweed.ops.fft_conv import eager
@@ -102,9 +102,7 @@ class _Run:
         planes = 0 if self.plan.outer == 1 else 2 * self.pairs
         # Complex spectra pass through float32 on their way.
         each = self.plan.points * (2 * size * (1 + planes) + 24)
-        step = max(1, min(self.channels, _MEMORY // each))
-        for start in range(0, self.channels, step):
-            yield slice(start, min(start + step, self.channels))
+        return slices(self.channels, max(1, min(self.channels, _MEMORY // each)))
 
     def spectrum(self, kernel: Tensor, reverse_kernel: Tensor | None) -> Spectrum:
         """The spectrum of some channels' kernels."""
@@ -335,16 +333,7 @@ def _in_order_of(tensor: Tensor, computed: Tensor) -> Tensor:
     return computed if ordered.is_contiguous() else ordered.copy_(computed)
 
 
-@fft_conv.register_fake
-def _(
-    u: Tensor,
-    kernel: Tensor,
-    reverse_kernel: Tensor | None,
-    skip: Tensor | None,
-    pre_gate: Tensor | None,
-    post_gate: Tensor | None,
-) -> Tensor:
-    return torch.empty_like(u)
+fft_conv.register_fake(eager.like_signal)
 
 
 @torch.library.custom_op("milkweed::fft_conv_triton_backward", mutates_args=())
@@ -440,18 +429,7 @@ def _kernel_gradients(
             grads[3][block] = products
 
 
-@_backward.register_fake
-def _(
-    grad: Tensor,
-    u: Tensor,
-    kernel: Tensor,
-    reverse_kernel: Tensor | None,
-    skip: Tensor | None,
-    pre_gate: Tensor | None,
-    post_gate: Tensor | None,
-    needed: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return eager.empty_gradients(u, kernel, reverse_kernel, skip, pre_gate, post_gate, needed)
+_backward.register_fake(eager.like_inputs)
 
 
 def _gradients(grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor]:
@@ -500,21 +478,7 @@ def _frozen_conv(
     return _filter(run, u, found.of, skip, pre_gate, post_gate)
 
 
-@_frozen_conv.register_fake
-def _(
-    u: Tensor,
-    spectrum: Tensor,
-    points: int,
-    skip: Tensor | None,
-    pre_gate: Tensor | None,
-    post_gate: Tensor | None,
-    re: Tensor | None,
-    im: Tensor | None,
-    scale: Tensor | None,
-    back: int,
-    ahead: int,
-) -> Tensor:
-    return torch.empty_like(u)
+_frozen_conv.register_fake(eager.like_signal)
 
 
 def _frozen_gradients(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from milkweed.ops._common import compute_dtype, register_differentiable, rows_per_block, without_autocast
+from milkweed.ops._common import compute_dtype, register_differentiable, rows_per_block, slices, without_autocast
 from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.implicit_kernel import reference
 
@@ -43,8 +43,7 @@ class _Plan:
         return torch.exp((-self.decay * lags).to(self.dtype))
 
     def blocks(self) -> Iterator[slice]:
-        for start in range(0, self.length, self.step):
-            yield slice(start, min(start + self.step, self.length))
+        return slices(self.length, self.step)
 
     def start_of_envelope(self, lags: slice) -> Tensor:
         """(D, 1): exp(-decay (m + n)) is the product of this, for the block's first lag m, and `envelope` at n."""
@@ -85,21 +84,8 @@ def implicit_kernel(
 
 
 @implicit_kernel.register_fake
-def _(
-    features: Tensor,
-    frequency: Tensor,
-    weight_0: Tensor,
-    bias_0: Tensor,
-    weight_1: Tensor,
-    bias_1: Tensor,
-    weight_2: Tensor,
-    bias_2: Tensor,
-    weight_3: Tensor,
-    decay: Tensor,
-) -> Tensor:
-    network = (weight_0, bias_0, weight_1, bias_1, weight_2, bias_2, weight_3)
-    dtype = compute_dtype(features, frequency, decay, *network)
-    return features.new_empty(decay.shape[0], features.shape[0], dtype=dtype)
+def _(features: Tensor, *others: Tensor) -> Tensor:
+    return features.new_empty(others[-1].shape[0], features.shape[0], dtype=compute_dtype(features, *others))
 
 
 @torch.library.custom_op("milkweed::implicit_kernel_backward", mutates_args=())
@@ -113,20 +99,15 @@ def _backward(
     needs_decay: bool,
 ) -> list[Tensor]:
     with without_autocast(features):
-        return _gradients_by_blocks(grad, features, frequency, network, decay, needs_features, needs_decay)
+        plan = _Plan(features, frequency, network, decay)
+        return _gradients_by_blocks(
+            grad, plan, _empty_gradients(features, frequency, network, decay), needs_features, needs_decay
+        )
 
 
 def _gradients_by_blocks(
-    grad: Tensor,
-    features: Tensor,
-    frequency: Tensor,
-    network: Sequence[Tensor],
-    decay: Tensor,
-    needs_features: bool,
-    needs_decay: bool,
+    grad: Tensor, plan: _Plan, grads: list[Tensor], needs_features: bool, needs_decay: bool
 ) -> list[Tensor]:
-    plan = _Plan(features, frequency, network, decay)
-    grads = _empty_gradients(features, frequency, network, decay)
     grad_features, grad_frequency, *grad_network, grad_decay = grads
     last_sum = torch.zeros_like(plan.last)
     decay_sum = torch.zeros_like(plan.last[:, 0])
@@ -167,13 +148,7 @@ def _empty_gradients(features: Tensor, frequency: Tensor, network: Sequence[Tens
 
 @_backward.register_fake
 def _(
-    grad: Tensor,
-    features: Tensor,
-    frequency: Tensor,
-    network: Sequence[Tensor],
-    decay: Tensor,
-    needs_features: bool,
-    needs_decay: bool,
+    grad: Tensor, features: Tensor, frequency: Tensor, network: Sequence[Tensor], decay: Tensor, *needs: bool
 ) -> list[Tensor]:
     return _empty_gradients(features, frequency, network, decay)
 

@@ -21,6 +21,7 @@ def both_factors(
     # Feature ``j * l + i`` of a block of ``right`` is number ``block * per + j`` of block i of ``left``. K, L and PER
     # are k, l and per padded to powers of two, with zeros; EXACT says that they are the same, which lets the compiler
     # see that neighbours are read and written.
+    # Both products are batched, over the blocks: (k, rows, p) · (k, p, q) and (l, rows, r) · (l, r, s).
     if EXACT:
         k, l, per = K, L, PER  # noqa: E741 - the paper's letter
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -37,6 +38,8 @@ def both_factors(
         w += i.to(tl.int64)[None, :, None] * right_input
         b = tl.load(w, mask=(block < k) & is_feature & (i < p)[None, :, None], other=0.0)
         total = dot(a, b, total, PRECISION)
+    # Step 2 of README.md in registers: (k, rows, per, l) to (l, rows, k, per), as number j of block i comes from
+    # feature j l + i of every right block in turn.
     between = tl.permute(tl.reshape(total.to(x.dtype.element_ty), (K, ROWS, PER, L)), (3, 1, 0, 2))
     between = tl.reshape(between, (L, ROWS, K * PER))
     block = tl.arange(0, L)[:, None, None]
@@ -52,6 +55,7 @@ def both_factors(
         w += o.to(tl.int64)[None, None, :] * left_output
         b = tl.load(w, mask=(block < l) & is_inner[None, :, None] & (o < s)[None, None, :], other=0.0)
         y = dot(between, b, tl.zeros((L, ROWS, OUTPUTS), tl.float32), PRECISION)
+        # Output o of block i goes to o l + i: the blocks become the fastest axis, so that neighbours are stored.
         y = tl.reshape(tl.permute(y, (1, 2, 0)), (ROWS, OUTPUTS * L))
         wide = tl.arange(0, OUTPUTS * L)
         target = (start + wide // L) * l + wide % L

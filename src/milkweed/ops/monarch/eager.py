@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from milkweed.ops._common import register_differentiable, rows_per_block
+from milkweed.ops._common import register_differentiable, rows_per_block, slices
 from milkweed.ops._epilogue import finish
 from milkweed.ops._gemm import linear, prefers_onednn
 from milkweed.ops._memory import on_huge_pages
@@ -26,8 +26,7 @@ def _row_blocks(x: Tensor, right: Tensor, left: Tensor) -> Iterator[slice]:
     k, q, p = right.shape
     width = k * p + k * q + left.shape[0] * left.shape[1]
     step = rows_per_block(x.shape[0], width * x.element_size(), x.device, budget=_BLOCK_BYTES, least=64)
-    for start in range(0, x.shape[0], step):
-        yield slice(start, min(start + step, x.shape[0]))
+    return slices(x.shape[0], step)
 
 
 class _Buffer:
@@ -74,6 +73,8 @@ def _block(
 ) -> None:
     """One block of rows with a feature-major middle: the permutation between the factors is then only a stride."""
     k, q, p = right.shape
+    # middle (k, q, rows) in memory is (r, l, rows) too, as k q = r l: middle feature f is number f // l of left block
+    # f mod l. Read as (l, rows, r) it is an operand of the second product without a copy.
     operand = x.reshape(-1, k, p).permute(1, 2, 0)
     target = buffers[0].take(k * q * x.shape[0]) if kept is None else kept
     middle = torch.bmm(right, operand, out=target.view(k, q, -1))
@@ -141,6 +142,7 @@ def _backward(
     grad_left = torch.zeros(left.shape if need_left else 0, dtype=precise, device=x.device)
     buffers = [_Buffer(x) for _ in range(4)]
     for rows in _row_blocks(x, right, left):
+        # G (l, s, rows): ∂left = G middleᵀ and ∂middle = leftᵀ G, which is (l, r, rows), turned back to (k, q, rows).
         upper = grad[rows].reshape(-1, s, l).permute(2, 1, 0).contiguous()
         if need_left:
             operand = _as_left_operand(_of_block(middle, rows, right), left, wide=wide)
@@ -164,24 +166,12 @@ def _accumulate(total: Tensor, a: Tensor, b: Tensor, buffer: _Buffer) -> None:
 
 @_backward.register_fake
 def _(
-    grad: Tensor,
-    x: Tensor,
-    right: Tensor,
-    left: Tensor,
-    middle: Tensor,
-    wide: bool,
-    need_x: bool,
-    need_right: bool,
-    need_left: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape if need_x else 0),
-        right.new_empty(right.shape if need_right else 0),
-        left.new_empty(left.shape if need_left else 0),
-    )
+    grad: Tensor, x: Tensor, right: Tensor, left: Tensor, middle: Tensor, wide: bool, *needed: bool
+) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape if need else 0) for t, need in zip((x, right, left), needed, strict=True))
 
 
-def _plain(x: Tensor, right: Tensor, left: Tensor, keep_middle: bool, wide: bool) -> Tensor:
+def _plain(x: Tensor, right: Tensor, left: Tensor, *_: bool) -> Tensor:
     return reference.monarch_mm(x, right, left)
 
 

@@ -86,15 +86,8 @@ def _in_one_launch(
 
 
 @_forward.register_fake
-def _(
-    x: Tensor,
-    right: Tensor,
-    left: Tensor,
-    bias: Tensor | None,
-    activation: str | None,
-    keep_middle: bool,
-    keep_sum: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, right: Tensor, left: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, keep_middle, keep_sum = rest
     out = x.new_empty(x.shape[0], left.shape[0] * left.shape[1])
     middle = x.new_empty((x.shape[0], right.shape[0] * right.shape[1]) if keep_middle else 0)
     return out, middle, x.new_empty(out.shape if keep_sum else 0)
@@ -136,33 +129,13 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    right: Tensor,
-    left: Tensor,
-    bias: Tensor | None,
-    activation: str | None,
-    middle: Tensor,
-    kept: Tensor,
-    needed: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, right: Tensor, left: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     shapes = x.shape, right.shape, left.shape, grad.shape[1:]
-    grads = (x.new_empty(shape if need else 0) for shape, need in zip(shapes, needed, strict=True))
-    grad_x, grad_right, grad_left, grad_bias = grads
-    return grad_x, grad_right, grad_left, grad_bias
+    return tuple(x.new_empty(shape if need else 0) for shape, need in zip(shapes, rest[-1], strict=True))
 
 
-def _plain(
-    x: Tensor,
-    right: Tensor,
-    left: Tensor,
-    bias: Tensor | None,
-    activation: str | None,
-    keep_middle: bool,
-    keep_sum: bool,
-) -> Tensor:
-    return reference.monarch_mm(x, right, left, bias, activation)
+def _plain(*inputs: Any) -> Tensor:
+    return reference.monarch_mm(*inputs[:5])
 
 
 def _gradients(grad: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor]:

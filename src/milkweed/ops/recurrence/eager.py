@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from milkweed.ops._common import register_differentiable, rows_per_block, widest_dtype
+from milkweed.ops._common import register_differentiable, rows_per_block, slices, widest_dtype
 from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.recurrence import reference
 
@@ -76,8 +76,7 @@ def _product(decay: Tensor, dtype: torch.dtype) -> Tensor:
 def _row_blocks(like: Tensor) -> Iterator[slice]:
     rows, length = like.shape
     step = rows_per_block(rows, 2 * length * like.element_size(), like.device, budget=_BLOCK_BYTES)
-    for start in range(0, rows, step):
-        yield slice(start, start + step)
+    return slices(rows, step)
 
 
 @torch.library.custom_op("milkweed::linear_recurrence", mutates_args=())

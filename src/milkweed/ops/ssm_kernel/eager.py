@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from milkweed.ops._common import rows_per_block, widest_dtype
+from milkweed.ops._common import rows_per_block, slices, widest_dtype
 from milkweed.ops._memory import on_huge_pages
 from milkweed.ops.ssm_kernel._operations import kernel_operation, state_operation
 
@@ -62,8 +62,7 @@ def _row_blocks(rows: int, modes: int, length: int, like: Tensor) -> Iterator[sl
     inner, outer = _split(length)
     touched = (length + 8 * modes * (inner + outer)) * like.element_size()
     step = rows_per_block(rows, touched, like.device, budget=_BLOCK_BYTES)
-    for start in range(0, rows, step):
-        yield slice(start, start + step)
+    return slices(rows, step)
 
 
 def _sum_of_modes(c: Tensor, dt_a: Tensor, length: int, reverse: bool) -> Tensor:
@@ -73,6 +72,8 @@ def _sum_of_modes(c: Tensor, dt_a: Tensor, length: int, reverse: bool) -> Tensor
     out = on_huge_pages(c.new_empty(batch, rows, length))
     for block in _row_blocks(rows, modes, length, c):
         z = dt_a[block]
+        # l = i L1 + j: K[i, j] = Re sum_n (c_n e^{z_n L1 i}) e^{z_n j}, one product (L2 × 2N) · (2N × L1) of real parts
+        # and negated imaginary parts with both parts of the fine powers.
         fine = _exponentials(z, inner, 1).flatten(2)
         coarse = _exponentials(z, outer, inner)
         for entry in range(batch):
@@ -91,6 +92,8 @@ def _moments(g: Tensor, dt_a: Tensor, first: bool, reverse: bool) -> tuple[Tenso
     inner, outer = _split(length)
     zeroth = g.new_empty(batch, rows, modes, 2)
     first_moment = g.new_empty(zeroth.shape if first else 0)
+    # With l = i L1 + j the inner sums over j are one product; l g = (i L1 + j) g gives the first moment's from the same
+    # two, sum_j j g e^{z j} and i L1 sum_j g e^{z j}.
     position = torch.arange(inner, device=g.device, dtype=g.dtype)[:, None]
     offset = inner * torch.arange(outer, device=g.device, dtype=g.dtype)[:, None]
     for block in _row_blocks(rows, modes, length, g):

@@ -64,6 +64,9 @@ def _sum_of_modes(
     c, dt_a, out, rows, modes, length, lag_zero, lag_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, MODES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    # Lag l = coarse + fine: Re(c e^{z coarse} e^{z fine}) summed over the modes is two real products, of the real and
+    # of the negated imaginary part of c e^{z coarse} with both parts of e^{z fine}. Exponentials never leave the
+    # program.
     entry = tl.program_id(0).to(tl.int64)
     row = entry % rows
     fine = tl.arange(0, COLUMNS).to(tl.int64)
@@ -90,7 +93,9 @@ def _moments(
     g, dt_a, zeroth, first, rows, modes, length, lag_zero, lag_stride, tiles, tiles_each,
     FIRST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, MODES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    # Programs that read the same g are neighbours.
+    # sum_l g_l e^{z l} and sum_l l g_l e^{z l}: over the fine steps as products on matrix units, over the coarse ones
+    # in registers. A program sums over its own tiles; the host adds up the parts, so that results do not vary from run
+    # to run. Programs that read the same g are neighbours.
     blocks = tl.cdiv(modes, MODES)
     entry = (tl.program_id(0) // blocks).to(tl.int64)
     n = tl.program_id(0) % blocks * MODES + tl.arange(0, MODES)
@@ -114,6 +119,7 @@ def _moments(
         zeroth_re += tl.sum(re * sum_re - im * sum_im, 0)
         zeroth_im += tl.sum(re * sum_im + im * sum_re, 0)
         if FIRST:
+            # l = i + j: the coarse part i of the weight goes onto the sums that are there already.
             later = offset.to(tl.float32)[:, None]
             moment_re = tl.dot(block * position, fine_re, later * sum_re, input_precision=PRECISION)
             moment_im = tl.dot(block * position, fine_im, later * sum_im, input_precision=PRECISION)
