@@ -1,7 +1,7 @@
 """Products with a block-diagonal matrix whose inputs and outputs are read and written in permuted places.
 
-Both factors of a Monarch matrix, forward and backward, are this one product: a permutation between them is nothing but
-the place where a number is written, so that no pass over memory is spent on it.
+Both factors of a Monarch matrix, forward and backward, are this one product: a permutation between them is only the
+place where a number is written, so that no pass over memory is spent on it.
 """
 
 from __future__ import annotations

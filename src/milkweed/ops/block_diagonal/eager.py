@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from milkweed.ops._common import register_differentiable, rows_per_block, slices
 from milkweed.ops._epilogue import finish
-from milkweed.ops._memory import on_huge_pages
+from milkweed.ops._huge_pages import on_huge_pages
 from milkweed.ops.block_diagonal import reference
 
 # A block of rows, its input and its output together: of the size that suits the Monarch product, not tuned by itself.

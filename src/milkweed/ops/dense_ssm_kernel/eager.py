@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from milkweed.ops._common import register_differentiable, rows_per_block, slices, widest_dtype, without_autocast
-from milkweed.ops._memory import on_huge_pages
+from milkweed.ops._huge_pages import on_huge_pages
 from milkweed.ops.dense_ssm_kernel._operations import gradients_like, kernel_operation, state_operation
 
 # Powers, vectors and products of one block of channels.

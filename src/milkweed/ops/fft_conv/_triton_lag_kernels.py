@@ -11,7 +11,7 @@ from milkweed.ops.fft_conv._triton_kernels import wrong
 
 @triton.jit
 def arrange_lags(
-    kernel, reverse, padded, first, channels, points, lags, reverse_lags,
+    kernel, reverse, padded, first, points, lags, reverse_lags,
     kernel_channel, kernel_lag, reverse_channel, reverse_lag,
     NONE: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip

@@ -25,7 +25,7 @@ class Tile:
     warps: int  # Of the program
 
 
-# Not measured on any device yet. Compiled for Hopper, none of these runs out of registers, but for the longest by a
+# Not measured on any device yet. Compiled for Hopper, none of these runs out of registers, except the longest by a
 # little; from 4096 points on three stages take half as many products as two.
 _UNMEASURED = {
     256: Tile((16, 1, 16), 4),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from milkweed.ops._common import compute_dtype, register_differentiable, rows_per_block, slices
-from milkweed.ops._memory import on_huge_pages
+from milkweed.ops._huge_pages import on_huge_pages
 from milkweed.ops.fft_conv import _nonfinite
 from milkweed.ops.fft_conv._channels import Channels, LagSums
 from milkweed.ops.fft_conv.reference import frozen_lags

@@ -113,7 +113,7 @@ class _Run:
         reverse = _or(reverse_kernel, kernel)
         gpu.launch(
             lag_kernels.arrange_lags, (channels * (points // block),),
-            kernel, reverse, padded, wrong, channels, points, kernel.shape[1], reverse.shape[1],
+            kernel, reverse, padded, wrong, points, kernel.shape[1], reverse.shape[1],
             *kernel.stride(), *reverse.stride(), NONE=_NONE, REVERSE=reverse_kernel is not None, BLOCK=block,
         )  # fmt: skip
         found = wrong[..., 0] if wrong.shape[-1] == 1 else wrong.amin(-1)

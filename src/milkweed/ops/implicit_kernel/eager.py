@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from milkweed.ops._common import compute_dtype, register_differentiable, rows_per_block, slices, without_autocast
-from milkweed.ops._memory import on_huge_pages
+from milkweed.ops._huge_pages import on_huge_pages
 from milkweed.ops.implicit_kernel import reference
 
 # One block of kernels. Half of it and twice as much measure the same.

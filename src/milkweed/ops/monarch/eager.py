@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from milkweed.ops._common import register_differentiable, rows_per_block, slices
 from milkweed.ops._epilogue import finish
 from milkweed.ops._gemm import linear, prefers_onednn
-from milkweed.ops._memory import on_huge_pages
+from milkweed.ops._huge_pages import on_huge_pages
 from milkweed.ops.monarch import reference
 
 # Input, middle and output of a block together: 512 rows at n = 4096 in float32, at or near the best of 128 .. 1024 on

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from milkweed.ops._common import register_differentiable, rows_per_block, slices, widest_dtype
-from milkweed.ops._memory import on_huge_pages
+from milkweed.ops._huge_pages import on_huge_pages
 from milkweed.ops.recurrence import reference
 
 # One block of rows of a and of x.
@@ -49,14 +49,14 @@ def _chunk_starts(decay: Tensor, inputs: Tensor, initial: Tensor) -> Tensor:
     rows = len(initial)
     if inputs.shape[1] == rows:
         return initial
-    # A first factor that is no number reaches the end even from a start of zero.
+    # A first factor that is not finite reaches the end even from a start of zero.
     ends = torch.addcmul(inputs[0], decay[0], decay.new_zeros(()))
     for decay_t, input_t in zip(decay.unbind()[1:], inputs.unbind()[1:], strict=True):
         torch.addcmul(input_t, decay_t, ends, out=ends)
     # Roundings of a product of equal factors all have one sign, and a state takes over those of every chunk before it.
     wide = widest_dtype(decay)
     products, ends = (numbers.to(wide).view(rows, -1).t().contiguous() for numbers in (_product(decay, wide), ends))
-    # A product may overflow where the state that it multiplies is zero, and so stays. Factors that are no numbers show
+    # A product may overflow where the state that it multiplies is zero, and so stays. Factors that are not finite show
     # in the ends.
     products.nan_to_num_(nan=0.0)
     starts = torch.cat([initial.to(wide)[None], ends[:-1]])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from milkweed.ops._common import rows_per_block, slices, widest_dtype
-from milkweed.ops._memory import on_huge_pages
+from milkweed.ops._huge_pages import on_huge_pages
 from milkweed.ops.ssm_kernel._operations import kernel_operation, state_operation
 
 # Exponentials and products of one block of channels: 64 channels at N/2 = 32, L = 4096; measured best of 16, 32 and 64.

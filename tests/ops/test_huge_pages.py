@@ -8,21 +8,21 @@ import pytest
 import torch
 
 from milkweed import ops
-from milkweed.ops import _memory
+from milkweed.ops import _huge_pages
 
 
 @pytest.fixture
 def advised(monkeypatch):
     """Records what would have been said to the system."""
     calls = []
-    monkeypatch.setattr(_memory, "_madvise", lambda: lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(_huge_pages, "_madvise", lambda: lambda *arguments: calls.append(arguments))
     return calls
 
 
 def test_only_large_memory_is_advised_and_nothing_beyond_it(advised):
-    _memory.on_huge_pages(torch.empty(100))
+    _huge_pages.on_huge_pages(torch.empty(100))
     assert not advised
-    tensor = _memory.on_huge_pages(torch.empty(_memory._LARGE // 4 + 1))
+    tensor = _huge_pages.on_huge_pages(torch.empty(_huge_pages._LARGE // 4 + 1))
     ((start, size, advice),) = advised
     assert advice == mmap.MADV_HUGEPAGE
     assert start % mmap.PAGESIZE == size % mmap.PAGESIZE == 0
@@ -32,17 +32,17 @@ def test_only_large_memory_is_advised_and_nothing_beyond_it(advised):
 
 
 def test_a_system_without_it_is_left_alone(monkeypatch):
-    _memory._madvise.cache_clear()
+    _huge_pages._madvise.cache_clear()
     monkeypatch.setattr(sys, "platform", "win32")
-    assert _memory._madvise() is None
-    _memory._madvise.cache_clear()
+    assert _huge_pages._madvise() is None
+    _huge_pages._madvise.cache_clear()
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    assert _memory._madvise() is None
-    _memory._madvise.cache_clear()
+    assert _huge_pages._madvise() is None
+    _huge_pages._madvise.cache_clear()
 
 
 def test_large_results_are_right(monkeypatch):
-    monkeypatch.setattr(_memory, "_LARGE", 1)
+    monkeypatch.setattr(_huge_pages, "_LARGE", 1)
     u, kernel = torch.randn(2, 3, 5000, dtype=torch.float64), torch.randn(3, 5000, dtype=torch.float64)
     torch.testing.assert_close(ops.fft_conv(u, kernel), ops.fft_conv(u, kernel, backend="reference"))
