@@ -6,7 +6,6 @@ from milkweed.structures.causal import BivariateBasis, CausalBasis, ChebyshevBas
 from milkweed.structures.chain import Chain
 from milkweed.structures.diagonal import Diagonal
 from milkweed.structures.factorize import Factorization, factorize_monarch_product
-from milkweed.structures.files import load, save
 from milkweed.structures.flat_butterfly import FlatBlockButterfly
 from milkweed.structures.low_rank import LowRank
 from milkweed.structures.monarch import Monarch, monarch_shapes
@@ -23,6 +22,7 @@ from milkweed.structures.project import (
     project_toeplitz,
 )
 from milkweed.structures.project_monarch import project_monarch
+from milkweed.structures.serialize import load, save
 from milkweed.structures.toeplitz import Circulant, Toeplitz
 from milkweed.structures.transforms import (
     monarch_acdc,

@@ -79,7 +79,7 @@ def prepare(dense: Tensor, input_covariance: Tensor | None) -> tuple[Tensor, Ten
     return dense.detach().to(precise), covariance.to(precise)
 
 
-def measure(
+def as_projection(
     matrix: M,
     dense: Tensor,
     covariance: Tensor | None,
@@ -146,7 +146,7 @@ def project_diagonal(dense: Tensor) -> Projection[Diagonal]:
     """
     work, _ = prepare(dense, None)
     _check_square(work)
-    return measure(Diagonal(work.diagonal().clone()), work, None, dense.dtype)
+    return as_projection(Diagonal(work.diagonal().clone()), work, None, dense.dtype)
 
 
 def project_circulant(dense: Tensor) -> Projection[Circulant]:
@@ -168,7 +168,7 @@ def project_circulant(dense: Tensor) -> Projection[Circulant]:
     n = work.shape[0]
     index = torch.arange(n, device=work.device)
     column = work.new_zeros(n).index_add_(0, ((index[:, None] - index) % n).flatten(), work.flatten()) / n
-    return measure(Circulant(column), work, None, dense.dtype)
+    return as_projection(Circulant(column), work, None, dense.dtype)
 
 
 def project_toeplitz(dense: Tensor) -> Projection[Toeplitz]:
@@ -192,7 +192,7 @@ def project_toeplitz(dense: Tensor) -> Projection[Toeplitz]:
     diagonal = (rows[:, None] - columns + n - 1).flatten()
     counts = torch.bincount(diagonal, minlength=m + n - 1)
     means = work.new_zeros(m + n - 1).index_add_(0, diagonal, work.flatten()) / counts
-    return measure(Toeplitz(means[n - 1 :], means[: n - 1].flip(0)), work, None, dense.dtype)
+    return as_projection(Toeplitz(means[n - 1 :], means[: n - 1].flip(0)), work, None, dense.dtype)
 
 
 def project_low_rank(dense: Tensor, rank: int, *, input_covariance: Tensor | None = None) -> Projection[LowRank]:
@@ -223,7 +223,7 @@ def project_low_rank(dense: Tensor, rank: int, *, input_covariance: Tensor | Non
         root, inverse = roots(covariance[None])
         left, right, lost = best_low_rank((work @ root).unbind(), rank)
         right = right @ inverse
-    return measure(LowRank(left[0], right[0]), work, covariance, dense.dtype, lost=float(lost))
+    return as_projection(LowRank(left[0], right[0]), work, covariance, dense.dtype, lost=float(lost))
 
 
 def project_block_diagonal(
@@ -248,7 +248,7 @@ def project_block_diagonal(
     check_blocks(work, nblocks)
     own = torch.arange(nblocks, device=work.device)[:, None]
     blocks = _project_blocks(work, covariance, own)
-    return measure(BlockDiagonal(blocks[:, 0], (work.shape[0], work.shape[1])), work, covariance, dense.dtype)
+    return as_projection(BlockDiagonal(blocks[:, 0], (work.shape[0], work.shape[1])), work, covariance, dense.dtype)
 
 
 def project_flat_butterfly(
@@ -283,7 +283,7 @@ def project_flat_butterfly(
             f"neighbours={neighbours}"
         )
     blocks = _project_blocks(work, covariance, butterfly_neighbours(nblocks, count, work.device))
-    return measure(FlatBlockButterfly(blocks, (work.shape[0], work.shape[1])), work, covariance, dense.dtype)
+    return as_projection(FlatBlockButterfly(blocks, (work.shape[0], work.shape[1])), work, covariance, dense.dtype)
 
 
 def project_pixelfly(
@@ -327,7 +327,7 @@ def project_pixelfly(
         sparse = project_flat_butterfly(work - low_rank, nblocks, neighbours, input_covariance=covariance).matrix
         smooth = project_low_rank(work - sparse.to_dense(), rank, input_covariance=covariance).matrix
         low_rank = smooth.to_dense()
-    return measure(Sum((sparse, smooth)), work, covariance, dense.dtype)
+    return as_projection(Sum((sparse, smooth)), work, covariance, dense.dtype)
 
 
 def project_chain(dense: Tensor, digits: Sequence[int]) -> Projection[Chain]:
@@ -358,7 +358,7 @@ def project_chain(dense: Tensor, digits: Sequence[int]) -> Projection[Chain]:
     _check_square(work)
     if not digits or min(digits) < 1 or math.prod(digits) != work.shape[0]:
         raise ValueError(f"digits must multiply to {work.shape[0]}; got {tuple(digits)}")
-    return measure(Chain(tuple(_chain_factors(work[None], list(digits)))), work, None, dense.dtype)
+    return as_projection(Chain(tuple(_chain_factors(work[None], list(digits)))), work, None, dense.dtype)
 
 
 def _chain_factors(matrices: Tensor, digits: list[int]) -> list[Tensor]:

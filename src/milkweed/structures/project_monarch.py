@@ -10,7 +10,7 @@ from torch import Tensor
 
 from milkweed.structures._spectral import EIGENVALUE_FLOOR, best_low_rank, roots
 from milkweed.structures.monarch import Monarch, monarch_shapes, slice_ranks
-from milkweed.structures.project import Projection, measure, padded, prepare
+from milkweed.structures.project import Projection, as_projection, padded, prepare
 
 
 @overload
@@ -85,7 +85,7 @@ def project_monarch(
     objectives: list[float] = []
     if refine and covariance is not None:
         (right, left), objectives = _Refinement(work, covariance, (right, left)).run(refine)
-    return measure(Monarch(right, left, crop=(m, n)), work, covariance, dense.dtype, objectives, lost)
+    return as_projection(Monarch(right, left, crop=(m, n)), work, covariance, dense.dtype, objectives, lost)
 
 
 def _by_slices(

@@ -48,7 +48,7 @@ def monarch_dft(
         Monarch (right (n₁, n₂, n₂), left (n₂, n₁, n₁)) times Permutation.
 
     Raises:
-        ValueError: n or the norm is none.
+        ValueError: n is not an integer of at least 1, or the norm is unknown.
         TypeError: The dtype is not complex.
 
     Source:
@@ -92,7 +92,7 @@ def monarch_dct(
         Monarch times Permutation; the inverse is Permutation times Monarch times Permutation.
 
     Raises:
-        ValueError: n or the norm is none.
+        ValueError: n is not an integer of at least 1, or the norm is unknown.
         TypeError: The dtype is not real.
 
     Source:
@@ -131,7 +131,7 @@ def monarch_dst(
         Monarch times Permutation; the inverse is Permutation times Monarch times Permutation.
 
     Raises:
-        ValueError: n or the norm is none.
+        ValueError: n is not an integer of at least 1, or the norm is unknown.
         TypeError: The dtype is not real.
 
     Source:
@@ -164,7 +164,7 @@ def monarch_hadamard(
         A symmetric n × n matrix.
 
     Raises:
-        ValueError: n is no power of two, or the norm is none.
+        ValueError: n is no power of two, or the norm is unknown.
 
     Source:
         Monarch (arXiv 2204.00595), section 3.2: (A ⊗ I)(I ⊗ B) = A ⊗ B.
@@ -269,7 +269,7 @@ def monarch_fastfood(scale: Tensor, gaussian: Tensor, permutation: Tensor, signs
         Monarch times Permutation times Monarch, in the promoted dtype of the diagonals.
 
     Raises:
-        ValueError: The sizes differ or are no power of two, or ``permutation`` is none.
+        ValueError: The sizes differ or are no power of two, or ``permutation`` is not a permutation.
 
     Source:
         Le, Sarlos, Smola, "Fastfood: approximate kernel expansions in loglinear time" (arXiv 1408.3060).
@@ -328,7 +328,7 @@ def monarch_hd(*signs: Tensor) -> Product:
         As many Monarch matrices, in the promoted dtype of the diagonals.
 
     Raises:
-        ValueError: There is none, the sizes differ or are no power of two.
+        ValueError: There is no diagonal, or the sizes differ or are no power of two.
 
     Source:
         Bojarski et al., "Structured adaptive and random spinners" (arXiv 1610.06209).

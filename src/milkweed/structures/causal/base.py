@@ -162,7 +162,8 @@ class CausalBasis(ABC):
     def causally(self, function: Callable[..., Tensor], *sequences: Tensor) -> Tensor:
         """Apply a function in which no output sees the future, though it sums over zeros in the future's place.
 
-        What is no number would make NaN of them. It is taken out before, and what depends on it is NaN after.
+        An infinity or NaN times such a zero would be NaN. So what is not finite is taken out before, and what depends
+        on it is NaN after.
 
         Args:
             function: From the sequences to one of the shape of the largest.
@@ -309,7 +310,7 @@ def causal_product(
 
     Source:
         Monarch Mixer (arXiv 2310.12109), section 4 and its appendix on causality, in the form that README.md derives:
-        the evaluations and the interpolation cancel but for the triangular parts around a convolution.
+        the evaluations and the interpolation cancel, except for the triangular parts around a convolution.
 
     Example:
         >>> plain = mw.structures.KroneckerBasis((torch.eye(4)[None],))  # the identity: an ordinary causal convolution
@@ -379,7 +380,7 @@ def balanced_digits(size: int, order: int) -> tuple[int, ...]:
 
 
 def _is_known_finite(x: Tensor) -> bool:
-    """Whether it can be seen at once, without waiting for a device or breaking a graph, that all are numbers."""
+    """Whether all numbers are finite and that can be seen at once, without waiting for a device or breaking a graph."""
     if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
         return False  # a compiler's tensor without numbers
     if x.device.type != "cpu" or torch.compiler.is_compiling() or needs_plain_formula(x) is not None:

@@ -78,7 +78,10 @@ class ChebyshevBasis(CausalBasis):
             ValueError: The basis is that of an output.
         """
         if self.rows_below:
-            raise ValueError("only M₁ and M₂ evaluate; a basis made by for_output has only what an output depends on")
+            raise ValueError(
+                "a basis made by for_output cannot be evaluated, as it has only the degrees that an output depends on; "
+                "evaluate the basis of the kernel or of the input"
+            )
         # Σ_k c_k cos(π k (i + ½) / N) is the real part of an FFT of 2 N points, whose terms are turned by the half step
         # first.
         size = 2 * self.length
