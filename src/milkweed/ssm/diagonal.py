@@ -90,7 +90,9 @@ def _eigenvalues(
             else f"d_state must be at least 1; got {d_state}"
         )
     if random_imag and name in ("legs", "rand", "real"):
-        raise ValueError(f"random_imag draws n in a formula, which init={name!r} has not; use inv, inv2, lin or quad")
+        raise ValueError(
+            f"random_imag needs an init whose formula contains n: inv, inv2, lin or quad; got init={name!r}"
+        )
     modes = d_state if name == "real" else d_state // 2
     # 1 - U[0, 1) is in (0, 1]: the state always decays, and the logarithm of the rate exists.
     uniform = 1 - torch.rand(modes, dtype=torch.float64, generator=generator) if random_real else None

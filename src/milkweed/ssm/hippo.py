@@ -85,7 +85,7 @@ def laguerre_parameters(name: str, alpha: float | None, beta: float | None) -> t
 
 @dataclass(frozen=True)
 class HippoBasis:
-    """What is known of one basis.
+    """The facts about one basis.
 
     Args:
         matrices: N to A (N, N) and B (N,); for ``glagt`` at its default parameters.
@@ -108,7 +108,7 @@ class HippoBasis:
 
     @property
     def rank(self) -> int | None:
-        """Rank of the normal correction, None where there is none."""
+        """Rank of the normal correction; None for a basis without one."""
         return None if self.correction is None else len(self.correction(1))
 
 
