@@ -344,5 +344,5 @@ def test_dense_layers_within_wrappers_and_of_mixed_numbers(kind, options):
     for wrapped in (torch.compile(linear, backend="eager"), nn.DataParallel(linear)):
         assert torch.equal(kind.from_linear(wrapped, **options)(x), plain(x))
     linear.bias = nn.Parameter(torch.ones(8, dtype=torch.complex64))
-    with pytest.raises(TypeError, match=r"linear\.bias must be numbers as linear\.weight, torch\.float32; got"):
+    with pytest.raises(TypeError, match=r"linear\.bias must have linear\.weight's dtype torch\.float32; got"):
         kind.from_linear(linear, **options)

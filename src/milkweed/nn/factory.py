@@ -61,7 +61,7 @@ def linear_spec(layer: nn.Linear | StructuredLinear) -> dict[str, Any]:
     if isinstance(layer, nn.Linear):
         return spec
     spec |= layer.options
-    # A subclass may have options that those of the class before it do not tell of.
+    # A subclass may have options that its base class does not list.
     for option, default in constructor_options(type(layer)).items():
         if option not in spec and not hasattr(layer, option):
             kind = type(layer).__name__

@@ -93,18 +93,27 @@ def _named_by_layers(
         if hasattr(type(module), "parameter_roles"):
             for name, role in module.parameter_roles().items():
                 if name not in own or role not in {"ssm", "no_decay"}:
-                    raise ValueError(f"{where} names parameter {name!r} with role {role!r}")
+                    raise ValueError(
+                        f"{where} names parameter {name!r} with role {role!r}; expected one of its own parameters, and "
+                        "'ssm' or 'no_decay'"
+                    )
                 roles[id(own[name])] = role
         if hasattr(type(module), "parameter_rates"):
             for name, rate in module.parameter_rates().items():
                 if name not in own or not rate > 0:
-                    raise ValueError(f"{where} names parameter {name!r} with learning rate multiplier {rate!r}")
+                    raise ValueError(
+                        f"{where} names parameter {name!r} with learning rate multiplier {rate!r}; expected one of its "
+                        "own parameters, and a number above 0"
+                    )
                 rates[id(own[name])] = rate
         if hasattr(type(module), "parameter_settings"):
             # A layer may speak for the plain layers that it is made of.
             own = dict(module.named_parameters())
             for name, (rate, decay) in module.parameter_settings().items():
                 if name not in own or not rate > 0 or not decay >= 0:
-                    raise ValueError(f"{where} names parameter {name!r} with rate {rate!r} and decay {decay!r}")
+                    raise ValueError(
+                        f"{where} names parameter {name!r} with rate {rate!r} and decay {decay!r}; expected one of the "
+                        "parameters in it, a rate above 0 and a decay of at least 0"
+                    )
                 settings[id(own[name])] = (rate, decay)
     return roles, rates, settings

@@ -46,7 +46,7 @@ def without_wrappers(model: nn.Module, changed_by: str | None = None) -> Iterato
     # Modules that are compiled in place (``module.compile()``) run as they are written meanwhile, so that hooks are
     # seen. Afterwards every wrapper is where it was, but not around a module that was replaced: a new layer is not
     # compiled. ``changed_by`` names the function that replaces modules or parameters in the block, which is refused
-    # where a wrapper has taken account of them already (DistributedDataParallel, FSDP, AveragedModel), as flattened
+    # where a wrapper holds them already (DistributedDataParallel, FSDP, AveragedModel), as flattened
     # parameters (FSDP1) always are.
     if changed_by is not None:
         _check_changeable(model, changed_by)
@@ -155,8 +155,8 @@ def _check_changeable(model: nn.Module, function: str) -> None:
         found = _wrapper(module)
         if found is not None and found[0] not in _TRANSPARENT:
             raise TypeError(
-                f"{function} changes the parameters, of which {found[0]} around the model has taken account; call "
-                f"{function} on the model inside before it is wrapped"
+                f"{function} changes parameters that the {found[0]} around the model holds already; call {function} on "
+                "the model inside before it is wrapped"
             )
         if _plain_class(module) is not None or any(map(is_distributed, module.parameters(recurse=False))):
             raise TypeError(

@@ -45,7 +45,7 @@ class ConvState(NamedTuple):
 
 
 def state_after(u: Tensor) -> ConvState:
-    """Give the state after the first steps u (B, D, T), T >= 0, without tiles: it is nothing but them."""
+    """Give the state after the first steps u (B, D, T), T >= 0, without tiles: it consists of them alone."""
     # No kernel is needed for it. The state holds views of u, which is in the kernel's dtype.
     blocks, start, length = [], 0, u.shape[-1]
     while size := _largest_block(0, length - start):

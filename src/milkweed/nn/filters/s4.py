@@ -98,7 +98,7 @@ class S4Filter(StateSpaceFilter):
         self.P = self._empty(self.rank, groups, modes, 2)
         self.B = self._empty(groups, modes, 2)
         self.C = self._empty(self.channels * (2 if self.bidirectional else 1), d_model, modes, 2)
-        self._freeze(["A", "B", "C", "D", "P", "dt"])
+        self._stop_training(["A", "B", "C", "D", "P", "dt"])
         self.reset_parameters()
 
     def _check_basis(self, rank: int | None) -> int:

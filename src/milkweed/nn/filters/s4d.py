@@ -108,7 +108,7 @@ class S4DFilter(StateSpaceFilter):
         self.A_imag = None if real else self._empty(self.n_ssm, modes)
         self.B = None if b_init is None else self._empty(self.n_ssm, modes, 1 if real else 2)
         self.C = self._empty(self.channels * (2 if self.bidirectional else 1), d_model, modes, 1 if real else 2)
-        self._freeze(["A", "C", "D", "dt", *(["B"] if b_init else [])])
+        self._stop_training(["A", "C", "D", "dt", *(["B"] if b_init else [])])
         self.reset_parameters()
 
     def _eigenvalues(self) -> Tensor:

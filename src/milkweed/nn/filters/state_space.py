@@ -1,4 +1,4 @@
-"""What state space filters share: everything but where their system comes from."""
+"""What state space filters share: everything except where their system comes from."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ _FAMILY = {"A": ("A_real", "A_imag"), "dt": ("log_dt",)}
 class StateSpaceFilter(KeepsFloat32, Filter):
     """``y = K * u + D u``, where K are the kernels of one linear system per channel.
 
-    A subclass creates the parameters of its system (with ``_empty``), calls ``_freeze`` and ``reset_parameters`` and
-    defines ``system`` and ``_reset_system``. In a model of half precision its parameters stay in float32.
+    A subclass creates the parameters of its system (with ``_empty``), calls ``_stop_training`` and
+    ``reset_parameters`` and defines ``system`` and ``_reset_system``. In a model of half precision its parameters stay
+    in float32.
 
     Args:
         d_model: H, channels in and out.
@@ -87,7 +88,7 @@ class StateSpaceFilter(KeepsFloat32, Filter):
     def _empty(self, *shape: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(*shape, **self._factory))
 
-    def _freeze(self, names: Sequence[str]) -> None:
+    def _stop_training(self, names: Sequence[str]) -> None:
         """Stop training the parameters that ``frozen`` names; ``names`` are those there are to choose from."""
         for name in self.frozen:
             if name not in names:

@@ -199,7 +199,9 @@ def dense_weight(linear: nn.Linear) -> Tensor:
         weight.is_complex(),
         weight.is_floating_point(),
     ):
-        raise TypeError(f"linear.bias must be numbers as linear.weight, {weight.dtype}; got {bias.dtype}")
+        raise TypeError(
+            f"linear.bias must have linear.weight's dtype {weight.dtype}; got {bias.dtype}; cast it with .to()"
+        )
     return weight
 
 

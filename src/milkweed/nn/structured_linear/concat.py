@@ -19,7 +19,7 @@ class ConcatLinear(nn.Module):
         parts: The layers, in the order of their outputs.
 
     Raises:
-        ValueError: There is none, or they read inputs of different sizes or dtypes.
+        ValueError: There is no part, or they read inputs of different sizes or dtypes.
 
     Example:
         >>> packed = mw.nn.ConcatLinear([mw.nn.MonarchLinear(64, 64, nblocks=4) for _ in range(3)])
