@@ -154,7 +154,7 @@ def test_fout_is_not_recovered_without_its_low_rank():
         (lambda: ssm.diagonal("inv", 4, scale_real=0.0), "scale_real must be above 0.*got 0.0"),
         (
             lambda: ssm.diagonal("legs", 4, random_imag=True),
-            "needs init='inv', 'inv2', 'lin' or 'quad', whose formulas have an n; got 'legs'",
+            "or 'quad', whose formulas have an n; got 'legs'",
         ),
     ],
 )
