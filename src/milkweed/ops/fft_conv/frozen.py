@@ -81,15 +81,7 @@ class FrozenKernel:
         self._layouts: dict[Hashable, Any] = {}
 
     def layout(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Keep what a backend makes of the spectrum.
-
-        Args:
-            key: What it depends on.
-            make: Makes it, the first time.
-
-        Returns:
-            What ``make`` returned.
-        """
+        """Keep what a backend makes of the spectrum under a key, all that it depends on; it is made the first time."""
         if key not in self._layouts:
             self._layouts[key] = make()
         found: T = self._layouts[key]
