@@ -157,11 +157,7 @@ class StructuredMatrix(ABC):
         return Sum.of(self, other) if isinstance(other, StructuredMatrix) else NotImplemented
 
     def to_dense(self) -> Tensor:
-        """Multiply everything out.
-
-        Returns:
-            (m, n); a permutation comes in torch's default dtype.
-        """
+        """Multiply everything out: (m, n); a permutation comes in torch's default dtype."""
         dtype = torch.get_default_dtype() if self.dtype == NEUTRAL else self.dtype
         return self(torch.eye(self.shape[1], dtype=dtype, device=self.device)).mT
 
@@ -180,11 +176,7 @@ class StructuredMatrix(ABC):
         return self.T.conj()
 
     def conj(self) -> Self:
-        """Conjugate every entry.
-
-        Returns:
-            A matrix of the same structure.
-        """
+        """Conjugate every entry; the structure stays the same."""
         return self._map(lambda tensor: tensor.conj().resolve_conj())
 
     def to(self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -209,11 +201,7 @@ class StructuredMatrix(ABC):
         return self._map(lambda t: t.to(device=device, dtype=dtype if _holds_numbers(t) else None))
 
     def detach(self) -> Self:
-        """Cut the tensors from their history.
-
-        Returns:
-            A matrix of the same structure that shares its memory.
-        """
+        """Cut the tensors from their history, in a matrix of the same structure that shares its memory."""
         return self._map(torch.Tensor.detach)
 
     # ------------------------------------------------------------------ systems of equations
@@ -237,11 +225,7 @@ class StructuredMatrix(ABC):
         raise TypeError(f"{type(self).__name__} has no cheap determinant; use torch.linalg.slogdet(matrix.to_dense())")
 
     def logdet(self) -> Tensor:
-        """Logarithm of the determinant; NaN for a real matrix with a negative one, as `torch.logdet`.
-
-        Returns:
-            A scalar.
-        """
+        """Logarithm of the determinant, a scalar; NaN for a real matrix with a negative one, as `torch.logdet`."""
         sign, logarithm = self.slogdet()
         return logarithm + sign.log()
 
@@ -363,14 +347,7 @@ class Product(StructuredMatrix):
 
     @staticmethod
     def of(*matrices: StructuredMatrix) -> Product:
-        """Multiply structures, taking the factors of products that are not cropped.
-
-        Args:
-            *matrices: From left to right.
-
-        Returns:
-            One flat product.
-        """
+        """Multiply structures, from left to right, into one flat product; only cropped products stay as they are."""
         flat: list[StructuredMatrix] = []
         for matrix in matrices:
             whole = isinstance(matrix, Product) and matrix.crop is None
@@ -435,14 +412,7 @@ class Sum(StructuredMatrix):
 
     @staticmethod
     def of(*matrices: StructuredMatrix) -> Sum:
-        """Add structures, taking the terms of sums.
-
-        Args:
-            *matrices: Structures of one shape.
-
-        Returns:
-            One flat sum.
-        """
+        """Add structures of one shape into one flat sum."""
         flat: list[StructuredMatrix] = []
         for matrix in matrices:
             flat.extend(matrix.terms if isinstance(matrix, Sum) else (matrix,))

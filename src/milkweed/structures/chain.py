@@ -86,11 +86,7 @@ class Chain(StructuredMatrix):
         return last[0] * last[1], first[0] * first[2]
 
     def expand(self) -> Product:
-        """Write the chain as block-diagonal matrices and permutations.
-
-        Returns:
-            The product, two factors for each of the chain's.
-        """
+        """Write the chain as block-diagonal matrices and permutations, two factors for each of the chain's."""
         pairs = (
             (Permutation.stride(factor.shape[0], factor.shape[1], device=factor.device), BlockDiagonal(factor))
             for factor in reversed(self.factors)

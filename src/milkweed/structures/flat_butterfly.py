@@ -61,11 +61,7 @@ class FlatBlockButterfly(StructuredMatrix):
         return nblocks * q, nblocks * p
 
     def neighbours(self) -> Tensor:
-        """The block column of every stored block.
-
-        Returns:
-            (nblocks, neighbours) integers.
-        """
+        """The block column of every stored block: (nblocks, neighbours) integers."""
         return butterfly_neighbours(self.blocks.shape[0], self.blocks.shape[1], self.blocks.device)
 
     def _apply(self, x: Tensor) -> Tensor:

@@ -58,15 +58,7 @@ class Monarch(StructuredMatrix):
 
     @staticmethod
     def kronecker(a: Tensor, b: Tensor) -> Monarch:
-        """Write A ⊗ B as one Monarch matrix, (A ⊗ I)(I ⊗ B).
-
-        Args:
-            a: (s, k).
-            b: (q, p).
-
-        Returns:
-            The s q × k p matrix.
-        """
+        """Write A ⊗ B for A (s, k) and B (q, p) as one Monarch matrix (s q × k p), (A ⊗ I)(I ⊗ B)."""
         check_numbers("a", a, 2)
         check_numbers("b", b, 2)
         return Monarch(b.expand(a.shape[1], -1, -1), a.expand(b.shape[0], -1, -1))
@@ -90,11 +82,7 @@ class Monarch(StructuredMatrix):
         return slice_ranks(self.right.shape[0], self.right.shape[1], self.left.shape[0])
 
     def expand(self) -> Product:
-        """Write the matrix as its four factors.
-
-        Returns:
-            The permutation of the outputs, the left blocks, the permutation between, the right blocks.
-        """
+        """Write the matrix as factors: the output permutation, left blocks, the middle permutation, right blocks."""
         l, s, r = self.left.shape  # noqa: E741 - the paper's letter
         out, middle = (Permutation.stride(*table, device=self.right.device) for table in ((l, s), (r, l)))
         return Product((out, BlockDiagonal(self.left), middle, BlockDiagonal(self.right)), self.crop)

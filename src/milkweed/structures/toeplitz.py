@@ -67,11 +67,7 @@ class Circulant(StructuredMatrix):
         return _fft_flops(self.column.shape[0])
 
     def eigenvalues(self) -> Tensor:
-        """The discrete Fourier transform of the first column.
-
-        Returns:
-            (n,) complex.
-        """
+        """The discrete Fourier transform of the first column: (n,) complex."""
         return torch.fft.fft(self.column.to(_precise(self.column)))
 
     def inverse(self) -> StructuredMatrix:
@@ -120,11 +116,7 @@ class Toeplitz(StructuredMatrix):
         return self.column.shape[0], self.row.shape[0] + 1
 
     def embedding(self) -> Circulant:
-        """The smallest circulant matrix of even size whose top-left part this is.
-
-        Returns:
-            A circulant matrix of size m + n or m + n - 1.
-        """
+        """The smallest circulant matrix of even size, m + n or m + n - 1, whose top-left part this is."""
         m, n = self.shape
         gap = self.column.new_zeros((m + n - 1) % 2)
         return Circulant(torch.cat([self.column, gap, self.row.flip(0)]))

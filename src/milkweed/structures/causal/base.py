@@ -65,26 +65,12 @@ class CausalBasis(ABC):
 
     @classmethod
     def for_output(cls, factors: tuple[Tensor, ...]) -> Self:
-        """The basis M₀ that a product is read in.
-
-        Args:
-            factors: Of `output_digits`.
-
-        Returns:
-            The basis.
-        """
+        """The basis M₀ that a product is read in, from factors of `output_digits`."""
         return cls(factors)
 
     @staticmethod
     def output_digits(digits: tuple[int, ...]) -> tuple[int, ...]:
-        """The digits that M₀ needs for sequences of these digits.
-
-        Args:
-            digits: Of M₁ and M₂, the lowest first.
-
-        Returns:
-            The lowest first.
-        """
+        """The digits that M₀ needs, the lowest first, for sequences in bases M₁ and M₂ of these digits."""
         return digits
 
     @property
@@ -149,15 +135,7 @@ class CausalBasis(ABC):
 
     @abstractmethod
     def multiply(self, kernel: Tensor, u: Tensor) -> Tensor:
-        """The product of polynomials, as far as L steps of the output depend on it.
-
-        Args:
-            kernel: (H, L), in time's order.
-            u: (B, H, L).
-
-        Returns:
-            (B, H, L).
-        """
+        """The product of polynomials (H, L) and (B, H, L), in time's order, as far as L steps of the output need it."""
 
     def causally(self, function: Callable[..., Tensor], *sequences: Tensor) -> Tensor:
         """Apply a function in which no output sees the future, though it sums over zeros in the future's place.
@@ -182,14 +160,7 @@ class CausalBasis(ABC):
 
     @abstractmethod
     def evaluate(self, x: Tensor) -> Tensor:
-        """M [x; 0]: the values of the sequence's polynomial at the nodes.
-
-        Args:
-            x: (B, H, n).
-
-        Returns:
-            (B, H, N).
-        """
+        """M [x; 0]: the values (B, H, N) at the nodes of the polynomial of a sequence (B, H, n)."""
 
     @abstractmethod
     def interpolate(self, values: Tensor) -> Tensor:
@@ -208,26 +179,11 @@ class CausalBasis(ABC):
     # ------------------------------------------------------------------ one step at a time
 
     def scale(self, row: int, position: int) -> float:
-        """How much of the digits' own product a plain coefficient takes.
-
-        Args:
-            row: Value of the highest digit.
-            position: Of the step within the row.
-
-        Returns:
-            1 where products of powers are powers.
-        """
+        """How much of the digits' own product a row's plain coefficient takes; 1 where powers multiply to powers."""
         return 1.0
 
     def echo(self, previous: Tensor) -> Tensor:
-        """What a row's plain coefficients take from the row before.
-
-        Args:
-            previous: (B, H, W), the digits' own products there.
-
-        Returns:
-            (B, H, W).
-        """
+        """What a row's plain coefficients (B, H, W) take from the digits' own products (B, H, W) of the row before."""
         return torch.zeros_like(previous)
 
     # ------------------------------------------------------------------ mechanism
