@@ -63,11 +63,7 @@ class ShortConv(nn.Module):
             nn.init.uniform_(parameter, -(_WIDTH**-0.5), _WIDTH**-0.5)
 
     def parameter_roles(self) -> dict[str, str]:
-        """Name the parameters that are not decayed.
-
-        Returns:
-            The weight: three numbers per channel, which no matrix product sees.
-        """
+        """Name the weight as not decayed: three numbers per channel, which no matrix product sees."""
         return {"weight": "no_decay"}
 
     def forward(self, x: Tensor) -> Tensor:

@@ -86,14 +86,7 @@ class GatedMixerBlock(nn.Module):
         return self.after_mixer(self.mixer(x, lengths=lengths))
 
     def after_mixer(self, y: Tensor) -> Tensor:
-        """Apply what follows the mixer, to every step by itself.
-
-        Args:
-            y: (..., d_model).
-
-        Returns:
-            (..., d_model).
-        """
+        """Apply what follows the mixer to its output (..., d_model), to every step by itself."""
         return self.norm(self.mlp(y) + y)
 
     def stepper(self, rate: float = 1.0) -> GatedMixerBlockStepper:

@@ -187,11 +187,7 @@ class CausalMonarchMixer(Filter):
         return y + self.D.to(y.dtype) * x
 
     def stream(self) -> CausalStream:
-        """The layer as a recurrence, in float32 at least; gradients flow through it.
-
-        Returns:
-            The stream over (B, d_model), without the skip.
-        """
+        """The layer as a recurrence over (B, d_model) without the skip, in float32 at least, with gradients."""
         dtype = torch.promote_types(self.D.dtype, torch.float32)
         return CausalStream(self.lags(self.seq_len).to(dtype), **self.bases())
 
@@ -220,17 +216,7 @@ class CausalMonarchMixer(Filter):
         return (y + self.D.to(dtype) * u).to(u.dtype), state
 
     def check_room(self, u: Tensor, state: ProductState, steps: int) -> None:
-        """Refuse a state of other sequences, and steps beyond ``seq_len``.
-
-        Args:
-            u: (B, ...), what follows.
-            state: Where the sequences are.
-            steps: How many follow.
-
-        Raises:
-            ValueError: It is of other sequences, or there is no room.
-            TypeError: It is no state.
-        """
+        """Refuse a state of other sequences than those of u (B, ...), and so many further steps beyond ``seq_len``."""
         check_state(state, ProductState, lambda own: own.inputs.row, u, self.d_model)
         taken = state.inputs.done.shape[-1] + state.inputs.row.shape[-1]
         if taken + steps > self.seq_len:

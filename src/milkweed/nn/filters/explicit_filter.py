@@ -70,11 +70,7 @@ class ExplicitFilter(nn.Module):
             kernel.normal_(std=_INIT_STD)
 
     def parameter_settings(self) -> dict[str, tuple[float, float]]:
-        """Learning rates and weight decays that do not follow the model's, for ``parameter_groups``.
-
-        Returns:
-            Parameter name to (learning rate, weight decay) for ``filters="special"``, else nothing.
-        """
+        """Parameter name to (learning rate, weight decay) of its own, for ``filters="special"``; else nothing."""
         return {} if self.filters == "uniform" else {name: (1e-3, 0.0) for name, _ in self.named_parameters()}
 
     def forward(self, length: int | None = None) -> tuple[Tensor, Tensor | None]:

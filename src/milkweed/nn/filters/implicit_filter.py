@@ -124,19 +124,11 @@ class ImplicitFilter(KeepsFloat32):
         return torch.cat([n[:, None] / max(self.time_scale - 1, 1), angles.cos(), -angles.sin()], -1)
 
     def parameter_roles(self) -> dict[str, str]:
-        """Name the parameters that are not decayed.
-
-        Returns:
-            The features, whose zero means nothing.
-        """
+        """Name the parameters that are not decayed: the features, whose zero means nothing."""
         return {"positions": "no_decay"}
 
     def parameter_settings(self) -> dict[str, tuple[float, float]]:
-        """Learning rates and weight decays that do not follow the model's, for ``parameter_groups``.
-
-        Returns:
-            Parameter name to (learning rate, weight decay) for ``filters="special"``, else nothing.
-        """
+        """Parameter name to (learning rate, weight decay) of its own, for ``filters="special"``; else nothing."""
         if self.filters == "uniform":
             return {}
         network = {name: (1e-3, 0.1 if p.ndim > 1 else 0.0) for name, p in self.named_parameters()}

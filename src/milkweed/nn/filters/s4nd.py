@@ -152,11 +152,7 @@ class S4NDFilter(KeepsFloat32):
         self.D.normal_()
 
     def parameter_roles(self) -> dict[str, str]:
-        """Name the parameters that are not decayed; the systems of the axes name their own.
-
-        Returns:
-            Parameter name to role.
-        """
+        """Name the parameters that are not decayed; the systems of the axes name their own."""
         return {"D": "no_decay"}
 
     def forward(self, u: Tensor, *, rate: float | Sequence[float] = 1.0) -> Tensor:

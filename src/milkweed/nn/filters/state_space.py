@@ -120,11 +120,7 @@ class StateSpaceFilter(KeepsFloat32, Filter):
             self.D.normal_()
 
     def parameter_roles(self) -> dict[str, str]:
-        """Name the parameters that want their own learning rate and no weight decay.
-
-        Returns:
-            Parameter name to ``"ssm"``; the skip D is a vector per head and not decayed either.
-        """
+        """Name the parameters with a learning rate of their own and no decay, and D, which is not decayed either."""
         roles = {name: "ssm" for name in self.ssm_parameters if getattr(self, name) is not None}
         return roles if self.D is None else roles | {"D": "no_decay"}
 

@@ -42,11 +42,7 @@ class LayerConfig:
                 raise ValueError(f"{field.name} must be at least {least}; got {value}")
 
     def spec(self) -> dict[str, Any]:
-        """Write the layer down as [`milkweed.nn.build_linear`][] reads it.
-
-        Returns:
-            ``{"name": ..., **options}``, plain values.
-        """
+        """The layer as [`milkweed.nn.build_linear`][] reads it: ``{"name": ..., **options}`` of plain values."""
         options = {k: v for k, v in dataclasses.asdict(self).items() if k not in self.fitting and v is not None}
         return {"name": self.name, **options}
 
@@ -64,14 +60,7 @@ class LayerConfig:
         return self._layer().from_linear(linear, **options, input_covariance=input_covariance)
 
     def empty(self, linear: nn.Linear) -> StructuredLinear:
-        """Make the layer without numbers, on the meta device.
-
-        Args:
-            linear: The dense layer, whose sizes count.
-
-        Returns:
-            The layer.
-        """
+        """Make the layer in the sizes of a dense one, without numbers, on the meta device."""
         options = self.spec() | {"bias": linear.bias is not None}
         del options["name"]
         with torch.device("meta"):

@@ -133,11 +133,7 @@ class MonarchLinear(StructuredLinear):
         return cls._from(linear, factors, nblocks=nblocks, rank=rank)
 
     def parameter_rates(self) -> dict[str, float]:
-        """Learning rates relative to the model's, for ``parameter_groups``.
-
-        Returns:
-            A multiplier for each factor under ``init="mup"``, else nothing.
-        """
+        """Learning rates relative to the model's, one for each factor under ``init="mup"``, else none."""
         if self.init != "mup":
             return {}
         return {name: self.in_features / getattr(self, name).shape[-1] for name in ("right", "left")}
