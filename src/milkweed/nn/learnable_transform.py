@@ -123,7 +123,7 @@ class LearnableTransform(nn.Module):
             return _reorder(y, self.output_order)
 
     def matrix(self) -> Product:
-        """The matrix as it is now, with gradients: one Monarch, with a Permutation on either side where there is one."""
+        """The matrix as it is now, with gradients: one Monarch, with a Permutation on a side where there is one."""
         with without_autocast(self.right):
             monarch = Monarch(*self._factors())
         out, into = ([] if order is None else [Permutation(order)] for order in (self.output_order, self.input_order))
