@@ -20,7 +20,7 @@ def parameter_groups(
     parameters of the role ``"no_decay"`` are never decayed.
 
     Args:
-        model: Any module; frozen parameters are left out.
+        model: Any module; untrained parameters are left out.
         lr: Learning rate.
         weight_decay: For matrices.
         ssm_lr: Learning rate of state space parameters (role ``"ssm"``: log_dt, A), not decayed; by default the

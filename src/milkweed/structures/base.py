@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from milkweed._registry import register, requires
 
@@ -385,6 +386,36 @@ class Product(StructuredMatrix):
         self._check_invertible()
         signs, logarithms = zip(*(factor.slogdet() for factor in self.factors), strict=True)
         return reduce(torch.mul, signs), reduce(torch.add, logarithms)
+
+
+class Expandable(StructuredMatrix):
+    """A matrix whose factors, block-diagonal matrices and permutations, are transposed and inverted one by one."""
+
+    @abstractmethod
+    def expand(self) -> Product:
+        """Write the matrix as its factors."""
+
+    def _transpose(self) -> StructuredMatrix:
+        return dataclasses.replace(self.expand(), crop=None)._transpose()
+
+    def _flops(self) -> int:
+        return 2 * self.num_parameters
+
+    @override
+    def inverse(self) -> StructuredMatrix:
+        """Invert every factor, all of which must have square blocks, and undo the permutations."""
+        self._check_invertible()
+        return self.expand().inverse()
+
+    def _solve(self, y: Tensor) -> Tensor:
+        self._check_invertible()
+        return self.expand()._solve(y)
+
+    @override
+    def slogdet(self) -> tuple[Tensor, Tensor]:
+        """Multiply the blocks' determinants and the signs of the permutations."""
+        self._check_invertible()
+        return self.expand().slogdet()
 
 
 @register("structure")

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from milkweed import ops
 from milkweed._registry import register
-from milkweed.structures.base import Product, StructuredMatrix, check_crop, check_numbers
+from milkweed.structures.base import Expandable, Product, check_crop, check_numbers
 from milkweed.structures.block_diagonal import BlockDiagonal
 from milkweed.structures.permutation import Permutation
 
 
 @register("structure")
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Chain(StructuredMatrix):
+class Chain(Expandable):
     """Order-p Monarch matrix: p block-diagonal factors, each on one digit of the index.
 
     A size N = b_1 ⋯ b_p is read as digits, b_1 the most significant. The first factor acts on the last digit, one block
@@ -98,23 +98,3 @@ class Chain(StructuredMatrix):
             y = ops.block_diagonal_mm(x, factor)
             x = y.unflatten(-1, factor.shape[:2]).mT.flatten(-2)
         return x
-
-    def _transpose(self) -> StructuredMatrix:
-        return dataclasses.replace(self.expand(), crop=None)._transpose()
-
-    def _flops(self) -> int:
-        return 2 * self.num_parameters
-
-    def inverse(self) -> StructuredMatrix:
-        """Invert every factor, all of which must have square blocks, and undo the permutations."""
-        self._check_invertible()
-        return self.expand().inverse()
-
-    def _solve(self, y: Tensor) -> Tensor:
-        self._check_invertible()
-        return self.expand()._solve(y)
-
-    def slogdet(self) -> tuple[Tensor, Tensor]:
-        """Multiply the blocks' determinants and the signs of the permutations."""
-        self._check_invertible()
-        return self.expand().slogdet()

@@ -10,14 +10,14 @@ from typing_extensions import override
 
 from milkweed import ops
 from milkweed._registry import register
-from milkweed.structures.base import Product, StructuredMatrix, check_crop, check_numbers
+from milkweed.structures.base import Expandable, Product, check_crop, check_numbers
 from milkweed.structures.block_diagonal import BlockDiagonal
 from milkweed.structures.permutation import Permutation
 
 
 @register("structure")
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Monarch(StructuredMatrix):
+class Monarch(Expandable):
     """Two block-diagonal factors with a permutation after each: P_out · left · P_middle · right.
 
     ``W[s * l_tot + l, k * p_tot + i]`` is the sum over all q with ``k * q_tot + q ≡ l (mod l_tot)`` of
@@ -100,26 +100,6 @@ class Monarch(StructuredMatrix):
         dense = torch.einsum("lskq,kqlp->slkp", left, right.to(self.dtype)).reshape(s * l, k * p)
         m, n = self.shape
         return dense[:m, :n]
-
-    def _transpose(self) -> StructuredMatrix:
-        return dataclasses.replace(self.expand(), crop=None)._transpose()
-
-    def _flops(self) -> int:
-        return 2 * self.num_parameters
-
-    def inverse(self) -> StructuredMatrix:
-        """Invert both factors, which must have square blocks, and undo the permutations."""
-        self._check_invertible()
-        return self.expand().inverse()
-
-    def _solve(self, y: Tensor) -> Tensor:
-        self._check_invertible()
-        return self.expand()._solve(y)
-
-    def slogdet(self) -> tuple[Tensor, Tensor]:
-        """Multiply the blocks' determinants and the signs of the permutations."""
-        self._check_invertible()
-        return self.expand().slogdet()
 
     def _check_invertible(self) -> None:
         super()._check_invertible()

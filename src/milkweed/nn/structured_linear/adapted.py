@@ -1,4 +1,4 @@
-"""A frozen linear layer with a structured update beside it."""
+"""An untrained linear layer with a structured update beside it."""
 
 from __future__ import annotations
 

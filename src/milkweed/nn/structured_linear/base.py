@@ -106,8 +106,8 @@ class StructuredLinear(nn.Module, ABC):
         """Multiply the factors out, in float32 at least.
 
         Returns:
-            The dense layer with the same outputs, on the same device, in the same dtype and training mode, frozen where
-            this one is.
+            The dense layer with the same outputs, on the same device, in the same dtype and training mode, untrained
+            where this one is.
         """
         matrix = self.matrix()
         linear = nn.utils.skip_init(
@@ -154,7 +154,8 @@ class StructuredLinear(nn.Module, ABC):
 
         Args:
             *args: The dense layer, and options by position.
-            **options: Those of the projection, ``input_covariance`` among them.
+            **options: Those of the projection. Of them ``input_covariance`` (in_features, in_features), E[x xᵀ] of the
+                layer's inputs, keeps the outputs rather than the weight.
 
         Raises:
             TypeError: It cannot.

@@ -84,8 +84,7 @@ class BlockDiagonalLinear(StructuredLinear):
         Args:
             linear: The dense layer.
             nblocks: Blocks.
-            input_covariance: (in_features, in_features), E[x xᵀ] of the layer's inputs; the outputs are then kept
-                rather than the weight.
+            input_covariance: (in_features, in_features); see `StructuredLinear.from_linear`.
 
         Returns:
             The layer with the nearest block-diagonal matrix, not shuffled, and everything else as the dense layer.

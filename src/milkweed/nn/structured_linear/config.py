@@ -1,4 +1,4 @@
-"""What a dense layer may become: one frozen configuration per structured layer, of plain values."""
+"""What a dense layer may become: one immutable configuration per structured layer, of plain values."""
 
 from __future__ import annotations
 

@@ -69,8 +69,7 @@ class LowRankLinear(StructuredLinear):
         Args:
             linear: The dense layer.
             rank: Features between.
-            input_covariance: (in_features, in_features), E[x xᵀ] of the layer's inputs; the outputs are then kept
-                rather than the weight.
+            input_covariance: (in_features, in_features); see `StructuredLinear.from_linear`.
 
         Returns:
             The layer with the nearest matrix of this rank and everything else as the dense layer.

@@ -120,8 +120,7 @@ class MonarchLinear(StructuredLinear):
             linear: The dense layer.
             nblocks: Blocks per factor.
             rank: Rank of each slice.
-            input_covariance: (in_features, in_features), E[x xᵀ] of the layer's inputs; the outputs are then kept
-                rather than the weight.
+            input_covariance: (in_features, in_features); see `StructuredLinear.from_linear`.
             refine: Rounds of least squares; needs a covariance.
 
         Returns:

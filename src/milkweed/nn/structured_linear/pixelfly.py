@@ -104,8 +104,7 @@ class PixelflyLinear(StructuredLinear):
             nblocks: Block rows and columns, a power of two.
             rank: Of the low-rank part.
             neighbours: Blocks kept in each block row.
-            input_covariance: (in_features, in_features), E[x xᵀ] of the layer's inputs; the outputs are then kept
-                rather than the weight.
+            input_covariance: (in_features, in_features); see `StructuredLinear.from_linear`.
 
         Returns:
             The layer with a near Pixelfly matrix and everything else as the dense layer.
