@@ -428,7 +428,11 @@ def test_work_grows_as_promised():
         (lambda f: product(f, u=torch.randn(1, 5)), ValueError, "u must be .B, H, L. with L >= 1"),
         (lambda f: product(f, output=BivariateBasis(f)), ValueError, "one construction; got BivariateBasis, Kron"),
         (lambda f: product(f, output=KroneckerBasis(f[:1])), ValueError, r"output_basis \(3, 2\) for them"),
-        (lambda f: ChebyshevBasis.for_output(f3(4, 3)).evaluate(torch.randn(1, 1, 12)), ValueError, "only M₁ and M₂"),
+        (
+            lambda f: ChebyshevBasis.for_output(f3(4, 3)).evaluate(torch.randn(1, 1, 12)),
+            ValueError,
+            "cannot be evaluated",
+        ),
     ],
 )
 def test_bad_input(call, error, message):
