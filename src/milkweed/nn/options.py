@@ -19,14 +19,31 @@ _EXPECTED = {bool: "True or False", float: "a number", int: "an integer", str: "
 
 
 def is_kind(value: object, kind: type) -> bool:
-    """Tell whether a value may stand for a bool, float, int or str: an integer is a float too, a bool nothing else."""
+    """Tell whether a value may stand where a bool, float, int or str is expected.
+
+    Args:
+        value: Anything.
+        kind: One of these types. An integer is a float too, but a bool is nothing else.
+
+    Returns:
+        Whether it may.
+    """
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
 
 
 def check_kind(kind: type, /, *, optional: bool = False, **options: object) -> None:
-    """Refuse options of another type than ``kind``, one of bool, float, int and str; ``optional`` ones may be None."""
+    """Refuse options of another type.
+
+    Args:
+        kind: ``bool``, ``float``, ``int`` or ``str``.
+        optional: None will do as well.
+        **options: Values by argument name.
+
+    Raises:
+        TypeError: One is of another type.
+    """
     for name, value in options.items():
         if not (is_kind(value, kind) or (optional and value is None)):
             or_none = ", or None" if optional else ""
@@ -34,7 +51,14 @@ def check_kind(kind: type, /, *, optional: bool = False, **options: object) -> N
 
 
 def check_names(**options: object) -> None:
-    """Refuse options that are not lists of names; a single string would be read letter by letter."""
+    """Refuse options that are no list of names; a single string would be read letter by letter.
+
+    Args:
+        **options: Values by argument name.
+
+    Raises:
+        TypeError: One is no list or tuple of strings.
+    """
     for name, value in options.items():
         if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
             fix = f"; use [{value!r}]" if isinstance(value, str) else ""
@@ -42,7 +66,15 @@ def check_names(**options: object) -> None:
 
 
 def check_rate(**options: Any) -> None:
-    """Refuse options that are no probability."""
+    """Refuse what is no probability.
+
+    Args:
+        **options: Values by argument name.
+
+    Raises:
+        ValueError: One is not between 0 and 1.
+        TypeError: One is no number.
+    """
     check_kind(float, **options)
     for name, value in options.items():
         if not 0 <= value <= 1:
@@ -50,7 +82,14 @@ def check_rate(**options: Any) -> None:
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
-    """Refuse a dtype that is not real floating point: parameters cannot be stored in it."""
+    """Refuse what parameters cannot be stored in.
+
+    Args:
+        dtype: Of the parameters; None for torch's default.
+
+    Raises:
+        TypeError: It is not real floating point.
+    """
     if dtype is None:
         return
     if not isinstance(dtype, torch.dtype):
