@@ -89,6 +89,8 @@ def _tile(
         before = total.to(TYPE)
         after = activate(total, ACTIVATION).to(TYPE)
     else:
+        # GROUP blocks, interleaved so that a store writes neighbours: the even and the odd ones are made apart, each as
+        # such a tile of half as many blocks twice as far apart, and joined number by number.
         even, even_before = _tile(
             x, weight, bias, block, 2 * step, row, rows, column, outputs, inputs,
             x_row, x_per, x_stride, w_block, w_output, w_input, out_per, out_stride,
@@ -163,6 +165,7 @@ def sum_outer(
         mask = (row < last)[:, None] & (i < inputs)[None, :]
         b = tl.load(x + row[:, None] * x_row + lower[None, :], mask=mask, other=0.0)
         total = dot(tl.trans(a), b, total, PRECISION)
+    # The columns of the tile follow the places of grad; the weight's gradient goes back to the features' own order.
     feature = _features(column, outputs, grad_per, READS)
     w = out + ((part * blocks + block).to(tl.int64) * outputs + feature[:, None]) * inputs + i[None, :]
     tl.store(w, total.to(out.dtype.element_ty), mask=(column < outputs)[:, None] & (i < inputs)[None, :])
@@ -183,6 +186,8 @@ def gather(
     block, column = index % groups * BLOCKS, index // groups % columns * OUTPUTS
     part = index // (groups * columns)
     width = outputs * blocks
+    # A tile is read with the blocks as the fastest axis and written with the features as the fastest: neighbours in
+    # memory both times, with the transposition in between in registers.
     place = tl.arange(0, OUTPUTS * BLOCKS)
     inner = (column + place // BLOCKS) * blocks + block + place % BLOCKS
     is_inner = (column + place // BLOCKS < outputs) & (block + place % BLOCKS < blocks)

@@ -169,6 +169,8 @@ def make_plan(
     # Nothing may wrap around into 0 .. L - 1, and the two ends of the kernel may not overlap.
     points = max(_power_of_two(max(length + max(lags - 1, reverse_lags), lags + reverse_lags)), smallest)
     plans = [one_window(length, points, largest, device)]
+    # Overlap-save: of a window's results the first K - 1 and the last R wrap around and are dropped, so windows start
+    # ``step`` apart. Longer windows waste less of their products but take more for each number; the count decides.
     window = smallest
     while window <= largest:
         step = window - (lags - 1) - reverse_lags
@@ -191,6 +193,8 @@ def one_window(length: int, points: int, largest: int, device: torch.device) -> 
 
 def kept_columns(plan: Plan, frequencies: int) -> tuple[int, ...]:
     """The values of k3, a power of two of them from 16 on, that a spectrum's lowest frequencies need."""
+    # k = k1 + N1 (k2 + N2 k3): one k3 is a run of points / N3 frequencies, 0 .. F - 1 are at the first values, and
+    # their mirror images, the negative frequencies of a real kernel, at the last.
     n3 = plan.tile.factors[2]
     each = plan.points // n3
     low = (frequencies - 1) // each + 1

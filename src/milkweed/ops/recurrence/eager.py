@@ -37,6 +37,8 @@ def _scan(a: Tensor, x: Tensor, initial: Tensor) -> Tensor:
         padded = F.pad(tensor, (0, chunks * steps - length)).reshape(rows * chunks, steps)
         return padded.t().clone(memory_format=torch.contiguous_format)
 
+    # Up to √L chunks run side by side: first all of them from zero, which gives what each adds by itself and, with the
+    # product of its factors, the state before every chunk in turn; then once more from those states.
     decay, states = time_major(a), time_major(x)
     h = _chunk_starts(decay, states, initial)
     for decay_t, state_t in zip(decay.unbind(), states.unbind(), strict=True):
