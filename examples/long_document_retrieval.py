@@ -25,7 +25,7 @@ from milkweed.models import M2Bert
 from milkweed.tasks import Retrieval as RetrievalTask
 from milkweed.tasks.search import search_ndcg
 from milkweed.train.module import SequenceModule
-from milkweed.train.noise import quiet
+from milkweed.train.quiet_lightning import quiet
 
 
 def by_words(found: RetrievalSet, tokenizer, length: int) -> float:

@@ -96,7 +96,7 @@ def test_json_files_are_bounded(tmp_path):
     with pytest.raises(ValueError, match=r"x\.json has more than 50 bytes"):
         read_json_file(file, 50)
     file.write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"x\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"x\.json is not JSON"):
         read_json_file(file)
 
 

@@ -220,7 +220,8 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def table(monkeypatch):
     """The names as they are, put back afterwards."""
-    monkeypatch.setattr(_registry, "_classes", {kind: dict(known) for kind, known in _registry._classes.items()})
+    # Which imports what registers the library's own classes: a first import in a test would be lost with its names.
+    monkeypatch.setattr(_registry, "_classes", {kind: registered(kind) for kind in KINDS})
 
 
 def test_every_kind_is_read_in_another_process(saved):
@@ -403,6 +404,9 @@ class Bare(mw.structures.Diagonal):
         (("structure", "mine", nn.Linear), TypeError, "must be a subclass of milkweed.structures.StructuredMatrix"),
         (("structure", "mine", Bare), TypeError, "Bare must be a dataclass"),
         (("model", "mine", nn.Linear), TypeError, "must be a subclass of milkweed.models.Model"),
+        (("data", "mine", nn.Linear), TypeError, "must be a subclass of milkweed.data.SequenceData"),
+        (("data", "mine", mw.data.SequenceData), TypeError, "SequenceData is abstract .* define d_output, load"),
+        (("task", "mine", nn.Linear), TypeError, "must be a subclass of milkweed.tasks.Task"),
         (("config", "mine", nn.Linear), TypeError, "must be a subclass of milkweed.convert.LayerConfig"),
         (("config", "mine", Unnamed), TypeError, "must be a dataclass"),
         (("config", "mine", mw.MonarchConfig), TypeError, "MonarchConfig.name must be 'mine' too"),
@@ -494,6 +498,7 @@ def test_fields_of_configurations_that_are_no_whole_numbers(table):
 
 def test_what_the_library_registers():
     public = {"structure": mw.structures, "linear": mw.nn, "layer": mw.nn, "config": mw.nn, "model": mw.models}
+    public |= {"data": mw.data, "task": mw.tasks}
     for kind, room in public.items():
         own = {cls for cls in registered(kind).values() if cls.__module__.startswith("milkweed.")}
         assert own
@@ -515,3 +520,23 @@ def test_config_of_records(saved):
     assert json.loads(metadata["config"])["name"] == "mine.net"
     layers = json.loads(metadata["conversion"])[0]["layers"]
     assert layers == [{"name": "toeplitz", "bias": True, "reverse": True, "gain": 0.5}]
+
+
+def test_data_modules_and_tasks_have_the_names_of_their_classes(table):
+    class Waves(mw.data.Digits):
+        pass
+
+    class Guess(mw.tasks.Regression):
+        pass
+
+    class Unfinished(mw.data.SequenceData):
+        pass
+
+    class Digits(mw.data.Mnist):
+        pass
+
+    assert registered("data")["Waves"] is Waves
+    assert registered("task")["Guess"] is Guess
+    assert "Unfinished" not in registered("data")
+    assert registered("data")["Digits"] is mw.data.Digits
+    assert mw.register("data", "mine.digits", Digits) is registered("data")["mine.digits"]

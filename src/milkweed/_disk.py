@@ -1,4 +1,4 @@
-"""Full disks, told in one sentence, whoever met them first: Python, torch, safetensors or an image library."""
+"""Full disks, reported in one sentence, whether Python, torch, safetensors or an image library meets them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,7 @@ _PROBE = 2**20
 
 
 class DiskFullError(OSError):
-    """A file could not be written for want of space; what it was to replace is as before.
-
-    Args:
-        code: Number of the system's error.
-        path: The file.
-        needed: Bytes that it needs, if known.
-        kept: A sentence on what has been saved earlier, if there is something.
-    """
+    """A file could not be written for want of space; ``kept`` is a sentence on what has been saved earlier, if any."""
 
     def __init__(self, code: int, path: str | os.PathLike[str], needed: int | None = None, kept: str = "") -> None:
         super().__init__(code, os.strerror(code), os.fspath(path))
@@ -49,30 +42,15 @@ class DiskFullError(OSError):
 
 
 def megabytes(count: int) -> str:
-    """Write a number of bytes for people.
-
-    Args:
-        count: Bytes.
-
-    Returns:
-        For example ``1.5 MB``.
-    """
+    """Write a number of bytes for people: ``1.5 MB``."""
     return f"{count / 1e6:,.1f} MB"
 
 
 def full_disk(error: BaseException, path: Path, written: Path | None) -> DiskFullError | None:
-    """Find out whether a failure to write came from a full disk.
+    """The error to raise where a failure to write came from a full disk; None for any other failure.
 
     torch and image libraries report it in words of their own, without the system's number. Then a little more is
-    written to the unfinished file, which tells.
-
-    Args:
-        error: What was raised.
-        path: The file that was to be written.
-        written: The unfinished file, if there is one; it may grow.
-
-    Returns:
-        The error to raise in its place; None for any other failure.
+    written to the unfinished file, where there is one: that fails too if the disk is full.
     """
     if isinstance(error, DiskFullError):
         return error

@@ -24,20 +24,11 @@ class UnsafeFileError(ValueError):
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that takes its place when the block ends well.
+    """Give a temporary path beside ``path``, with its suffix, that takes its place when the block ends well.
 
     The folder of ``path`` is created if needed. If the block raises, ``path`` is as it was before and the temporary
     file is gone. No link is followed: the temporary file is new, under a name that cannot be foreseen, and where
     ``path`` is a link, the link is replaced and what it points to stays.
-
-    Args:
-        path: The file to write or replace.
-
-    Yields:
-        A path in the same folder, with the same suffix, to write to.
-
-    Raises:
-        DiskFullError: The disk is full, whatever the block made of it.
     """
     path, temporary = Path(path), None
     try:
@@ -61,25 +52,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def inside(folder: str | os.PathLike[str], name: object) -> Path:
-    """Make a path of a name that a file holds, which is no path before that.
+    """Make a path of a name that a file in a folder holds, its parts divided by ``/``.
 
     Links are followed only as far as they stay in the folder, or where the hub's cache puts them: a file of
-    ``snapshots/REVISION`` is a link to one in ``blobs``.
-
-    Args:
-        folder: The folder that the name is relative to.
-        name: As the file has it, its parts divided by ``/``.
-
-    Returns:
-        The path, which need not exist.
-
-    Raises:
-        UnsafeFileError: It is no name, is absolute, has a part ``..``, or would leave the folder through a link.
+    ``snapshots/REVISION`` is a link to one in ``blobs``. Any other name is an `UnsafeFileError`; the path need not
+    exist.
     """
     folder = Path(folder)
     where = f"the name {name!r}, which a file of {folder} holds,"
     if not isinstance(name, str) or not name or "\0" in name:
-        raise UnsafeFileError(f"{where} is no name of a file; expected one such as '1_Pooling'")
+        raise UnsafeFileError(f"{where} is not the name of a file; expected one such as '1_Pooling'")
     # A backslash or a drive divides parts on Windows alone: such names mean different files on different machines.
     strange = "\\" in name or re.match(r"[A-Za-z]:", name) is not None
     if strange or name.startswith("/") or ".." in PurePosixPath(name).parts:
@@ -91,15 +73,7 @@ def inside(folder: str | os.PathLike[str], name: object) -> Path:
 
 
 def stays_inside(folder: Path, path: Path) -> bool:
-    """Tell whether a path leads out of a folder through a link.
-
-    Args:
-        folder: The folder.
-        path: A path that begins with it.
-
-    Returns:
-        Whether what it leads to lies in the folder, or where the hub's cache keeps the folder's files.
-    """
+    """Whether a path leads to a place in its folder, or to where the hub's cache keeps the folder's files."""
     home, found = folder.resolve(), path.resolve()
     if found.is_relative_to(home):
         return True
@@ -107,18 +81,7 @@ def stays_inside(folder: Path, path: Path) -> bool:
 
 
 def read_json_file(file: Path, most: int = LARGEST_JSON) -> Any:
-    """Read a JSON file that others wrote.
-
-    Args:
-        file: The file.
-        most: Bytes that it may have.
-
-    Returns:
-        The value.
-
-    Raises:
-        ValueError: It is larger, no UTF-8, no JSON, nested too deeply, or has a key twice; the file is named.
-    """
+    """Read a JSON file that others wrote, of a bounded size; a ValueError names the file."""
     with file.open("rb") as opened:
         content = opened.read(most + 1)
     if len(content) > most:
@@ -126,18 +89,11 @@ def read_json_file(file: Path, most: int = LARGEST_JSON) -> Any:
     try:
         return _json.read(content.decode("utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
+        raise ValueError(f"{file} is not JSON: {error}") from error
 
 
 def check_unpacked_size(file: str | os.PathLike[str]) -> None:
-    """Refuse a zip archive that unpacks to more than it is; files that ``torch.save`` writes are not compressed.
-
-    Args:
-        file: A file; one that is no archive passes.
-
-    Raises:
-        ValueError: It unpacks to more.
-    """
+    """Refuse a zip archive that unpacks to more than it is; files that ``torch.save`` writes are not compressed."""
     if not zipfile.is_zipfile(file):
         return
     with zipfile.ZipFile(file) as archive:

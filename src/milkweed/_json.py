@@ -1,4 +1,4 @@
-"""JSON in which every key stands once, and texts are texts: what the parser would take without a word is refused."""
+"""JSON in which every key stands once and texts are whole: what the parser alone would accept is refused."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class DoubledKeyError(ValueError):
-    """An object has one key twice.
-
-    Args:
-        key: The key.
-    """
+    """An object has one key twice."""
 
     def __init__(self, key: str) -> None:
         super().__init__(f"the key {key!r} is there twice")
@@ -23,18 +19,7 @@ class DoubledKeyError(ValueError):
 
 
 def read(text: str | bytes) -> Any:
-    """Read a text as JSON.
-
-    Args:
-        text: The text.
-
-    Returns:
-        The value.
-
-    Raises:
-        DoubledKeyError: An object has one key twice.
-        json.JSONDecodeError: It is no JSON, nested too deeply, has a number of too many digits, or half a character.
-    """
+    """Read a text as JSON; refused are doubled keys, deep nesting, numbers of many digits, and half characters."""
     try:
         found = json.loads(text, object_pairs_hook=_once)
         if _HALF.search(text if isinstance(text, str) else text.decode()):
@@ -43,7 +28,7 @@ def read(text: str | bytes) -> Any:
         raise json.JSONDecodeError("nested too deeply", "", 0) from None
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
-        raise json.JSONDecodeError(f"{half} is half a character, without its other half", "", 0) from None
+        raise json.JSONDecodeError(f"{half} is one half of a character, without the other", "", 0) from None
     except (DoubledKeyError, json.JSONDecodeError):
         raise
     except ValueError:  # Python's limit for whole numbers

@@ -9,15 +9,7 @@ from typing import Any
 
 
 def lazy(package: str, names: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make a package's ``__getattr__`` and ``__dir__``.
-
-    Args:
-        package: The package's ``__name__``.
-        names: The names that it offers, by the module within it that holds them; a module is offered too.
-
-    Returns:
-        The two functions.
-    """
+    """Make a package's ``__getattr__`` and ``__dir__`` for names by the module that holds them, and for the modules."""
     homes = {name: module for module, held in names.items() for name in held}
 
     def find(name: str) -> Any:

@@ -23,6 +23,8 @@ KINDS = {
     "layer": "milkweed.nn",
     "config": "milkweed.nn",
     "model": "milkweed.models",
+    "data": "milkweed.data",
+    "task": "milkweed.tasks",
 }
 _NAME = re.compile(r"\w[\w.-]*")
 _lock = threading.RLock()
@@ -53,8 +55,9 @@ def register(kind: str, name: str | None = None, cls: type | None = None) -> Any
             `milkweed.nn.StructuredLinear`. ``"layer"``: a layer on (B, L, d_model), called as
             ``layer(u, lengths=lengths)`` and made from ``d_model`` and plain options, or a
             `milkweed.nn.filters.Filter`, which gets a `milkweed.nn.SequenceLayer` around it. ``"config"``: a
-            `milkweed.convert.LayerConfig`. ``"model"``: a `milkweed.models.Model`, which has the name of its
-            class from the start, unless that is taken.
+            `milkweed.convert.LayerConfig`. ``"model"``, ``"data"``, ``"task"``: a `milkweed.models.Model`, a
+            `milkweed.data.SequenceData` and a `milkweed.tasks.Task`, which have the names of their classes from the
+            start, unless these are taken.
         name: Letters, digits, ``_``, ``-`` and dots. By default the class's own ``name``, or else that of the class.
         cls: The class; left out, this is a decorator.
 
@@ -112,10 +115,6 @@ def register_if_free(kind: str, cls: type) -> None:
     """Register a class under its own name, if it is no abstract one and the name is free.
 
     A name that another class has stays with that one: files that name it must go on meaning it.
-
-    Args:
-        kind: What it is.
-        cls: The class.
     """
     if inspect.isabstract(cls):
         return
@@ -126,12 +125,7 @@ def register_if_free(kind: str, cls: type) -> None:
 
 
 def requires(kind: str, check: Callable[[type, str], None]) -> None:
-    """Say what a class must be to be registered.
-
-    Args:
-        kind: The kind.
-        check: Called with each class and its name, also those registered before; raises TypeError or ValueError.
-    """
+    """Say what a class of a kind must be: ``check`` raises for others, of those registered before too."""
     with _lock:
         _checks[kind] = check
         for name, cls in _classes[kind].items():
@@ -139,19 +133,7 @@ def requires(kind: str, check: Callable[[type, str], None]) -> None:
 
 
 def find(kind: str, name: object, argument: str) -> Any:
-    """Look a name up.
-
-    Args:
-        kind: What it names.
-        name: The name; from a file it may be anything.
-        argument: Where it stands, for messages.
-
-    Returns:
-        The class.
-
-    Raises:
-        ValueError: Nothing of the kind has the name.
-    """
+    """The class of a name, which from a file may be anything; ``argument`` says where it stands, for messages."""
     known = registered(kind)
     if not isinstance(name, str) or name not in known:
         raise ValueError(
@@ -162,18 +144,7 @@ def find(kind: str, name: object, argument: str) -> Any:
 
 
 def name_of(kind: str, cls: type) -> str:
-    """Find the name to write for a class.
-
-    Args:
-        kind: What it is.
-        cls: The class.
-
-    Returns:
-        The last name it was given.
-
-    Raises:
-        TypeError: It has none.
-    """
+    """The name to write for a class, the last one that it was given."""
     known = registered(kind)
     for name, found in reversed(known.items()):
         if _same(found, cls):
@@ -187,14 +158,7 @@ def name_of(kind: str, cls: type) -> str:
 
 
 def registered(kind: str) -> dict[str, Any]:
-    """List all names of a kind.
-
-    Args:
-        kind: The kind.
-
-    Returns:
-        Classes by name, in the order of their registration.
-    """
+    """All classes of a kind by name, in the order of their registration."""
     importlib.import_module(KINDS[kind])
     with _lock:
         return dict(_classes[kind])

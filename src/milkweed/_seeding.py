@@ -7,24 +7,12 @@ import torch
 
 
 def derived_seed(seed: int, *keys: int) -> int:
-    """Mix a seed with keys (epoch, step, rank, …) into a new, well-spread seed.
-
-    Args:
-        seed: The run's seed, zero or larger.
-        *keys: Whole numbers, zero or larger; another order gives another seed.
-
-    Returns:
-        An integer in [0, 2³²).
-    """
+    """Mix a seed with keys (epoch, step, rank, …), all zero or larger, into a well-spread one in [0, 2³²)."""
     return int(np.random.SeedSequence([seed, *keys]).generate_state(1)[0])
 
 
 def seed_generators(seed: int) -> None:
-    """Seed the global generators of Python, numpy and torch (all devices).
-
-    Args:
-        seed: An integer in [0, 2³²).
-    """
+    """Seed the global generators of Python, numpy and torch (all devices) by an integer in [0, 2³²)."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -7,16 +7,7 @@ from collections.abc import Iterable
 
 
 def unknown(kind: str, given: object, known: Iterable[str]) -> str:
-    """Say that a name is not known, and which one was probably meant.
-
-    Args:
-        kind: What the name stands for, e.g. ``"init"``.
-        given: The name as given.
-        known: All names that would do.
-
-    Returns:
-        ``init='leg' is unknown; did you mean 'legs'? Known: inv, legs, lin``.
-    """
+    """Say ``init='leg' is unknown; did you mean 'legs'? Known: inv, legs, lin`` of a name that is not known."""
     names = sorted(known)
     near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."

@@ -1,4 +1,4 @@
-"""Tensors in a safetensors file whose bytes depend on nothing but what it holds."""
+"""Safetensors files whose bytes depend only on what they hold."""
 
 from __future__ import annotations
 
@@ -26,15 +26,7 @@ def write_tensors(
 
     safetensors sorts the tensors itself, but writes the metadata in the order of a hash table that differs from process
     to process. The header is therefore sorted afterwards, in place: the same entries take the same room, and the
-    tensors are neither moved nor copied.
-
-    Args:
-        tensors: Contiguous tensors by name, none sharing memory with another.
-        path: The file to write.
-        metadata: Texts by name.
-
-    Raises:
-        RuntimeError: safetensors writes headers in another form than this function knows.
+    tensors are neither moved nor copied. Tensors must be contiguous, none sharing memory with another.
     """
     save_file(dict(tensors), path, None if metadata is None else dict(metadata))
     with open(path, "r+b") as file:
@@ -56,15 +48,8 @@ def write_tensors(
 def read_safetensors_header(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what a safetensors file says about its tensors, and nothing of them.
 
-    Args:
-        file: A file.
-
-    Returns:
-        ``{"dtype": ..., "shape": ..., "data_offsets": ...}`` by name, and the metadata under ``__metadata__``. Whether
-        they fit the file is for safetensors to check.
-
-    Raises:
-        ValueError: The header is truncated, larger than `LARGEST_HEADER`, no JSON, or has a name twice.
+    That is ``{"dtype": ..., "shape": ..., "data_offsets": ...}`` by name, and the metadata under ``__metadata__``.
+    safetensors checks whether they fit the file.
     """
     with open(file, "rb") as opened:
         start = opened.read(_LENGTH.size)

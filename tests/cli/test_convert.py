@@ -207,14 +207,14 @@ def test_overwriting_replaces_only_what_the_command_wrote(folder, capsys):
         (["pickled", "--out", "x"], "only as pickles (pytorch_model.bin), which can run code"),
         (["cut", "--out", "x"], "is corrupt or truncated"),
         (["strange", "--out", "x"], "code that comes with a model is not run"),
-        (["other", "--out", "x"], "names the architecture 'NoSuchModel', which is no model of transformers"),
+        (["other", "--out", "x"], "names the architecture 'NoSuchModel', which is not a model of transformers"),
         (["bert", "--out", "bert/converted"], "overlaps with the model that is read"),
         (["bert", "--out", "text.txt"], "is a file; choose a new folder"),
         (["bert", "--out", "text.txt/x"], "cannot be written"),
         (["bert", "--out", "."], "cannot be put in place as a whole"),
         (["bert", "--out", "x", "--calibrate", "no.txt"], "--calibrate no.txt does not exist"),
         (["bert", "--out", "x", "--calibrate", "blank.txt"], "--calibrate blank.txt is empty"),
-        (["bert", "--out", "x", "--calibrate", "binary.txt"], "is no UTF-8 text"),
+        (["bert", "--out", "x", "--calibrate", "binary.txt"], "is not UTF-8 text"),
         (["bert", "--out", "x", "--calibrate", "zeros.txt"], "holds binary data"),
         (["untold", "--out", "x", "--calibrate", "text.txt"], "untold has no tokenizer that transformers can read"),
         (["bert", "--out", "x", "--layers", "re:.*dens"], "--layers: rule 're:.*dens' matches none of the 13"),
@@ -296,7 +296,7 @@ def test_names_on_the_hub_are_downloaded(folder, capsys, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     convert("someone/bert", "--out", "out")
-    assert "the hub did not give it (no such model)" in refused(["someone/nothing", "--out", "x"], capsys)
+    assert "the hub did not provide it (no such model)" in refused(["someone/nothing", "--out", "x"], capsys)
     assert asked == ["someone/bert", "someone/nothing"]
 
 
@@ -414,7 +414,7 @@ def test_a_model_that_would_not_run_is_not_written(folder, capsys, monkeypatch):
         ({"hidden_size": "x"}, "bert/config.json"),
         ({"num_attention_heads": 5}, "bert/config.json"),
         ({"num_hidden_layers": 10**8}, "has 100000000 layers, but only 39 tensors are stored beside it"),
-        ("[" * 100_000, "is no JSON: nested too deeply"),
+        ("[" * 100_000, "is not JSON: nested too deeply"),
         ("[]", "must hold a JSON object; got a list"),
     ],
 )

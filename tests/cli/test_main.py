@@ -32,7 +32,7 @@ def refused(arguments, capsys):
         ),
         (["train", "digits", "--data.batch_size", "5000"], "batch_size=5000 exceeds the 1258 training samples"),
         (["train", "digits", "--resume", "no.ckpt"], "checkpoint no.ckpt does not exist"),
-        (["train", "smnist", "--data.root", "nowhere"], "data.root=nowhere is no folder"),
+        (["train", "smnist", "--data.root", "nowhere"], "data.root=nowhere is not a folder"),
         (
             ["train", "digits", "--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "7"],
             "divide",
@@ -50,7 +50,7 @@ def refused(arguments, capsys):
         (["train", "digits", "--trainer.densify"], "trainer.densify=True must be null or options such as {at: 0.9}"),
         (["train", "digits", "--trainer.densify.att", "1"], "did you mean --trainer.densify.at?"),
         (["train", "digits", "--trainer.densify.at", "1"], "densify.at=1 must be a fraction of all steps"),
-        (["evaluate", "nowhere"], "nowhere is no run"),
+        (["evaluate", "nowhere"], "nowhere is not a run"),
         (["inspect", "digits", "--levels", "x"], "invalid int value"),
     ],
 )
@@ -92,7 +92,7 @@ def test_unwritable_run_folder_is_refused_first(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     # The missing data would be found only later.
     message = refused(["train", "smnist", "--data.root", "nowhere", "--out", str(tmp_path / "file")], capsys)
-    assert "is a file; choose another --out" in message
+    assert "is a file; choose another folder" in message
 
 
 def test_failure_at_the_first_step_leaves_nothing(tmp_path, capsys, monkeypatch):

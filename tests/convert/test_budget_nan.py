@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from milkweed.convert.budget import choose_within
+from milkweed.convert.budget_search import choose_within
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

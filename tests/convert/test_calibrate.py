@@ -8,9 +8,9 @@ from tests.convert.families import batches, build, output
 from torch import nn
 
 import milkweed as mw
-from milkweed.convert.budget import choose_within
-from milkweed.convert.calibrate import Calibration
-from milkweed.convert.configs import BlockDiagonalConfig, LowRankConfig
+from milkweed.convert.budget_search import choose_within
+from milkweed.convert.input_moments import Calibration
+from milkweed.nn.structured_linear import BlockDiagonalConfig, LowRankConfig
 
 
 def network(bias=True):

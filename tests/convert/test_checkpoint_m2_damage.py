@@ -55,7 +55,7 @@ def test_what_is_no_state_dict(state):
             TypeError, match=r"state must be tensors by name; got .*; read files with read_m2_checkpoint"
         ):
             load_m2_bert(given)
-    with pytest.raises(ValueError, match="1 is no name of a tensor"):
+    with pytest.raises(ValueError, match="1 is not the name of a tensor"):
         load_m2_bert(state | {1: torch.zeros(1)})
 
 

@@ -234,7 +234,7 @@ class TestTransformers:
     )
     def test_code_of_a_folder_never_runs(self, tmp_path, monkeypatch, variable):
         from milkweed._files import UnsafeFileError
-        from milkweed.convert.hub import files as hub_files
+        from milkweed.convert.hub import transformers_files
         from milkweed.data.tokenizers import load_tokenizer
 
         if variable:
@@ -246,7 +246,7 @@ class TestTransformers:
             tokenizer_config={"tokenizer_class": "C", "auto_map": auto},
         )
         monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 10))
-        for read in (mw.load_pretrained, hub_files.read_config, hub_files.read_tokenizer):
+        for read in (mw.load_pretrained, transformers_files.read_config, transformers_files.read_tokenizer):
             with pytest.raises(ValueError, match="holds code of its own, which is not run"):
                 read(folder)
         with pytest.raises(UnsafeFileError, match=r"data\.tokenizer=.* holds code of its own"):
@@ -257,34 +257,34 @@ class TestTransformers:
     @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
     @pytest.mark.parametrize("value", ["owner/kernel", {"": "owner/kernel@v1"}])
     def test_kernels_of_the_hub_are_code_too(self, tmp_path, key, value):
-        from milkweed.convert.hub import files as hub_files
+        from milkweed.convert.hub import transformers_files
 
         self.folder(tmp_path, "BertModel", **{key: value})
         with pytest.raises(ValueError, match=f"asks for {key}='owner/kernel.*code on the hub, which is not run"):
-            hub_files.read_config(tmp_path)
+            transformers_files.read_config(tmp_path)
 
     def test_an_adapter_does_not_send_the_reader_elsewhere(self, tmp_path):
-        from milkweed.convert.hub import files as hub_files
+        from milkweed.convert.hub import transformers_files
 
         (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/elsewhere"}))
         with pytest.raises(ValueError, match="holds an adapter of PEFT"):
-            hub_files.read_config(tmp_path)
+            transformers_files.read_config(tmp_path)
 
     def test_an_adapter_beside_a_model_is_neither_added_nor_passed_over(self, tmp_path):
         import transformers
 
-        from milkweed.convert.hub import files as hub_files
+        from milkweed.convert.hub import transformers_files
 
         self.folder(tmp_path, "BertModel")
         (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/elsewhere"}))
         with pytest.raises(ValueError, match=r"adapter of PEFT \(adapter_config.json\) beside a model; merge"):
-            hub_files.read_model(transformers.BertModel, tmp_path)
+            transformers_files.read_model(transformers.BertModel, tmp_path)
 
     @pytest.mark.parametrize("shard", ["../x.safetensors", "/x.safetensors", "a/../../x.safetensors"])
     def test_shards_lie_in_their_folder(self, tmp_path, shard):
         import transformers
 
-        from milkweed.convert.hub import files as hub_files
+        from milkweed.convert.hub import transformers_files
 
         (tmp_path / "m").mkdir()
         self.folder(tmp_path / "m", "BertModel")
@@ -293,23 +293,23 @@ class TestTransformers:
         index = tmp_path / "m/model.safetensors.index.json"
         index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": shard}}))
         for read in (
-            lambda folder: hub_files.weight_files(folder),
-            lambda folder: hub_files.read_model(transformers.BertModel, folder),
+            lambda folder: transformers_files.weight_files(folder),
+            lambda folder: transformers_files.read_model(transformers.BertModel, folder),
         ):
             with pytest.raises(ValueError, match="leaves that folder"):
                 read(tmp_path / "m")
         index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": "x.safetensors"}}))
-        assert hub_files.weight_files(tmp_path / "m") == [tmp_path / "m/x.safetensors"]
+        assert transformers_files.weight_files(tmp_path / "m") == [tmp_path / "m/x.safetensors"]
 
     def test_a_tokenizer_file_elsewhere(self, tmp_path):
-        from milkweed.convert.hub import files as hub_files
+        from milkweed.convert.hub import transformers_files
 
         (tmp_path / "secret.json").write_text("{}")
         folder = tmp_path / "t"
         folder.mkdir()
         (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_file": str(tmp_path / "secret.json")}))
         with pytest.raises(ValueError, match="leaves that folder"):
-            hub_files.read_tokenizer(folder)
+            transformers_files.read_tokenizer(folder)
 
 
 class TestSavingOverTheDenseFolder:

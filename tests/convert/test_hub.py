@@ -7,7 +7,7 @@ import torch
 
 import milkweed as mw
 from milkweed.cli.convert.flags import as_typed
-from milkweed.convert.hub.progress import FolderError, Progress
+from milkweed.convert.hub.conversion_progress import FolderError, Progress
 
 transformers = pytest.importorskip("transformers")
 
@@ -112,7 +112,7 @@ def test_warnings_are_pythons_where_nobody_listens(folder):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        (("none", "out"), {}, FolderError, "none is no folder here|none does not exist"),
+        (("none", "out"), {}, FolderError, "none is not a folder here|none does not exist"),
         (("bert", "bert/x"), {}, FolderError, "out .* overlaps with the model that is read"),
         (("bert", "full"), {}, FolderError, "out='.*full' is not empty; .*, or replace it with overwrite=True"),
         (("bert", "full"), {"overwrite": True}, FolderError, "overwrite=True replaces only what convert_folder wrote"),

@@ -12,7 +12,7 @@ from torch import nn
 import milkweed as mw
 from benchmarks.case import Work
 from benchmarks.footprint import peak_extra_bytes
-from milkweed.convert.calibrate import Calibration, InputMoments
+from milkweed.convert.input_moments import Calibration, InputMoments
 
 WIDE = 1536
 # Runs the command while a thread looks at how much memory is not mapped from files, as the dense weights are.

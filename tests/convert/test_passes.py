@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import milkweed as mw
-from milkweed.convert.calibrate import Calibration
+from milkweed.convert.input_moments import Calibration
 from milkweed.convert.passes.base import Draft, Pass
 from milkweed.convert.passes.budget import WithinBudget
 from milkweed.convert.passes.calibrate import Calibrate

@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import milkweed as mw
-from milkweed.convert.calibrate import Calibration
-from milkweed.convert.configs import BlockDiagonalConfig, LowRankConfig
-from milkweed.convert.hidden_order import assign, best_order, grouped_units
-from milkweed.convert.passes.order import find_pairs, hidden_orders, is_free, reordered
+from milkweed.convert.hidden_order import assign, best_order
+from milkweed.convert.input_moments import Calibration
+from milkweed.convert.passes.order import find_feed_forwards, hidden_orders, is_free, reordered
 from milkweed.convert.sites import find_sites
 from milkweed.nn import BlockDiagonalLinear, MonarchLinear
+from milkweed.nn.structured_linear import BlockDiagonalConfig, LowRankConfig
 
 
 class FeedForward(nn.Module):
@@ -61,7 +61,7 @@ def orders_for(model, config, data):
 def test_every_family_stays_the_same(family):
     model, data = build(family), batches(family, 2, padded=family != "vit")
     sites = sites_of(model)
-    pairs = find_pairs(sites, everywhere(sites, mw.MonarchConfig(2)))
+    pairs = find_feed_forwards(sites, everywhere(sites, mw.MonarchConfig(2)))
     assert len(pairs) == 2
     assert {len(pair.makers) for pair in pairs} == {2 if family == "llama" else 1}
     before = {name: site.module for name, site in sites.items()}
@@ -146,7 +146,7 @@ def test_an_order_that_does_not_help_is_not_taken():
     assert orders == {}
     _, _, orders = orders_for(model, {"fc1": mw.MonarchConfig(4), "fc2": LowRankConfig(4)}, data)
     assert orders == {}
-    assert find_pairs(sites, {"fc1": mw.MonarchConfig(4)}) == []
+    assert find_feed_forwards(sites, {"fc1": mw.MonarchConfig(4)}) == []
 
 
 def cumulate(x):
@@ -192,7 +192,7 @@ def test_activations_that_tell_units_apart_are_found(activation, free, dtype):
     torch.manual_seed(0)
     model = FeedForward(16, 32, activation).to(dtype)
     sites = sites_of(model)
-    (pair,) = find_pairs(sites, everywhere(sites, mw.MonarchConfig(4)))
+    (pair,) = find_feed_forwards(sites, everywhere(sites, mw.MonarchConfig(4)))
     data = [x.to(dtype) for x in inputs(16)]
     assert is_free(model, pair, sites, data[0]) == free
     assert sites_of(model)["fc1"].module is sites["fc1"].module
@@ -213,7 +213,7 @@ def test_a_pair_that_the_batch_does_not_reach_is_left_alone():
     model = nn.ModuleDict({"mlp": FeedForward(16, 32)})
     model.forward = lambda x: x + 1
     sites = sites_of(model)
-    (pair,) = find_pairs(sites, everywhere(sites, mw.MonarchConfig(4)))
+    (pair,) = find_feed_forwards(sites, everywhere(sites, mw.MonarchConfig(4)))
     assert not is_free(model, pair, sites, inputs(16)[0])
 
 
@@ -228,7 +228,7 @@ def test_layers_reached_twice_tied_hooked_or_of_other_sizes_are_no_pair():
     packed.fc2 = nn.Linear(32, 16)
     for model in (twice, tied, hooked, packed):
         sites = {name: site for name, site in sites_of(model).items() if site.obstacle is None}
-        assert find_pairs(sites, everywhere(sites, mw.MonarchConfig(4))) == []
+        assert find_feed_forwards(sites, everywhere(sites, mw.MonarchConfig(4))) == []
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 6, 36])
@@ -252,8 +252,8 @@ def test_the_best_order_of_many_blocks_is_one():
     torch.manual_seed(0)
     weight, covariance = torch.randn(61, 53, dtype=torch.float64), torch.eye(53, dtype=torch.float64)
     energy = float(weight.square().sum())
-    rows = grouped_units(mw.MonarchConfig(7, rank=1), weight, covariance, energy, rows=True)
-    columns = grouped_units(mw.MonarchConfig(5), weight.T, torch.eye(61, dtype=torch.float64), energy, rows=False)
+    rows = mw.MonarchConfig(7, rank=1).hidden_units(weight, covariance, energy, rows=True)
+    columns = mw.MonarchConfig(5).hidden_units(weight.T, torch.eye(61, dtype=torch.float64), energy, rows=False)
     assert torch.equal(best_order([rows, columns]).sort().values, torch.arange(61))
     assert torch.equal(best_order([rows, columns]), best_order([rows, columns]))
 
@@ -343,7 +343,7 @@ def test_a_budget_may_keep_one_layer_of_a_pair_dense():
 
 
 def test_memory_of_the_calibration_may_be_bounded(monkeypatch):
-    monkeypatch.setattr("milkweed.convert.calibrate._LEAST_MEMORY", 8 * 64**2)
+    monkeypatch.setattr("milkweed.convert.input_moments._LEAST_MEMORY", 8 * 64**2)
     model, data = FeedForward(24, 64), inputs(24)
     bounded = mw.plan_conversion(model, mw.MonarchConfig(4), data, permute=True)
     monkeypatch.undo()

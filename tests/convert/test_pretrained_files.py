@@ -53,7 +53,7 @@ MALFORMED = [
     ({"names": "0"}, r"\['names'\] in .* must be a list of one or more; got '0'"),
     ({"names": [3]}, r"\['names'\]\[0\] in .* must be a string; got 3"),
     ({"names": ["0", "nope.a"]}, "do not fit its config: .*nope"),
-    ({"names": ["1"]}, "do not fit its config: '1' is a ReLU, no linear layer"),
+    ({"names": ["1"]}, "do not fit its config: '1' is a ReLU, not a linear layer"),
     ({"in_features": float("inf")}, r"\['in_features'\] in .* must be a whole number from 1 to 2147483648; got inf"),
     ({"in_features": 10**18}, "must be a whole number"),
     ({"in_features": True}, "must be a whole number"),
@@ -200,7 +200,7 @@ class TestSaving:
             def get_extra_state(self):
                 return {"a": 1}
 
-        with pytest.raises(TypeError, match="'_extra_state' is a dict, no tensor"):
+        with pytest.raises(TypeError, match="'_extra_state' is a dict, not a tensor"):
             mw.save_pretrained(Extra(2, 2), tmp_path)
 
     def test_a_path_that_is_none(self):
@@ -371,3 +371,23 @@ def test_a_tensor_with_three_names(tmp_path):
     loaded = mw.load_pretrained(tmp_path, into=tied(2))
     assert same(model, loaded)
     assert loaded[0].weight is loaded[1].weight is loaded[2].weight
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_eight_bits_are_refused_when_they_are_read(dtype, own, tmp_path):
+    model = network() if own else mw.models.SequenceModel(1, 10, d_model=8, depth=1)
+    file = mw.save_pretrained(model, tmp_path)
+    with safe_open(file, "pt") as stored:
+        metadata = stored.metadata()
+    tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in load_file(file).items()}
+    save_file(tensors, file, metadata)
+    with pytest.raises(ValueError, match=rf"{file.name} .*'.*' is {dtype}, in the model torch.float32; .* bfloat16"):
+        mw.load_pretrained(tmp_path, into=network() if own else None)
+
+
+def test_layers_of_eight_bits_are_not_converted():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64).to(torch.float8_e4m3fn))
+    with pytest.raises(TypeError, match=r"layer '1' cannot be converted: its weight is .*float8_e4m3fn.*'1': None"):
+        mw.plan_conversion(model, mw.MonarchConfig(4))
+    assert [line.name for line in mw.convert_(model, {"0": mw.MonarchConfig(4)}).converted] == ["0"]

@@ -160,7 +160,7 @@ def test_under_a_budget_too_small_and_useless_candidates_are_none():
     report = mw.plan_conversion(model, None, batches, parameters=0.99, candidates=candidates, tokens=None).report
     assert [line.layer for line in report.layers[2:]] == [None, None]
     assert report.layers[0].layer is None
-    assert {line.reason for line in report.layers if not line.layer} == {"no candidate fits it and saves anything"}
+    assert {line.reason for line in report.layers if not line.layer} == {"no candidate that fits it saves anything"}
     assert report.converted
     with pytest.raises(ValueError, match="none of the candidates fits layer '2'"):
         mw.plan_conversion(model, {"2": candidates[0]}, batches, parameters=0.9, candidates=candidates)

@@ -117,9 +117,9 @@ def test_blank_lines_of_any_kind_are_no_rows(tmp_path):
 @pytest.mark.parametrize("value", [5, 0.5, ["a"], True])
 def test_a_column_of_something_else_is_refused(tmp_path, value):
     write_rows(tmp_path / "train.jsonl", ["a", value])
-    with pytest.raises(ValueError, match=r"train\.jsonl: row 2 has text=.*; expected text, .*; --data.column names"):
+    with pytest.raises(ValueError, match=r"train\.jsonl: row 2 has text=.*; expected text, .*; data.column names"):
         documents(open_corpora(str(tmp_path), "text")["train"])
-    with pytest.raises(ValueError, match=r"train\.jsonl: row 1 lacks words; it has text; --data.column names"):
+    with pytest.raises(ValueError, match=r"train\.jsonl: row 1 lacks words; it has text; data.column names"):
         documents(open_corpora(str(tmp_path), "words")["train"])
 
 

@@ -39,7 +39,7 @@ def test_batches_have_the_promised_shapes():
 
 def test_batch_sizes_are_checked_against_data_and_processes():
     data = Digits(batch_size=7)
-    with pytest.raises(ValueError, match=r"batch_size=7 .* 2 of them; use e\.g\. --data\.batch_size 6"):
+    with pytest.raises(ValueError, match=r"batch_size=7 .* 2 of them; use e\.g\. data\.batch_size=6"):
         data.check_processes(2)
     with pytest.raises(ValueError, match="batch_size=64 exceeds the 10 training samples"):
         Digits(limit=10).train_dataloader()

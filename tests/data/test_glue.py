@@ -103,7 +103,7 @@ def test_classes_may_be_named_and_another_split_tested(tokenizer, tmp_path):
     [
         ("stsb", "5.5", r"train split has the label '5\.5', expected a number from 0 to 5; clean it"),
         ("stsb", "much", "has the label 'much', expected a number"),
-        ("rte", "2", r"label '2', expected 0 … 1 or entailment, not_entailment; clean it, or use another --data\.task"),
+        ("rte", "2", r"label '2', expected 0 … 1 or entailment, not_entailment; clean it, or use another data\.task"),
         ("rte", "0.5", r"label '0\.5'"),
         ("rte", "-1", "it has no labels; drop such rows"),
     ],
@@ -119,7 +119,7 @@ def test_what_is_missing_is_named(tokenizer, tmp_path):
         make(source, tokenizer).setup()
     with pytest.raises(ValueError, match="lacks question1, question2: its first row is sentence1, sentence2, label"):
         make(source, tokenizer, "qqp").setup()
-    with pytest.raises(ValueError, match="task='sts' is none of GLUE's: cola, sst2"):
+    with pytest.raises(ValueError, match="task='sts' is not a task of GLUE: cola, sst2"):
         make(source, tokenizer, "sts")
     write(tmp_path, "stsb")
     with pytest.raises(FileNotFoundError, match="holds no tokenizer"):

@@ -153,7 +153,7 @@ def test_bad_options_are_refused(make, tmp_path, folder):
     with pytest.raises(ValueError, match="vocabulary_size=0 must be at least 1"):
         make(vocabulary_size=0)
     with pytest.raises(
-        ValueError, match=r"vocabulary_size=30 is too small: data.tokenizer=.* use --data.vocabulary_size"
+        ValueError, match=r"vocabulary_size=30 is too small: data.tokenizer=.* use data.vocabulary_size="
     ):
         make(tokenizer=str(folder / "tokenizer"), vocabulary_size=30).setup()
     maskless = train_tokenizer(story(100), 80)
@@ -166,11 +166,11 @@ def test_bad_options_are_refused(make, tmp_path, folder):
 def test_bad_texts_are_refused(make, tmp_path):
     (tmp_path / "short.txt").write_text(story(100))
     with pytest.raises(
-        ValueError, match=r"short.txt is too short: its val split has \d tokens.*--data.length \d+ or less"
+        ValueError, match=r"short.txt is too short: its val split has \d tokens.*data.length=\d+ or less"
     ):
         make(source=str(tmp_path / "short.txt")).setup()
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="is no UTF-8 text"):
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
         make(source=str(tmp_path / "binary.txt")).setup()
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "test.jsonl").write_text('{"text": "a"}')
@@ -198,5 +198,5 @@ def test_a_length_within_the_error_works(make, tmp_path):
     (tmp_path / "short.txt").write_text(story(100))
     with pytest.raises(ValueError, match="is too short") as error:
         make(source=str(tmp_path / "short.txt")).setup()
-    length = int(str(error.value).partition("--data.length ")[2].split()[0])
+    length = int(str(error.value).partition("data.length=")[2].split()[0])
     assert len(make(source=str(tmp_path / "short.txt"), length=length).split("val")) == 1

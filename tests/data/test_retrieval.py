@@ -158,7 +158,7 @@ def test_a_single_answer_is_one_id_not_its_letters(tmp_path, tokenizer):
         ({"a": 1}, [("a", "a dog")], r"answer_pids=\{'a': 1\}; expected a list"),
         (["b"], [("a", "a dog")], "answered by pid 'b', which none of the 1 documents"),
         (["a"], [("a", "a dog"), ("a", "cat 1")], "split train: id 'a' stands for two different texts"),
-        (["1"], [(1.5, "a dog")], "split train: 1.5 is no id"),
+        (["1"], [(1.5, "a dog")], "split train: 1.5 is not an id"),
         (["a"], [("a", 7)], "the text of id 'a' is 7; expected a text"),
     ],
 )
@@ -183,19 +183,17 @@ def test_pairs_that_are_read_as_locos_say_what_to_do(tmp_path, tokenizer, suffix
         (tmp_path / "train.csv").write_text("query,passage\nwhere,here\n")
     else:
         write(tmp_path / "train.jsonl", [{"query": "where", "passage": "here"}])
-    with pytest.raises(
-        ValueError, match=r"lacks answer_pids.* for pairs of query and passage use --data.documents null"
-    ):
+    with pytest.raises(ValueError, match=r"lacks answer_pids.* for pairs of query and passage use data.documents=null"):
         make(tmp_path, tokenizer, documents="data/loco/documents").setup()
 
 
 def test_other_layouts_that_are_mistaken_for_each_other(tmp_path, tokenizer):
     write_beir(tmp_path / "sets" / "one", {"test": same_numbers(3)})
     for source in (tmp_path / "sets", tmp_path / "sets" / "one"):
-        with pytest.raises(ValueError, match=r"has its documents in corpus\.jsonl; use --data.documents null"):
+        with pytest.raises(ValueError, match=r"has its documents in corpus\.jsonl; use data.documents=null"):
             make(source, tokenizer, documents="data/loco/documents").setup()
     files = loco(tmp_path, ["a"], [("a", "a dog")])
-    with pytest.raises(ValueError, match=r"queries\.jsonl: row 1 lacks passage; .* with --data.documents FILE"):
+    with pytest.raises(ValueError, match=r"queries\.jsonl: row 1 lacks passage; .* as data.documents"):
         make(files["source"], tokenizer).setup()
 
 
@@ -231,11 +229,9 @@ def test_a_single_query_is_trained_on_and_not_kept_for_validation(source, tokeni
 
 def test_pairs_need_passages_that_do_not_answer(source, tokenizer):
     write(source / "validation.jsonl", [{"query": "what", "passage": "that"}])
-    with pytest.raises(
-        ValueError, match=r"batch_size=1 is one pair per process and negatives=0, .*--data.batch_size 2"
-    ):
+    with pytest.raises(ValueError, match=r"batch_size=1 is one pair per process and negatives=0, .*data.batch_size=2"):
         make(source, tokenizer, batch_size=1).train_dataloader()
-    with pytest.raises(ValueError, match=r"batch_size=4 is one pair per process .*--data.batch_size 8 or more"):
+    with pytest.raises(ValueError, match=r"batch_size=4 is one pair per process .*data.batch_size=8 or more"):
         make(source, tokenizer, batch_size=4).check_processes(4)
     make(source, tokenizer, batch_size=1, negatives=1).train_dataloader()
     make(source, tokenizer, batch_size=2).train_dataloader()
@@ -421,11 +417,11 @@ def test_batches_need_little_padding(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (("q99", "p0", 1), r"test.tsv, row 2: query-id=q99 is none of the 30 in queries.jsonl"),
-        (("q0", "p99", 1), r"test.tsv, row 2: corpus-id=p99 is none of the 30 in corpus.jsonl"),
-        (("q0", "p0", "good"), r"test.tsv, row 2: score=good is no number; write 1 for a passage that answers"),
-        (("q0", "p0", "nan"), r"test.tsv, row 2: score=nan is no number"),
-        (("q0", "p0", "inf"), r"test.tsv, row 2: score=inf is no number"),
+        (("q99", "p0", 1), r"test.tsv, row 2: query-id=q99 is not among the 30 in queries.jsonl"),
+        (("q0", "p99", 1), r"test.tsv, row 2: corpus-id=p99 is not among the 30 in corpus.jsonl"),
+        (("q0", "p0", "good"), r"test.tsv, row 2: score=good is not a number; write 1 for a passage that answers"),
+        (("q0", "p0", "nan"), r"test.tsv, row 2: score=nan is not a number"),
+        (("q0", "p0", "inf"), r"test.tsv, row 2: score=inf is not a number"),
         (("q1", "p1", 2), r"test.tsv, row 2: query-id=q1 and corpus-id=p1 are judged twice, differently; drop one row"),
         (("q1", "p1", 0), r"test.tsv, row 2: query-id=q1 and corpus-id=p1 are judged twice"),
     ],

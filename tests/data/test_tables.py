@@ -58,10 +58,10 @@ def test_splits_are_named_by_their_files(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"\xff\xfe", "no UTF-8"),
+        ("a.csv", b"\xff\xfe", "not UTF-8"),
         ("a.csv", b"sentence,label\nYes,1\nNo\n", "row 2 has 1 columns, expected 2"),
         ("a.csv", b"sentence,label\n" + b"x" * 200_000 + b",1\n", "cannot be read as a table: field larger.*as .jsonl"),
-        ("a.json", b"[1", "is no json"),
+        ("a.json", b"[1", "is not JSON"),
         ("a.jsonl", b"[1]\n", "must hold objects with the keys sentence, label"),
         ("a.json", b"null", r"a\.json must hold a list of objects, .*; it holds None"),
         ("a.json", b'{"sentence": "a", "label": 1}', "must hold a list of objects"),
@@ -69,7 +69,7 @@ def test_splits_are_named_by_their_files(tmp_path):
         (
             "a.jsonl",
             b'{"sentence": "a", "label": 1}\n\n{"sent\n',
-            r"a\.jsonl, line 3 is no json: .* at column 7; mend or",
+            r"a\.jsonl, line 3 is not JSON: .* at column 7; mend or",
         ),
         ("a.jsonl", b'{"sentence": "a"}\n', r"a\.jsonl: row 1 lacks label; it has sentence"),
         ("a.jsonl", b'{"sentence": "a", "label": null}\n', r"a\.jsonl: row 1 has label=null; fill it, or drop the row"),
@@ -194,7 +194,7 @@ def test_a_doubled_key_is_refused(tmp_path, name, text):
 
 
 def test_json_nested_too_deeply_is_no_json(tmp_path):
-    with pytest.raises(ValueError, match="line 1 is no json: nested too deeply"):
+    with pytest.raises(ValueError, match="line 1 is not JSON: nested too deeply"):
         read_rows(written(tmp_path, "a.jsonl", "[" * 100_000 + "\n"), FIELDS)
 
 
@@ -252,8 +252,8 @@ class TestFoldersForDatasets:
     ("value", "message"),
     [
         ("1" + "0" * 5000, "a number has too many digits"),
-        (r'"\ud83d"', r"\\ud83d is half a character"),
-        (r'{"x": ["\uDE00\uD83D"]}', r"\\ude00 is half a character"),
+        (r'"\ud83d"', r"\\ud83d is one half of a character"),
+        (r'{"x": ["\uDE00\uD83D"]}', r"\\ude00 is one half of a character"),
     ],
 )
 def test_values_that_are_no_numbers_and_no_texts_are_refused_by_file(tmp_path, name, value, message):

@@ -69,7 +69,7 @@ def test_vocabulary_is_of_the_text(file):
     assert data.vocabulary == "".join(sorted(set(POEM)))
     assert data.d_input == data.d_output == len(set(POEM))
     assert decode(encode(POEM, data.vocabulary), data.vocabulary) == POEM
-    with pytest.raises(ValueError, match="holds 'z', which is none of the"):
+    with pytest.raises(ValueError, match="holds 'z', which is not among the"):
         encode("z", data.vocabulary)
 
 
@@ -80,13 +80,13 @@ def test_line_ends_are_kept(tmp_path):
 
 
 def test_bad_files_are_refused(file, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"name a text file with --data.file FILE"):
+    with pytest.raises(FileNotFoundError, match=r"name a text file as data.file"):
         Text(str(tmp_path / "nowhere.txt")).setup()
-    with pytest.raises(ValueError, match=r"the val part has 28 characters, .* use --data.length 27 or less"):
+    with pytest.raises(ValueError, match=r"the val part has 28 characters, .* use data.length=27 or less"):
         Text(str(file), length=50).setup()
     Text(str(file), length=27).setup()
     file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="is no UTF-8 text"):
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
         Text(str(file)).setup()
     with pytest.raises(ValueError, match="length=0 must be at least 1"):
         Text(str(file), length=0)
@@ -114,7 +114,7 @@ def test_tokens_of_a_text_file(file, tokenizer):
     assert train["characters"].tolist() == [len(text) for text in texts]
     with pytest.raises(ValueError, match=r"the val part has \d+ tokens, fewer than a window") as error:
         Text(str(file), tokenizer, length=5000).setup()
-    length = int(str(error.value).partition("--data.length ")[2].split()[0])
+    length = int(str(error.value).partition("data.length=")[2].split()[0])
     Text(str(file), tokenizer, length=length).setup()
     with pytest.raises(ValueError, match="fewer than a window"):
         Text(str(file), tokenizer, length=length + 1).setup()

@@ -47,7 +47,7 @@ def test_equal_texts_give_equal_tokenizers_in_every_process():
 
 def test_a_vocabulary_without_room_for_the_characters_is_refused():
     with pytest.raises(
-        ValueError, match=r"vocabulary_size=20 leaves no room for the 21 characters.*vocabulary_size 47"
+        ValueError, match=r"vocabulary_size=20 leaves no room for the 21 characters.*vocabulary_size=47"
     ):
         train_tokenizer(TEXT, 20)
     assert len(train_tokenizer(TEXT, 47)) == 47

@@ -78,7 +78,7 @@ def test_labels_of_tokens():
         (labels[:, :7], r"labels must be integers of shape \(2, 8\); got torch.int64 of shape \(2, 7\)"),
         (labels.flatten(), r"got torch.int64 of shape \(16,\)"),
         (labels.float(), "got torch.float32"),
-        (labels + 10, "labels must be in 0 .. 19, or -100 where nothing is to be told; got"),
+        (labels + 10, "labels must be in 0 .. 19, or -100 where nothing is predicted; got"),
     ):
         with pytest.raises(ValueError, match=message):
             model(TOKENS, labels=given)

@@ -102,7 +102,7 @@ def test_every_metric_of_glue_has_a_value_for_a_model_that_always_says_the_same(
     outputs = torch.zeros(12, classes)
     targets = torch.linspace(0, 1, 12) if classes == 1 else torch.arange(12) % classes
     for _ in range(2):
-        task.measure("val", outputs, {"targets": targets}, torch.tensor(1.0))
+        task.update_averages("val", outputs, {"targets": targets}, torch.tensor(1.0))
     values = {name: metric.compute().item() for name, metric in task.scores.items() if name.startswith("val_")}
     accuracy = values.pop("val_accuracy", None)
     assert accuracy == (None if classes == 1 else pytest.approx(1 / classes))

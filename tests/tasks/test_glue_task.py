@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_refused(make):
     task = make(2)
     task.task.num_classes = 3
     with pytest.raises(
-        ValueError, match=r"one row per text, \(2, 3\); it gave \(2, 2\); set --model.head classification"
+        ValueError, match=r"one row per text, \(2, 3\); it gave \(2, 2\); set model.head=classification"
     ):
         task.training_step(batch(torch.tensor([0, 1])), 0)
 

@@ -70,5 +70,5 @@ def test_what_is_no_language_is_refused(task):
     with pytest.raises(ValueError, match=r"train batch 3: inputs must be \(batch, length\) integers"):
         task.training_step({**example, "inputs": torch.randn(1, 6, 1)}, 3)
     task.model.pooling = "mean"
-    with pytest.raises(ValueError, match=r"logits for every step, \(1, 6, 'vocabulary'\).*--model.pooling none"):
+    with pytest.raises(ValueError, match=r"logits for every step, \(1, 6, 'vocabulary'\).*model.pooling=none"):
         task.training_step(example, 0)

@@ -139,5 +139,5 @@ def test_a_few_steps_learn_what_follows_from_the_neighbours(make):
 def test_an_encoder_without_the_head_is_refused(make, head):
     # Its 8 channels would do as logits of 7 tokens.
     task = make(M2Bert(TOKENS, 8, length=6, d_model=8, depth=1, head=head))
-    with pytest.raises(ValueError, match=f"this M2Bert has head={head}; set --model.head masked_lm"):
+    with pytest.raises(ValueError, match=f"this M2Bert has head={head}; set model.head=masked_lm"):
         task.training_step(batch(), 0)

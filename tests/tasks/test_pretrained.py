@@ -65,7 +65,7 @@ def test_options_that_differ_are_named_with_their_values(tmp_path):
     with pytest.raises(
         ValueError,
         match=r"has vocabulary_size=20, length=8, d_model=8, pre_norm=False, and this model 21, 7, 16, True; use "
-        r"--data.vocabulary_size 20 --data.length 8 --model.d_model 8 --model.pre_norm false",
+        r"data.vocabulary_size=20 data.length=8 model.d_model=8 model.pre_norm=false",
     ):
         start_from(model, str(tmp_path))
     start_from(bert("none", dropout=0.5), str(tmp_path))
@@ -105,7 +105,7 @@ def test_pretrain_then_fine_tune_then_evaluate(tmp_path, capsys):
     tokenizer = ["--data.tokenizer", str(tmp_path / "first"), "--data.source", str(TEXTS / "stsb")]
     start = ["--task.pretrained", str(tmp_path / "first")]
     assert main(["train", "m2-bert-glue", "--name", "no", *short, *sizes, *tokenizer, *start]) == 2
-    assert "has length=48, and this model 32; use --data.length 48" in " ".join(capsys.readouterr().err.split())
+    assert "has length=48, and this model 32; use data.length=48" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "no").exists()
     tokenizer += ["--data.length", "48"]
     still = ["--task.lr", "1e-12"]

@@ -164,9 +164,7 @@ def test_loss_is_the_squared_error_of_cosines(make, pooling, in_batch):
 
 
 def test_answers_alone_teach_nothing(make):
-    with pytest.raises(
-        ValueError, match=r"would become one vector; use --data.negatives 1 or more, or --task.in_batch"
-    ):
+    with pytest.raises(ValueError, match=r"would become one vector; use data.negatives=1 or more, or task.in_batch"):
         make(in_batch=False).training_step(batch(negatives=0), 0)
 
 
@@ -229,7 +227,7 @@ def test_a_few_steps_bring_pairs_together(make):
 def test_what_gives_no_vectors_is_refused(make, monkeypatch):
     task = make()
     monkeypatch.setattr(task.model, "forward", lambda tokens, lengths: torch.randn(len(tokens), 4, 8))
-    with pytest.raises(ValueError, match=r"retrieval needs vectors \(B, D\), or \(4, 5, 'D'\).*--model.head none"):
+    with pytest.raises(ValueError, match=r"retrieval needs vectors \(B, D\), or \(4, 5, 'D'\).*model.head=none"):
         task.training_step(batch(), 0)
     with pytest.raises(ValueError, match="train batch 2: inputs must be"):
         task.training_step({**batch(), "inputs": torch.randn(4, 5)}, 2)
@@ -238,7 +236,7 @@ def test_what_gives_no_vectors_is_refused(make, monkeypatch):
 @pytest.mark.parametrize(("head", "gives"), [("masked_lm", "a number for every word"), ("classification", "classes")])
 def test_a_model_with_a_head_is_refused_at_once(head, gives):
     model = M2Bert(9, 2 if head == "classification" else None, length=8, d_model=8, depth=1, head=head)
-    with pytest.raises(ValueError, match=rf"head='{head}' gives .*{gives}; use --model\.head none"):
+    with pytest.raises(ValueError, match=rf"head='{head}' gives .*{gives}; use model\.head=none"):
         SequenceModule(model, Retrieval())
 
 

@@ -33,7 +33,7 @@ def test_a_table_cut_off_anywhere_gives_whole_rows_or_is_named(tmp_path):
 )
 def test_what_is_no_table_of_metrics_is_named(tmp_path, text):
     (tmp_path / "metrics.csv").write_text(text)
-    with pytest.raises(ValueError, match=r"metrics\.csv is damaged \(.*\); --resume auto writes it anew"):
+    with pytest.raises(ValueError, match=r"metrics\.csv is damaged \(.*\); resuming the run writes it anew"):
         read_rows(tmp_path / "metrics.csv")
 
 

@@ -71,13 +71,13 @@ def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "step-000000003.ckpt")
-    with pytest.raises(CheckpointError, match="is no plain file"):
+    with pytest.raises(CheckpointError, match="is not a plain file"):
         read_checkpoint(tmp_path / "step-000000003.ckpt")
 
 
 def test_steps_are_numbers(tmp_path):
     torch.save({"state_dict": {}, "global_step": "3", "epoch": 0}, tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match="its step and epoch are no numbers"):
+    with pytest.raises(CheckpointError, match="its step and epoch are not numbers"):
         read_checkpoint(tmp_path / "a.ckpt")
 
 
@@ -98,10 +98,12 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="is a folder without checkpoints; name a file in runs/NAME/checkpoints"):
         read_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(bytes(100))
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is no checkpoint of a training; name a \.ckpt file"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors is not a checkpoint of a training; name a \.ckpt file"
+    ):
         read_checkpoint(tmp_path / "model.safetensors")
     torch.save({"weights": torch.zeros(2)}, tmp_path / "other.ckpt")
-    with pytest.raises(CheckpointError, match="no training checkpoint: it lacks epoch, global_step, state_dict"):
+    with pytest.raises(CheckpointError, match="not a training checkpoint: it lacks epoch, global_step, state_dict"):
         read_checkpoint(tmp_path / "other.ckpt")
 
 

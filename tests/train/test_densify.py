@@ -24,8 +24,8 @@ from milkweed.train.callbacks import read_rows
 from milkweed.train.checkpoints import KeepCheckpoints, load_weights
 from milkweed.train.densify import Densify, DensifyOptions
 from milkweed.train.module import SequenceModule
-from milkweed.train.noise import quietly
 from milkweed.train.optimisation import Optimisation
+from milkweed.train.quiet_lightning import quietly
 
 STEPS = 12  # 4 epochs of 3
 SWITCH = 7
@@ -195,7 +195,7 @@ def test_step_from_fraction_or_number():
 
 
 def test_what_cannot_be_made_dense_is_refused_before_training():
-    with pytest.raises(ValueError, match=r"no structured linear layer.*--model.linear.name monarch"):
+    with pytest.raises(ValueError, match=r"no structured linear layer.*model.linear.name=monarch"):
         fit(new_task({"name": "dense"}), Densify())
     with pytest.raises(TypeError, match=r"needs a module of milkweed.train; got LightningModule"):
         Densify().setup(Trainer(logger=False, enable_checkpointing=False), LightningModule(), "fit")

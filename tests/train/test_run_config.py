@@ -112,7 +112,7 @@ def test_what_is_gone_may_be_given_anew(path, full):
 def test_a_file_changed_by_hand_says_the_way_out(path, full):
     text = path.read_text().replace("max_epochs: 33", "max_epochs: 34")
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"changed by hand, or is damaged.*command line.*delete that line"):
+    with pytest.raises(ValueError, match=r"changed by hand, or is damaged.*when the run is resumed.*delete that line"):
         read_config(path)
     path.write_text(text.rpartition(MARK)[0])
     assert resumed(path) == natural_options(full) | {"trainer.max_epochs": 34}

@@ -12,7 +12,7 @@ from milkweed.train.run_folder import RunFolder, check_writable, write_json
 def test_names_are_numbered_never_reused(tmp_path):
     names = [RunFolder.create(tmp_path, "digits", numbered=True).name for _ in range(3)]
     assert names == ["digits", "digits-2", "digits-3"]
-    with pytest.raises(FileExistsError, match=r"digits exists already .* --resume auto"):
+    with pytest.raises(FileExistsError, match=r"digits exists already .* or resume it"):
         RunFolder.create(tmp_path, "digits", numbered=False)
 
 
@@ -59,9 +59,9 @@ def test_checkpoints_that_are_no_plain_files_are_passed_over(tmp_path):
     good = {"state_dict": {}, "global_step": 10**9, "epoch": 0}
     with pytest.raises(CheckpointError, match="none of the 4 checkpoints"):
         folder.newest_checkpoint(warnings.append)
-    assert [text.endswith("is a link or no file, which no training makes; delete it") for text in warnings] == [
-        True
-    ] * 4
+    assert [
+        text.endswith("is a link or not a file; no training makes such a thing; delete it") for text in warnings
+    ] == [True] * 4
     for step in (5, 10**9):
         torch.save(good | {"global_step": step}, folder.checkpoints / f"step-{step:09d}.ckpt")
     assert [path.name for path in folder.checkpoint_files()] == ["step-1000000000.ckpt", "step-000000005.ckpt"]
@@ -123,7 +123,7 @@ def test_unwritable_folders_are_refused_and_nothing_is_left(tmp_path):
     check_writable(tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError, match="is a file; choose another --out"):
+    with pytest.raises(NotADirectoryError, match="is a file; choose another folder"):
         check_writable(tmp_path / "file" / "run")
 
 
@@ -133,7 +133,7 @@ def test_readonly_folder_is_refused(tmp_path, monkeypatch):
 
     # Permission bits do not stop root, under whom containers run.
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
-    with pytest.raises(PermissionError, match=r"cannot be written: .*: Permission denied; choose another --out"):
+    with pytest.raises(PermissionError, match=r"cannot be written: .*: Permission denied; choose another folder"):
         check_writable(tmp_path)
 
 
@@ -154,5 +154,5 @@ def test_newest_checkpoint_skips_damaged_ones(tmp_path):
 
 
 def test_foreign_folder_is_no_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no run"):
+    with pytest.raises(FileNotFoundError, match="is not a run"):
         RunFolder(tmp_path).read_config()

@@ -40,7 +40,7 @@ def holder(tmp_path):
 
 def test_a_second_process_is_refused_and_told_who_has_it(holder):
     folder, process = holder
-    with pytest.raises(RunInUseError, match=f"run .* is in use by process {process.pid} on .*another --name"):
+    with pytest.raises(RunInUseError, match=f"run .* is in use by process {process.pid} on .*another name"):
         locked(folder).__enter__()
     assert (folder / LOCK).read_text().startswith(f"process {process.pid} ")
 
@@ -96,7 +96,7 @@ def test_only_a_file_of_its_own_is_locked(tmp_path, kind):
         "folder": lock.mkdir,
         "pipe": lambda: os.mkfifo(lock),
     }[kind]()
-    with pytest.raises(OSError, match=r"run .* cannot be locked: .*\.lock is a link or no plain file.*delete it"):
+    with pytest.raises(OSError, match=r"run .* cannot be locked: .*\.lock is a link or not a plain file.*delete it"):
         locked(folder).__enter__()
     assert victim.read_text() == "years of work"
     assert not (tmp_path / "made").exists()

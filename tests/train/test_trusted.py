@@ -160,7 +160,7 @@ def test_no_command_runs_code_of_a_run(tmp_path, evil, plain, command, capsys):
     assert main(arguments) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert f"trainer.callbacks.0.class_path names {EVIL}.Call, which no program has imported" in error
-    assert "add --trust, or name the recipe" in error
+    assert "allow that with trust, or name the recipe" in error
     assert not evil.exists()
 
 
@@ -223,7 +223,7 @@ def test_lightnings_own_and_loaded_classes_are_built(tmp_path, plain, monkeypatc
         type(build(resolve(stored(tmp_path / "run", mine).read_config(), [])).trainer_options["callbacks"][0]) is Mine
     )
     strange = changed(plain, "trainer/callbacks", [{"class_path": "milkweed_test_mine.Strange"}])
-    with pytest.raises(UntrustedClassError, match="which is no class that milkweed or Lightning ship"):
+    with pytest.raises(UntrustedClassError, match="which is not a class that milkweed or Lightning ship"):
         stored(tmp_path / "run", strange).read_config()
 
 

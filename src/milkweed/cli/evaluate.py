@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> int:
 
     from milkweed.cli.build import build, resolve
     from milkweed.convert import load_pretrained
-    from milkweed.train.noise import quiet
+    from milkweed.train.quiet_lightning import quiet
     from milkweed.train.run_folder import RunFolder
     from milkweed.train.trusted import import_named_classes, import_paths
 

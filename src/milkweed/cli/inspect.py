@@ -44,14 +44,14 @@ def run(arguments: list[str]) -> int:
     import torch
 
     from milkweed.cli.build import build, resolve
-    from milkweed.train.measure import measure
+    from milkweed.train.model_costs import model_costs
 
     config = resolve(recipe.values, overrides)
     with torch.device("meta"):
         parts = build(config)
     data, model = parts.data, parts.module.model
     shape = (data.batch_size, data.length) if data.tokens else (data.batch_size, data.length, data.d_input)
-    report = measure(model, torch.zeros(shape, dtype=torch.long if data.tokens else None, device="meta"))
+    report = model_costs(model, torch.zeros(shape, dtype=torch.long if data.tokens else None, device="meta"))
     console = Console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer")

@@ -100,7 +100,7 @@ def train(recipe: Recipe, options: argparse.Namespace, overrides: Overrides, con
         The run folder and the content of its results.json; None in the further processes of a distributed training.
     """
     from milkweed.cli.plan import make_plan
-    from milkweed.train.noise import quiet
+    from milkweed.train.quiet_lightning import quiet
 
     quiet()
     with ExitStack() as held:

@@ -10,13 +10,13 @@ from milkweed.convert.adapters import (
     remove_adapters_,
 )
 from milkweed.convert.apply import convert_, densify_
-from milkweed.convert.configs import BlockDiagonalConfig, LayerConfig, LowRankConfig, MonarchConfig, PixelflyConfig
+from milkweed.convert.conversion_report import ConversionReport
 from milkweed.convert.hub.folder import FolderConversion, convert_folder
 from milkweed.convert.layer_report import KeptMatrix, LayerReport
 from milkweed.convert.plan import ConversionPlan, plan_conversion
 from milkweed.convert.pretrained import load_pretrained, save_pretrained
-from milkweed.convert.report import ConversionReport
 from milkweed.convert.rules import default_rules
+from milkweed.nn.structured_linear import BlockDiagonalConfig, LayerConfig, LowRankConfig, MonarchConfig, PixelflyConfig
 
 __all__ = [
     "AdapterConfig",

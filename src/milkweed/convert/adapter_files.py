@@ -17,9 +17,9 @@ from milkweed._tensor_files import write_tensors
 from milkweed._version import __version__
 from milkweed.convert.adapters import adaptable_sites, adapted_layers, attach, base_parameters
 from milkweed.convert.bounds import limited
-from milkweed.convert.files import file_in, read_tensors, writing
 from milkweed.convert.metadata import read_json
 from milkweed.convert.record import ENTRY, build_entry, layer_entry
+from milkweed.convert.safetensors_files import file_in, read_tensors, writing
 from milkweed.convert.sites import LinearSite
 from milkweed.convert.versions import former, renamed
 from milkweed.nn.structured_linear import AdaptedLinear
@@ -37,7 +37,7 @@ _DTYPES = {str(d): d for d in vars(torch).values() if isinstance(d, torch.dtype)
 def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write a model's adapters, and whatever else of it is trainable, to ``path/adapters.safetensors``, atomically.
 
-    The file also holds what tells its base model from others: the names of its parameters, the sizes of the adapted
+    The file also holds what identifies its base model: the names of its parameters, the sizes of the adapted
     layers, and a few numbers of each frozen parameter.
 
     Args:
@@ -129,15 +129,15 @@ def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
         raise ValueError(f"{file} was made for another model, a {base['class']}: {difference}")
     try:
         with limited(len(tensors)):
-            pairs = [(sites[e["names"][0]].names, _adapted(sites[e["names"][0]], e, tensors)) for e in entries]
+            placed = [(sites[e["names"][0]].names, _adapted(sites[e["names"][0]], e, tensors)) for e in entries]
     except (RuntimeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the adapters in {file} do not fit their description: {error}") from error
     _check_trained(file, tensors, trained, parameters)  # those of the adapters have been taken out
-    attach(model, pairs, [parameters[name] for name in tensors])
+    attach(model, placed, [parameters[name] for name in tensors])
     with torch.no_grad():
         for name, tensor in tensors.items():
             parameters[name].copy_(tensor)
-    return [name for names, _ in pairs for name in names]
+    return [name for names, _ in placed for name in names]
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any], set[str] | None, str]:
@@ -180,7 +180,7 @@ def _adapted(site: LinearSite, entry: dict[str, Any], tensors: dict[str, Tensor]
 
 
 def _fingerprint(model: nn.Module) -> dict[str, Any]:
-    """What tells a base model from others, whatever its dtype or quantisation: a sample of all that is frozen."""
+    """What identifies a base model, whatever its dtype or quantisation: a sample of all that is frozen."""
     parameters = base_parameters(model)
     frozen = {p: name for name, p in parameters.items() if _has_numbers(p) and not p.requires_grad}  # tied ones once
     samples = {
@@ -222,7 +222,7 @@ def _difference(
         if _has_numbers(parameter) and not _same_numbers(parameter, sample):
             return (
                 f"{name!r} has other numbers there; load the weights that the adapters were trained on (what was "
-                "trained with them is saved with them if add_adapters_ was told to train it)"
+                "trained with them is saved with them if add_adapters_ was asked to train it)"
             )
     return None
 

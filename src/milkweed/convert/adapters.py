@@ -44,7 +44,7 @@ class AdapterConfig:
         scale: Multiplies M.
 
     Raises:
-        ValueError: A number is no whole one from 1 on, or the scale is not finite.
+        ValueError: A number is not a whole one from 1 on, or the scale is not finite.
 
     Source:
         MoRe (arXiv 2408.17383), which zero-initialises one factor and needs no scale; LoRA (arXiv 2106.09685).
@@ -88,7 +88,7 @@ class AdapterConfig:
             parts = [MonarchLinear(site.in_features, size, *options) for size in _part_sizes(site)]
             adapted = AdaptedLinear(base, parts[0] if len(parts) == 1 else ConcatLinear(parts), self.scale)
         except ValueError as error:
-            fix = f"; pass it over with the rule {{{site.name!r}: None}}"
+            fix = f"; skip it with the rule {{{site.name!r}: None}}"
             raise ValueError(f"layer {site.name!r} cannot have {self}: {error}{fix}") from error
         return adapted.train(base.training)
 
@@ -110,7 +110,7 @@ def add_adapters_(
         model: Any module. After an error it is as before.
         rules: Ordered: exact module names, ``"re:"`` patterns for whole names, or functions of name and module, each to
             a configuration or to None for a layer without adapter; the first match wins. One configuration alone stands
-            for every layer save the heads; by default ``AdapterConfig()``.
+            for every layer except the heads; by default ``AdapterConfig()``.
         train: What is not frozen, e.g. a new head: exact names or ``"re:"`` patterns of modules or parameters.
             `save_adapters` saves it with the adapters.
 
@@ -140,9 +140,9 @@ def add_adapters_(
         rules = {HEADS: None, "re:.*": rules or AdapterConfig()}
     sites = adaptable_sites(model)
     chosen = _selected(sites, rules)
-    pairs = [(site.names, chosen[site.name].adapt(site)) for site in sites if site.name in chosen]
-    attach(model, pairs, _matching(model, [train] if isinstance(train, str) else train))
-    return [name for names, _ in pairs for name in names]
+    placed = [(site.names, chosen[site.name].adapt(site)) for site in sites if site.name in chosen]
+    attach(model, placed, _matching(model, [train] if isinstance(train, str) else train))
+    return [name for names, _ in placed for name in names]
 
 
 @through_wrappers(changes=True)
@@ -289,17 +289,7 @@ def merge_adapters_(model: nn.Module, *, keep: bool = False) -> MergedAdapters:
 
 
 def adapted_layers(model: nn.Module) -> dict[AdaptedLinear, tuple[str, ...]]:
-    """Find the layers with adapters.
-
-    Args:
-        model: A model with adapters.
-
-    Returns:
-        All paths of each.
-
-    Raises:
-        ValueError: It has none, or is itself an adapted layer.
-    """
+    """Find the layers with adapters, and all paths of each; a ValueError if there are none."""
     if isinstance(model, AdaptedLinear):
         raise ValueError("model is itself an AdaptedLinear; put it into a torch.nn.Sequential")
     found = _adapted_layers(model)
@@ -309,30 +299,16 @@ def adapted_layers(model: nn.Module) -> dict[AdaptedLinear, tuple[str, ...]]:
 
 
 def adaptable_sites(model: nn.Module) -> list[LinearSite]:
-    """List every linear layer once, dense or structured, under the name that it has without an adapter.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        The layers, those that cannot have an adapter with the reason.
-    """
+    """List every linear layer once, under its name without an adapter; obstacles say which cannot have one."""
     dense = [dataclasses.replace(s, obstacle=reader_of_weight(model, s.names)) for s in find_sites(model)]
     structured = [LinearSite(tuple(names), module, None) for module, names in structured_layers(model).items()]
     plain = [site for site in dense + structured if name_without_adapter(model, site.name) == site.name]
-    taken = "it has an adapter already; pass it over with a rule that stands for None, or remove_adapters_(model) first"
+    taken = "it has an adapter already; skip it with a rule that stands for None, or remove_adapters_(model) first"
     return plain + [LinearSite(names, module, taken) for module, names in _adapted_layers(model).items()]
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name the parameters of a model as they are named without adapters, and leave out those of the updates.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        The parameters, tied ones under all their names.
-    """
+    """Name parameters as without adapters, tied ones under all names; those of the updates are left out."""
     adapted = {name for names in _adapted_layers(model).values() for name in names}
     found = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -346,17 +322,11 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def attach(
-    model: nn.Module, pairs: Sequence[tuple[tuple[str, ...], AdaptedLinear]], trained: Sequence[nn.Parameter]
+    model: nn.Module, placed: Sequence[tuple[tuple[str, ...], AdaptedLinear]], trained: Sequence[nn.Parameter]
 ) -> None:
-    """Put adapted layers in their places and freeze everything else.
-
-    Args:
-        model: The model, changed in place.
-        pairs: All paths of each layer, and the layer with its adapter.
-        trained: Parameters that are not frozen.
-    """
+    """Put adapted layers, each under all its paths, in their places and freeze everything but ``trained``."""
     model.requires_grad_(False)
-    for names, adapted in pairs:
+    for names, adapted in placed:
         replace(model, names, adapted)
     for adapted in _adapted_layers(model):
         adapted.update.requires_grad_(True)
@@ -427,13 +397,13 @@ def _check_mergeable(model: nn.Module, layers: Mapping[AdaptedLinear, tuple[str,
     for adapted, names in layers.items():
         base = adapted.base
         if isinstance(base, StructuredLinear | ConcatLinear):
-            reason = f"W is a {type(base).__name__}, and W + M has not its structure; densify_(model) first"
+            reason = f"W is a {type(base).__name__}, and W + M does not have its structure; densify_(model) first"
         elif found := weight_obstacle([f"{name}.base" for name in names], base, owners):
             reason = f"{found}; give it an ordinary weight of its own first"
         elif lost := next(filter(None, map(what_would_be_lost, (adapted, base, adapted.update))), None):
             reason = f"{lost} or see other numbers"
         elif not _weight(base).is_meta and not _merged_weight(adapted).isfinite().all():
-            reason = f"W + scale · M has NaN or infinite numbers in {_weight(base).dtype}; look at its update"
+            reason = f"W + scale · M has NaN or infinite numbers in {_weight(base).dtype}; check its update"
         else:
             continue
         raise ValueError(f"layer {names[0]!r} cannot be merged: {reason}, or leave the adapters unmerged")

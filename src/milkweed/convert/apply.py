@@ -7,10 +7,9 @@ import sys
 import torch
 from torch import nn
 
-from milkweed.convert.configs import LayerConfig
+from milkweed.convert.conversion_report import ConversionReport
 from milkweed.convert.plan import ConversionPlan, plan_conversion
 from milkweed.convert.record import structured_layers
-from milkweed.convert.report import ConversionReport
 from milkweed.convert.rules import Rules
 from milkweed.convert.sites import (
     digest,
@@ -22,7 +21,7 @@ from milkweed.convert.sites import (
     what_would_be_lost,
 )
 from milkweed.convert.skeleton import skeleton_of
-from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
+from milkweed.nn.structured_linear import ConcatLinear, LayerConfig, StructuredLinear
 from milkweed.nn.wrappers import through_wrappers
 
 

@@ -1,4 +1,4 @@
-"""What a file may ask for: no more than it holds, known before anything of it is made."""
+"""Limits on what a file may ask for, checked before anything is built from it."""
 
 from __future__ import annotations
 
@@ -33,14 +33,7 @@ _LAYERS = re.compile(r"(num|n)_(\w+_)?(layers?|blocks|stages)|n_layer|depth")
 
 @contextmanager
 def limited(tensors: int) -> Iterator[None]:
-    """Refuse to build a module of more parts than a file has tensors for, while they are made one by one.
-
-    Args:
-        tensors: How many tensors the file holds.
-
-    Yields:
-        Nothing.
-    """
+    """Refuse to build a module of more parts than a file has tensors for, while they are made one by one."""
     most = _PER_TENSOR * tensors + _FREE
     thread, made = threading.get_ident(), [0]
 
@@ -61,20 +54,13 @@ def limited(tensors: int) -> Iterator[None]:
 
 @contextmanager
 def without_numbers(stored: Mapping[str, Tensor]) -> Iterator[None]:
-    """Build modules on the meta device, and refuse those that a file cannot fill before they take time or memory.
-
-    Args:
-        stored: The tensors of the file, of which only names and shapes matter.
-
-    Yields:
-        Nothing.
-    """
+    """Build modules on the meta device, and refuse those that a file cannot fill before they take time or memory."""
     with torch.device("meta"), limited(len(stored)), _SmallNumbers(max(_NUMBERS, _count(stored))):
         yield
 
 
 class _SmallNumbers(TorchDispatchMode):
-    """Refuse operations on large tensors that are on no meta device; some modules start from such in any case."""
+    """Refuse operations on large tensors that are not on the meta device; some modules compute such at their start."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -84,7 +70,7 @@ class _SmallNumbers(TorchDispatchMode):
         for each in tree_leaves((args, kwargs)):
             if isinstance(each, Tensor) and not each.is_meta and each.numel() > self.most:
                 raise ValueError(
-                    f"it would compute {each.numel():,} numbers for a start; for a file of this size at most "
+                    f"it would compute {each.numel():,} numbers to begin with; for a file of this size at most "
                     f"{self.most:,}"
                 )
         return func(*args, **(kwargs or {}))
@@ -95,15 +81,7 @@ def _count(stored: Mapping[str, Tensor]) -> int:
 
 
 def check_numbers(value: Any, where: str) -> None:
-    """Refuse whole numbers in a config that are too large for any size.
-
-    Args:
-        value: Plain values, nested as they may be.
-        where: Their name, for messages.
-
-    Raises:
-        ValueError: There is one.
-    """
+    """Refuse whole numbers in a config that are too large for any size."""
     if isinstance(value, dict):
         for key, each in value.items():
             check_numbers(each, f"{where}.{key}")
@@ -115,16 +93,7 @@ def check_numbers(value: Any, where: str) -> None:
 
 
 def check_counts(config: Any, stored: Mapping[str, Tensor], where: str = "config.json") -> None:
-    """Refuse a config of transformers whose numbers of layers, labels and the like the stored tensors cannot have.
-
-    Args:
-        config: Its plain values.
-        stored: The tensors, of which only names and shapes matter.
-        where: Its name, for messages.
-
-    Raises:
-        ValueError: It has such a number.
-    """
+    """Refuse a config of transformers with more layers, labels and the like than the stored tensors allow."""
     numbers = _count(stored)
     layers, counts = max(len(stored), _FREE), max(numbers, _FREE_COUNT)
 
@@ -146,15 +115,7 @@ def check_counts(config: Any, stored: Mapping[str, Tensor], where: str = "config
 
 
 def check_tables(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
-    """Refuse a model that would fill its memory with tables which its file does not hold.
-
-    Args:
-        model: The model, on the meta device.
-        stored: The tensors of the file.
-
-    Raises:
-        ValueError: It has such tables.
-    """
+    """Refuse a model that would fill its memory with tables which its file does not hold."""
     tables = {name: buffer for name, buffer in model.named_buffers() if name not in stored}
     size = sum(table.numel() for table in tables.values())
     most = max(_TABLES, _TABLES_PER_NUMBER * _count(stored))

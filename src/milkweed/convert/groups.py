@@ -15,87 +15,40 @@ L = TypeVar("L", LayerReport, KeptMatrix)
 
 @dataclasses.dataclass(frozen=True)
 class LayerGroup(Generic[L]):
-    """Layers, or matrices that stay, whose names differ only in numbers.
+    """Layers, or matrices that stay, whose names differ only in numbers."""
 
-    Args:
-        name: ``encoder.layer.0-5.output.dense``; the layer's own if it is alone.
-        lines: The layers.
-    """
-
-    name: str
-    lines: tuple[L, ...]
+    name: str  # ``encoder.layer.0-5.output.dense``; the layer's own if it is alone
+    lines: tuple[L, ...]  # the layers
 
     def total(self, field: str) -> int:
-        """Add a field up.
-
-        Args:
-            field: For example ``parameters_before``.
-
-        Returns:
-            The sum over all layers.
-        """
+        """The sum of a field over all layers."""
         return sum(getattr(line, field) for line in self.lines)
 
     def extremes(self, field: str) -> tuple[float, float] | None:
-        """Find the range of a field.
-
-        Args:
-            field: For example ``output_error``.
-
-        Returns:
-            The least and the greatest of the layers' values, or None if there are none.
-        """
+        """The least and the greatest value of a field, or None if no layer has one."""
         values = [value for line in self.lines if (value := getattr(line, field)) is not None]
         return (min(values), max(values)) if values else None
 
 
 def by_kind(lines: Iterable[LayerReport]) -> list[LayerGroup[LayerReport]]:
-    """Group layers by what they are: name and sizes.
-
-    Args:
-        lines: The layers.
-
-    Returns:
-        The groups, in the order of their first layers.
-    """
+    """Group layers by name and sizes, in the order of their first layers."""
     return _grouped(lines, lambda line: (line.in_features, line.out_features))
 
 
 def by_outcome(lines: Iterable[LayerReport]) -> list[LayerGroup[LayerReport]]:
-    """Group layers by what they are and what they become.
-
-    Args:
-        lines: The layers.
-
-    Returns:
-        The groups, in the order of their first layers.
-    """
+    """Group layers by name, sizes and what they become, in the order of their first layers."""
     return _grouped(
         lines, lambda line: (line.in_features, line.out_features, json.dumps(line.layer), line.parts, line.reason)
     )
 
 
 def by_reason(lines: Iterable[KeptMatrix]) -> list[LayerGroup[KeptMatrix]]:
-    """Group matrices that stay by what they are and why.
-
-    Args:
-        lines: The matrices.
-
-    Returns:
-        The groups, in the order of their first matrices.
-    """
+    """Group matrices that stay by name, shape and reason, in the order of their first matrices."""
     return _grouped(lines, lambda line: (line.shape, line.reason))
 
 
 def depth(line: LayerReport) -> int:
-    """Find which block of a model a layer is in.
-
-    Args:
-        line: The layer.
-
-    Returns:
-        The first number in its name, 0 if there is none.
-    """
+    """Which block of a model a layer is in: the first number in its name, 0 if there is none."""
     numbers = [int(part) for part in line.name.split(".") if part.isdecimal()]
     return numbers[0] if numbers else 0
 

@@ -1,4 +1,4 @@
-"""Plain values in a file's metadata, checked against a pattern before anything is made of them."""
+"""Plain values in a file's metadata, checked against a pattern before they are used."""
 
 from __future__ import annotations
 
@@ -15,22 +15,9 @@ _LARGEST = 2**31
 
 
 def read_json(file: Path, metadata: Mapping[str, str], key: str, pattern: Any) -> Any:
-    """Read one entry of a file's metadata.
-
-    Args:
-        file: The file, for messages.
-        metadata: Its metadata.
-        key: The entry.
-        pattern: What it must look like: ``str``; ``int``, from 1 on; ``float``, finite; ``dict``, any mapping;
-            ``[pattern]``, a list; ``(pattern,)``, a list that is not empty; ``{"key": pattern}``, a mapping that has
-            these keys; ``{str: pattern}``, a mapping with any keys.
-
-    Returns:
-        The value; an empty list or mapping if there is no such entry.
-
-    Raises:
-        ValueError: The entry is no JSON or of another form.
-    """
+    """Read one entry of a file's metadata that fits a pattern; an empty list or mapping if there is none."""
+    # Patterns: str; int, from 1 on; float, finite; dict, any mapping; [pattern], a list; (pattern,), a list that is not
+    # empty; {"key": pattern}, a mapping that has these keys; {str: pattern}, a mapping with any keys.
     if key not in metadata:
         return [] if isinstance(pattern, list) else {}
     try:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from milkweed.convert.configs import LayerConfig
+from milkweed.convert.conversion_report import ConversionReport
 from milkweed.convert.layer_report import KeptMatrix
-from milkweed.convert.passes.base import Draft, Pass
+from milkweed.convert.passes.base import Draft, Pass, ProgressCallback
 from milkweed.convert.passes.budget import WithinBudget
 from milkweed.convert.passes.calibrate import Calibrate
 from milkweed.convert.passes.measure import Measure
@@ -19,12 +19,10 @@ from milkweed.convert.passes.project import Project, ProjectSequentially
 from milkweed.convert.passes.report import report
 from milkweed.convert.passes.select import Select
 from milkweed.convert.passes.survey import survey
-from milkweed.convert.report import ConversionReport
 from milkweed.convert.rules import Rules, default_rules
 from milkweed.convert.sites import digest, find_sites
+from milkweed.nn.structured_linear import LayerConfig
 from milkweed.nn.wrappers import is_sharded, through_wrappers
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(repr=False)
@@ -62,7 +60,7 @@ def plan_conversion(
     parameters: float | None = None,
     candidates: Sequence[LayerConfig | None] = (),
     tokens: int | None = 1024,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> ConversionPlan:
     """Project the linear layers of a model to structured ones and say what each costs; the model is not changed.
 
@@ -79,8 +77,8 @@ def plan_conversion(
         sequential: Project layer by layer on inputs from the layers converted so far. Best where there is no training
             afterwards; takes a forward pass over all batches for each group of layers.
         permute: Put the hidden units of feed-forward layers into the order in which their conversion loses least; needs
-            calibration. The dense model in that order is the same one: pairs of layers are known by their names, and
-            tried on the first batch. Takes a copy of their weights.
+            calibration. The dense model in that order is the same one: layers that share units are known by their
+            names, and tried on the first batch. Takes a copy of their weights.
         parameters: Budget: at most this many parameters in the layers that rules select, or this share of what they
             have now if at most 1. Each layer gets one of ``candidates`` by the error that it alone causes in the
             model's outputs, never a dearer one's for a lower budget; needs calibration.
@@ -129,26 +127,12 @@ def run_passes(
     select: Select,
     passes: Sequence[Pass],
     batches: Any = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> ConversionPlan:
-    """Plan with passes of one's own: layers are selected, every pass is checked, and then they are run in their order.
-
-    Args:
-        model: The model; it is not changed.
-        select: Selects the layers.
-        passes: The others; one of them must project.
-        batches: What the model can be called with, a list where passes read it more than once.
-        progress: As for `plan_conversion`.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ValueError: The model has no linear layer, or a pass cannot be done.
-    """
+    """Plan with passes of one's own: select, check all, then run them in order; one of them must project."""
     draft = Draft(model, {site.name: site for site in find_sites(model)}, batches=batches)
     if progress is not None:
-        draft.tell = progress
+        draft.progress = progress
     kept = survey(model, draft.sites.values())
     if not draft.sites:
         raise ValueError(f"the model has no linear layers{_largest(kept)}")

@@ -18,7 +18,10 @@ from milkweed._files import atomic_write, read_json_file
 from milkweed._tensor_files import write_tensors
 from milkweed._version import __version__
 from milkweed.convert.bounds import check_counts, check_numbers, check_tables, limited, without_numbers
-from milkweed.convert.files import (
+from milkweed.convert.hub import transformers_files
+from milkweed.convert.metadata import read_json
+from milkweed.convert.record import ENTRY, conversion_record, misfit, rebuild, recorded_layers
+from milkweed.convert.safetensors_files import (
     SUFFIX,
     check_device,
     file_in,
@@ -28,9 +31,6 @@ from milkweed.convert.files import (
     writing,
     written_by_milkweed,
 )
-from milkweed.convert.hub import files as hub_files
-from milkweed.convert.metadata import read_json
-from milkweed.convert.record import ENTRY, conversion_record, misfit, rebuild, recorded_layers
 from milkweed.convert.skeleton import skeleton_of
 from milkweed.convert.versions import renamed
 from milkweed.models.base import Model, build_model
@@ -65,7 +65,7 @@ def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         The file written.
 
     Raises:
-        TypeError: The model is no module, holds something else than ordinary tensors with numbers, or is one of peft or
+        TypeError: The model is not a module, holds anything except ordinary tensors with numbers, or is one of peft or
             flattened (FSDP1).
         ValueError: It has adapters, or its config describes another model, e.g. as its head was replaced; or the folder
             is that of the dense transformers model that it was converted from.
@@ -132,7 +132,7 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: There is no such file.
-        TypeError: ``into`` is no module, or is in a wrapper that has taken account of its parameters.
+        TypeError: ``into`` is not a module, or is in a wrapper that has taken account of its parameters.
         ValueError: The file is truncated, not written by ``save_pretrained``, or its parameters do not fit its config;
             or there is no such device.
 
@@ -189,7 +189,7 @@ def _by_names_of_today(
 
 
 def _check_not_pickled(path: Path) -> None:
-    """Say what reads a file that others wrote by ``torch.save``, or a folder of theirs."""
+    """Name the function that reads a file, or a folder, that others wrote by ``torch.save``."""
     file = path if path.is_file() else path / PICKLED_NAME
     if file.is_file():
         raise ValueError(
@@ -225,18 +225,18 @@ def _build_transformers(file: Path, name: str, header: dict[str, Tensor]) -> nn.
         raise ImportError(f"{file} holds a transformers model; pip install 'milkweed[hf]'") from error
     kind = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise ValueError(f"{file} holds a {name!r}, which is no model of transformers {transformers.__version__}")
-    if not (file.parent / hub_files.CONFIG).is_file():
-        raise FileNotFoundError(f"{file.parent / hub_files.CONFIG} does not exist; it belongs to {file.name}")
+        raise ValueError(f"{file} holds a {name!r}, which is not a model of transformers {transformers.__version__}")
+    if not (file.parent / transformers_files.CONFIG).is_file():
+        raise FileNotFoundError(f"{file.parent / transformers_files.CONFIG} does not exist; it belongs to {file.name}")
     try:
-        check_counts(read_json_file(file.parent / hub_files.CONFIG), header)
-        config = hub_files.read_config(file.parent)
+        check_counts(read_json_file(file.parent / transformers_files.CONFIG), header)
+        config = transformers_files.read_config(file.parent)
         _check_depth(file, getattr(config, "num_hidden_layers", None), len(header))
         with without_numbers(header):
             model: Any = kind(config)
         check_tables(model, header)
     except Exception as error:  # transformers and its checks of values have many kinds
-        raise ValueError(f"{file.parent / hub_files.CONFIG} does not describe a {name}: {error}") from error
+        raise ValueError(f"{file.parent / transformers_files.CONFIG} does not describe a {name}: {error}") from error
     return cast(nn.Module, model)
 
 
@@ -249,9 +249,11 @@ def _with_tables(file: Path, skeleton: nn.Module, header: dict[str, Tensor]) -> 
         with _without_initialisation():
             model: Any = kind(config)
         if model.can_generate() and (file.parent / GENERATION).is_file():
-            model.generation_config = hub_files.read_generation_config(file.parent)
+            model.generation_config = transformers_files.read_generation_config(file.parent)
     except Exception as error:  # as above
-        raise ValueError(f"{file.parent / hub_files.CONFIG} does not describe a {kind.__name__}: {error}") from error
+        raise ValueError(
+            f"{file.parent / transformers_files.CONFIG} does not describe a {kind.__name__}: {error}"
+        ) from error
     return cast(nn.Module, model)
 
 
@@ -296,7 +298,7 @@ def _remove_other(file: Path) -> None:
 
 
 def _way_out(state: Mapping[str, Tensor]) -> str:
-    """How a model comes to be what its config says."""
+    """How a model becomes what its config describes."""
     for name in state:
         if ".parametrizations." in f".{name}":
             return "fold the parametrisation in with torch.nn.utils.parametrize.remove_parametrizations first"
@@ -311,7 +313,7 @@ def _check_not_peft(model: nn.Module) -> None:
     library = sys.modules.get("peft")
     if library is not None and isinstance(model, library.PeftModel):
         raise TypeError(
-            f"model is peft's {type(model).__name__}, which no config of ours describes; give "
+            f"model is peft's {type(model).__name__}, which no config of milkweed describes; give "
             "model.merge_and_unload(), or save the adapters with model.save_pretrained(path)"
         )
 
@@ -332,7 +334,7 @@ def _plain_state(model: nn.Module) -> dict[str, Tensor]:
     whole: dict[int, Tensor] = {}  # what is tied is gathered once
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
-            reason = f"is a {type(value).__name__}, no tensor"
+            reason = f"is a {type(value).__name__}, not a tensor"
         elif value.is_meta:
             reason = "is on the meta device and has no numbers"
         elif value.layout != torch.strided or value.is_quantized:

@@ -18,18 +18,7 @@ ENTRY = {"names": (str,), "in_features": int, "out_features": (int,), "layers": 
 
 
 def conversion_record(model: nn.Module, skeleton: nn.Module | None) -> list[dict[str, Any]]:
-    """List the layers that differ from those of a model's architecture: converted ones, and ones made dense again.
-
-    Args:
-        model: The model.
-        skeleton: Its architecture, or None if unknown: all structured layers are then listed.
-
-    Returns:
-        ``[{"names": [...], "in_features": ..., "out_features": [...], "layers": [spec, ...]}]``.
-
-    Raises:
-        ValueError: The model has adapters, which are saved by themselves.
-    """
+    """List the layers that differ from the skeleton's, or without one all structured ones; see `ENTRY`."""
     if any(isinstance(module, AdaptedLinear) for module in model.modules()):
         raise ValueError(
             "the model has adapters: save them alone with save_adapters(model, path), or merge_adapters_(model) first"
@@ -49,14 +38,7 @@ def conversion_record(model: nn.Module, skeleton: nn.Module | None) -> list[dict
 
 @through_wrappers(changes=False)
 def structured_layers(model: nn.Module) -> dict[nn.Module, list[str]]:
-    """Find the structured linear layers of a model, the parts of packed ones not by themselves, updates not at all.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        All paths of each layer.
-    """
+    """Find structured linear layers and all paths of each; parts of packed ones and updates are not listed."""
     found: dict[nn.Module, list[str]] = {}
     inside: list[str] = []
     for name, module in model.named_modules(remove_duplicate=False):
@@ -72,18 +54,7 @@ Layers = dict[tuple[str, ...], nn.Module]
 
 
 def recorded_layers(model: nn.Module, record: list[dict[str, Any]]) -> Layers:
-    """Make the layers of a record, without numbers; the model is not changed.
-
-    Args:
-        model: The architecture before conversion.
-        record: From `conversion_record`.
-
-    Returns:
-        The layers by all their paths.
-
-    Raises:
-        ValueError: An entry does not fit the model.
-    """
+    """Make the layers of a record, without numbers, by all their paths; the model is not changed."""
     found: Layers = {}
     for entry in record:
         new = build_entry(entry)
@@ -91,7 +62,7 @@ def recorded_layers(model: nn.Module, record: list[dict[str, Any]]) -> Layers:
         for name in entry["names"]:
             old = model.get_submodule(name)
             if not isinstance(old, nn.Linear | StructuredLinear | ConcatLinear) and not is_conv1d(old):
-                raise ValueError(f"{name!r} is a {type(old).__name__}, no linear layer")
+                raise ValueError(f"{name!r} is a {type(old).__name__}, not a linear layer")
             site = LinearSite((name,), old, None)
             if (site.in_features, site.out_features) != sizes:
                 raise ValueError(
@@ -103,16 +74,7 @@ def recorded_layers(model: nn.Module, record: list[dict[str, Any]]) -> Layers:
 
 
 def misfit(model: nn.Module, layers: Layers, state: Mapping[str, Tensor]) -> str | None:
-    """Compare the tensors that a model would have with some layers replaced to others; it is not changed.
-
-    Args:
-        model: The architecture before conversion.
-        layers: From `recorded_layers`.
-        state: The tensors to fill it with, by name.
-
-    Returns:
-        In what they differ, or None if they fit.
-    """
+    """In what the tensors of a model with some layers replaced differ from others, or None if they fit."""
     replaced = tuple(f"{name}." for names in layers for name in names)
     expected = {key: value for key, value in model.state_dict(keep_vars=True).items() if not key.startswith(replaced)}
     for names, layer in layers.items():
@@ -126,38 +88,25 @@ def misfit(model: nn.Module, layers: Layers, state: Mapping[str, Tensor]) -> str
             size = tuple(value.shape) if isinstance(value, Tensor) else "no"
             return f"{name!r} has shape {tuple(found.shape)}, in the model {size}"
         if _kind(value) != _kind(found):
-            return f"{name!r} is {found.dtype}, in the model {value.dtype}"
+            fix = "; torch computes nothing in 8 bits, cast it to bfloat16 or wider" if _kind(found)[1] else ""
+            return f"{name!r} is {found.dtype}, in the model {value.dtype}{fix}"
     return None
 
 
-def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:
+def _kind(tensor: Tensor) -> tuple[bool, bool, bool, bool]:
     """What numbers a tensor holds: in each kind one width can stand for another, between kinds none."""
-    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
+    real = tensor.is_floating_point()
+    return real, real and tensor.itemsize == 1, tensor.is_complex(), tensor.dtype == torch.bool
 
 
 def rebuild(model: nn.Module, layers: Layers) -> None:
-    """Put recorded layers in their places.
-
-    Args:
-        model: The architecture before conversion, changed in place.
-        layers: From `recorded_layers`.
-    """
+    """Put recorded layers in their places."""
     for names, layer in layers.items():
         replace(model, names, layer)
 
 
 def build_entry(entry: dict[str, Any]) -> nn.Module:
-    """Make a layer without numbers, on the meta device.
-
-    Args:
-        entry: From `layer_entry`.
-
-    Returns:
-        The layer, several parts side by side.
-
-    Raises:
-        ValueError: The entry describes no layer.
-    """
+    """Make the layer of an entry without numbers, on the meta device, several parts side by side."""
     if len(entry["layers"]) != len(entry["out_features"]):
         raise ValueError(
             f"{entry['names'][0]!r} has {len(entry['layers'])} layers for {len(entry['out_features'])} sizes of outputs"
@@ -172,15 +121,7 @@ def build_entry(entry: dict[str, Any]) -> nn.Module:
 
 
 def layer_entry(names: Sequence[str], module: nn.Module) -> dict[str, Any]:
-    """Write one linear layer down as plain values.
-
-    Args:
-        names: All paths of it.
-        module: A dense, structured or packed layer.
-
-    Returns:
-        An entry of `conversion_record`.
-    """
+    """Write a dense, structured or packed layer down as plain values, an entry of `conversion_record`."""
     parts = [
         part
         for part in (module.parts if isinstance(module, ConcatLinear) else [module])

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from torch import nn
 
-from milkweed.convert.configs import LayerConfig, MonarchConfig
 from milkweed.convert.sites import LinearSite
+from milkweed.nn.structured_linear import LayerConfig, MonarchConfig
 
 Choice = LayerConfig | None
 Rule = str | type[nn.Module] | Callable[[str, nn.Module], bool]
@@ -22,7 +22,7 @@ HEADS = r"re:(.*\.)?(lm_head|classifier|score|head|heads|pooler|cls|qa_outputs|d
 
 
 def default_rules(config: LayerConfig | None = None) -> dict[Rule, Choice]:
-    """Convert every linear layer save the output heads.
+    """Convert every linear layer except the output heads.
 
     Args:
         config: What layers become; ``MonarchConfig()`` by default.
@@ -40,20 +40,7 @@ def default_rules(config: LayerConfig | None = None) -> dict[Rule, Choice]:
 
 
 def match_rules(rules: Rules, sites: Sequence[LinearSite]) -> dict[str, tuple[Choice, Rule] | None]:
-    """Find the first rule that matches each layer.
-
-    Args:
-        rules: Exact module names, ``"re:"`` patterns that must match the whole name, classes of modules, or functions
-            of name and module; each to a configuration, or to None for layers that stay.
-        sites: The linear layers of a model.
-
-    Returns:
-        By layer name: the configuration and its rule, or None where no rule matches.
-
-    Raises:
-        TypeError: Rules are no mapping, or something that is neither a configuration nor None stands for one.
-        ValueError: A pattern is malformed, or a name or pattern matches no linear layer.
-    """
+    """Find the first rule that matches each layer: by name the configuration and its rule, or None."""
     return match_configs(rules, sites, LayerConfig, "MonarchConfig(nblocks=4)")
 
 
@@ -63,29 +50,16 @@ def match_configs(
     kind: type,
     example: str,
 ) -> dict[str, tuple[C | None, Rule] | None]:
-    """Find the first rule that matches each layer, for configurations of any kind.
-
-    Args:
-        rules: As for `match_rules`.
-        sites: The linear layers of a model.
-        kind: The class of the configurations.
-        example: One of them, for messages.
-
-    Returns:
-        As `match_rules`.
-
-    Raises:
-        ValueError: A name or pattern matches no linear layer.
-    """
-    pairs = _checked(rules, kind, example)
+    """Find the first rule that matches each layer, as `match_rules`, for configurations of any kind."""
+    ordered = _checked(rules, kind, example)
     used: set[int] = set()
     found: dict[str, tuple[C | None, Rule] | None] = {}
     for site in sites:
-        matching = [i for i, (rule, _) in enumerate(pairs) if any(matches(rule, n, site.module) for n in site.names)]
+        matching = [i for i, (rule, _) in enumerate(ordered) if any(matches(rule, n, site.module) for n in site.names)]
         used.update(matching)
-        found[site.name] = (pairs[matching[0]][1], pairs[matching[0]][0]) if matching else None
+        found[site.name] = (ordered[matching[0]][1], ordered[matching[0]][0]) if matching else None
     # Rules that skip may cover parts that a model happens not to have.
-    for i, (rule, choice) in enumerate(pairs):
+    for i, (rule, choice) in enumerate(ordered):
         if i not in used and choice is not None:
             raise ValueError(nothing_matched(rule, [name for site in sites for name in site.names], "linear layers"))
     return found
@@ -99,13 +73,13 @@ def _checked(
             f"rules must map names, 're:' patterns or functions to configurations, e.g. "
             f"{{'re:.*mlp.*': {example}}}; got {type(rules).__name__}"
         )
-    pairs = list(rules.items() if isinstance(rules, Mapping) else rules)
-    if not pairs:
-        raise ValueError("rules are empty; use default_rules() for all layers save the heads")
-    for pair in pairs:
+    ordered = list(rules.items() if isinstance(rules, Mapping) else rules)
+    if not ordered:
+        raise ValueError("rules are empty; use default_rules() for all layers except the heads")
+    for pair in ordered:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"rules in a list must be pairs, e.g. ('re:.*mlp.*', {example}); got {pair!r}")
-    for rule, choice in pairs:
+    for rule, choice in ordered:
         if not (isinstance(rule, str) or callable(rule)):
             raise TypeError(f"a rule must be a name, a 're:' pattern or a function; got {rule!r}")
         if not (choice is None or isinstance(choice, kind)):
@@ -118,20 +92,11 @@ def _checked(
                 re.compile(rule[3:])
             except re.error as error:
                 raise ValueError(f"the pattern of rule {rule!r} is malformed: {error}") from error
-    return pairs
+    return ordered
 
 
 def matches(rule: Rule, name: str, module: nn.Module) -> bool:
-    """Ask one rule about one name.
-
-    Args:
-        rule: A name, a pattern, a class of modules or a function.
-        name: The name.
-        module: What it names.
-
-    Returns:
-        Whether the rule matches.
-    """
+    """Whether a rule matches a name and the module that it names."""
     if isinstance(rule, type):
         return isinstance(module, rule)
     if not isinstance(rule, str):
@@ -140,16 +105,7 @@ def matches(rule: Rule, name: str, module: nn.Module) -> bool:
 
 
 def nothing_matched(rule: Rule, names: Iterable[str], kind: str) -> str:
-    """Say that a rule matches nothing, and what was probably meant.
-
-    Args:
-        rule: The rule.
-        names: All names that there are.
-        kind: What they name, in the plural.
-
-    Returns:
-        The message.
-    """
+    """The message that a rule matches none of the names, and what was probably meant."""
     names = sorted(names)
     if not names:
         return f"the model has no {kind}"

@@ -31,17 +31,11 @@ _STRETCH = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class LinearSite:
-    """A linear layer and all paths under which a model reaches it.
+    """A linear layer and all paths under which a model reaches it."""
 
-    Args:
-        names: Paths, the first one being the layer's name.
-        module: A ``torch.nn.Linear`` or transformers' ``Conv1D``; for adapters also a structured layer.
-        obstacle: Why it cannot be replaced, or None.
-    """
-
-    names: tuple[str, ...]
-    module: nn.Module
-    obstacle: str | None
+    names: tuple[str, ...]  # paths, the first one being the layer's name
+    module: nn.Module  # A ``torch.nn.Linear`` or transformers' ``Conv1D``; for adapters also a structured layer
+    obstacle: str | None  # why it cannot be replaced, or None
 
     @property
     def name(self) -> str:
@@ -66,11 +60,7 @@ class LinearSite:
         return 3 if packed else 1
 
     def linears(self) -> list[nn.Linear]:
-        """View the layer as dense layers, one for each part; they share its memory.
-
-        Returns:
-            The layers, in the order of their outputs.
-        """
+        """View the layer as dense layers, one for each part, in the order of outputs; they share its memory."""
         bias = self._bias
         weight = self.weight.T if is_conv1d(self.module) else self.weight
         pieces = zip(
@@ -99,14 +89,7 @@ class LinearSite:
 
 
 def find_sites(model: nn.Module) -> list[LinearSite]:
-    """List every linear layer of a model once, in the model's order.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        The layers, those that cannot be replaced with the reason.
-    """
+    """List every linear layer of a model once, in the model's order; obstacles say which cannot be replaced."""
     paths: defaultdict[nn.Module, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         if name and (isinstance(module, nn.Linear) or is_conv1d(module)):
@@ -116,26 +99,13 @@ def find_sites(model: nn.Module) -> list[LinearSite]:
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """Recognise transformers' ``Conv1D``, a linear layer with a transposed weight, without importing transformers.
-
-    Args:
-        module: Any module.
-
-    Returns:
-        Whether it is one.
-    """
+    """Whether a module is transformers' ``Conv1D``, whose weight is transposed; transformers is not imported."""
     library = sys.modules.get("transformers.pytorch_utils")
     return library is not None and type(module) is library.Conv1D
 
 
 def replace(model: nn.Module, names: tuple[str, ...], module: nn.Module) -> None:
-    """Put a module in the place of another.
-
-    Args:
-        model: The model.
-        names: All paths of the old one.
-        module: The new one.
-    """
+    """Put a module in the place of another, under all its paths."""
     for name in names:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, module)
@@ -143,14 +113,7 @@ def replace(model: nn.Module, names: tuple[str, ...], module: nn.Module) -> None
 
 @torch.no_grad()
 def digest(module: nn.Module) -> tuple[object, ...]:
-    """Note what a linear layer holds, in a few numbers that any change of its parameters changes.
-
-    Args:
-        module: The layer.
-
-    Returns:
-        For weight and bias: shape, dtype, whether trained, and a checksum, which the meta device has not.
-    """
+    """Shape, dtype, whether trained, and a checksum of weight and bias: any change of them changes it."""
     noted: list[object] = []
     for parameter in (module.weight, module.bias):
         if not isinstance(parameter, Tensor):
@@ -172,28 +135,13 @@ def _checksum(parameter: Tensor) -> int:
 
 
 def name_without_adapter(model: nn.Module, name: str) -> str:
-    """Name a layer as it was called before an adapter was put around it.
-
-    Args:
-        model: The model.
-        name: The layer's name in it.
-
-    Returns:
-        The name of the adapted layer if this is its base, else the name itself.
-    """
+    """The name of a layer as it was before an adapter was put around it."""
     parent, _, child = name.rpartition(".")
     return parent if child == "base" and isinstance(model.get_submodule(parent), AdaptedLinear) else name
 
 
 def parameter_owners(model: nn.Module) -> dict[int, set[str]]:
-    """Find which modules hold each parameter.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        Module names by the parameter's id; a module that occurs twice counts once.
-    """
+    """The names of the modules that hold each parameter, by its id; a module that occurs twice counts once."""
     found: defaultdict[int, set[str]] = defaultdict(set)
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
@@ -203,29 +151,14 @@ def parameter_owners(model: nn.Module) -> dict[int, set[str]]:
 
 
 def has_ordinary_weight(module: nn.Module) -> bool:
-    """Tell a plain tensor of floating-point numbers from quantised and sparse ones.
-
-    Args:
-        module: A linear layer.
-
-    Returns:
-        Whether its weight is one.
-    """
-    weight = module.weight
-    return type(weight) is nn.Parameter and weight.layout == torch.strided and weight.is_floating_point()
+    """Whether a layer's weight is a plain tensor of floating-point numbers, not quantised or sparse."""
+    weight = cast(Tensor, module.weight)
+    ordinary = type(weight) is nn.Parameter and weight.layout == torch.strided and weight.is_floating_point()
+    return ordinary and weight.itemsize > 1  # torch computes nothing in 8 bits
 
 
 def weight_obstacle(names: Sequence[str], module: nn.Module, owners: Mapping[int, set[str]]) -> str | None:
-    """Say why a layer's weight cannot be exchanged for another.
-
-    Args:
-        names: All paths of the layer.
-        module: The layer.
-        owners: From `parameter_owners`.
-
-    Returns:
-        The reason, or None.
-    """
+    """Why a layer's weight cannot be exchanged for another, or None; owners are from `parameter_owners`."""
     if not (type(module) is nn.Linear or is_conv1d(module)):
         return f"it is a {type(module).__name__}, which may compute more than a linear layer"
     weight = cast(Tensor, module.weight)
@@ -242,15 +175,7 @@ def weight_obstacle(names: Sequence[str], module: nn.Module, owners: Mapping[int
 
 
 def reader_of_weight(model: nn.Module, names: Sequence[str]) -> str | None:
-    """Find a parent that reads a layer's weight instead of calling the layer.
-
-    Args:
-        model: The model.
-        names: All paths of the layer.
-
-    Returns:
-        What it does, as a reason not to replace the layer, or None.
-    """
+    """Why a layer cannot be replaced, if a parent reads its weight instead of calling it, or None."""
     for name in names:
         parent = model.get_submodule(name.rpartition(".")[0])
         if isinstance(parent, _READ_WEIGHTS) or name.rpartition(".")[2] in _weights_read(type(parent)):  # type: ignore[arg-type]
@@ -278,14 +203,7 @@ def _obstacle(model: nn.Module, names: list[str], module: nn.Module, owners: Map
 
 
 def what_would_be_lost(module: nn.Module) -> str | None:
-    """Say what is attached to a layer that another one in its place would not have.
-
-    Args:
-        module: The layer.
-
-    Returns:
-        The reason not to replace it, or None.
-    """
+    """What is attached to a layer that another one in its place would not have, or None."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     if any(hooks):
         return "it has hooks, which would be lost"

@@ -11,14 +11,7 @@ from milkweed.models.base import Model, build_model
 
 
 def skeleton_of(model: nn.Module) -> nn.Module | None:
-    """Build a milkweed or transformers model anew from its config, on the meta device.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        The architecture, or None if the model does not know its own, or needs more than its config.
-    """
+    """Build a milkweed or transformers model anew from its config, on the meta device; None if that cannot be."""
     library = sys.modules.get("transformers")
     with torch.device("meta"):
         if isinstance(model, Model):

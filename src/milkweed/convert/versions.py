@@ -13,19 +13,7 @@ T = TypeVar("T")
 
 
 def renamed(found: Mapping[str, T], model: nn.Module, version: str) -> dict[str, T]:
-    """Give parameters or layers of an earlier version the names that they have today.
-
-    Args:
-        found: Anything by dotted name inside the model.
-        model: The model as this version builds it.
-        version: The version that wrote the names.
-
-    Returns:
-        The same by today's names.
-
-    Raises:
-        ValueError: Two names are one today, as no earlier version wrote them.
-    """
+    """Give parameters or layers of an earlier version, by dotted name, the names that they have today."""
     rename = _RENAMES.get(version)
     if rename is None:
         return dict(found)
@@ -38,16 +26,7 @@ def renamed(found: Mapping[str, T], model: nn.Module, version: str) -> dict[str,
 
 
 def former(names: Iterable[str], model: nn.Module, version: str) -> list[str]:
-    """Give the names that parameters of a model had in an earlier version.
-
-    Args:
-        names: Today's.
-        model: The model.
-        version: The version.
-
-    Returns:
-        The names, in their order.
-    """
+    """Give the names that parameters of a model had in an earlier version, in their order."""
     rename = _FORMER.get(version)
     return list(names) if rename is None else [rename(name, model) for name in names]
 

@@ -1,12 +1,13 @@
 """What every data module has in common: checks on loading, and batches that can be repeated."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from milkweed._registry import register_if_free, requires
 from milkweed.data.batches import ArrayDataset, EvaluationBatches, TrainingBatches
 
 SPLITS = ("train", "val", "test")
@@ -21,9 +22,6 @@ class SequenceData(LightningDataModule, ABC):
         batch_size: Samples per optimiser step over all processes together.
         seed: Decides the order of the training samples, nothing else.
         limit: At most this many samples per split, for trials.
-
-    Raises:
-        ValueError: If `batch_size` or `limit` is below 1.
     """
 
     length: int
@@ -34,6 +32,10 @@ class SequenceData(LightningDataModule, ABC):
     """Name of the metric that a benchmark is judged by, for tasks that know several."""
     vocabulary: str | None = None
     """Of text by characters, these in the order of their numbers."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        register_if_free("data", cls)
 
     def __init__(self, batch_size: int, seed: int, limit: int | None) -> None:
         super().__init__()
@@ -51,18 +53,10 @@ class SequenceData(LightningDataModule, ABC):
 
     @abstractmethod
     def load(self) -> dict[str, ArrayDataset]:
-        """Read the three splits.
-
-        Returns:
-            Datasets under the names `train`, `val` and `test`.
-        """
+        """Read the three splits, under the names `train`, `val` and `test`."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Load and check the data, once.
-
-        Args:
-            stage: Not used: the splits are small enough to be held together.
-        """
+        """Load and check the data, once; the splits are small enough to be held together."""
         if self._splits:
             return
         splits = {name: split.head(self.limit) if self.limit else split for name, split in self.load().items()}
@@ -74,41 +68,23 @@ class SequenceData(LightningDataModule, ABC):
         check_split(type(self).__name__, name, split)
 
     def split(self, name: str) -> ArrayDataset:
-        """One loaded split.
-
-        Args:
-            name: `train`, `val` or `test`.
-
-        Returns:
-            The dataset.
-        """
+        """One loaded split: `train`, `val` or `test`."""
         self.setup()
         return self._splits[name]
 
     def resume_at(self, batch: int) -> None:
-        """Let the next epoch of `train_dataloader`'s loader start in its middle.
-
-        Args:
-            batch: Training batches of that epoch that are already done.
-        """
+        """Let the next epoch of training start after some of its batches."""
         if self._batches:
             self._batches.resume_at(batch)
 
     def check_processes(self, world_size: int) -> None:
-        """Refuse batch sizes that do not suit the data or the number of processes.
-
-        Args:
-            world_size: Number of processes that train together.
-
-        Raises:
-            ValueError: If the batch size does not divide among the processes, or a split is too small.
-        """
+        """Refuse batch sizes that do not suit the data or the number of processes."""
         size = self.batch_size
         if size % world_size:
             nearest = max(size // world_size, 1) * world_size
             raise ValueError(
                 f"batch_size={size} is the batch of all processes together and must divide among {world_size} of them; "
-                f"use e.g. --data.batch_size {nearest}"
+                f"use e.g. data.batch_size={nearest}"
             )
         training = len(self.split("train"))
         if size > training:
@@ -120,15 +96,11 @@ class SequenceData(LightningDataModule, ABC):
         if len(self.split(name)) < world_size:
             raise ValueError(
                 f"the {name} split has {len(self.split(name))} samples, fewer than the {world_size} processes; "
-                "use fewer --trainer.devices"
+                "use fewer trainer.devices"
             )
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled batches of the training split.
-
-        Returns:
-            A loader whose order depends on (seed, epoch) alone.
-        """
+        """Shuffled batches of the training split, in an order that depends on (seed, epoch) alone."""
         rank, world_size = self._processes()
         self.check_processes(world_size)
         split = self.split("train")
@@ -137,19 +109,11 @@ class SequenceData(LightningDataModule, ABC):
         return DataLoader(split, sampler=self._batches, batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
-        """Batches of the validation split.
-
-        Returns:
-            A loader in fixed order.
-        """
+        """Batches of the validation split, in fixed order."""
         return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        """Batches of the test split.
-
-        Returns:
-            A loader in fixed order.
-        """
+        """Batches of the test split, in fixed order."""
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, name: str) -> DataLoader:
@@ -163,15 +127,18 @@ class SequenceData(LightningDataModule, ABC):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
+def _check_class(cls: type, name: str) -> None:
+    if not issubclass(cls, SequenceData):
+        raise TypeError(f"data {name!r} must be a subclass of milkweed.data.SequenceData; got {cls!r}")
+
+
+requires("data", _check_class)
+
+
 class SequenceClassificationData(SequenceData):
-    """Sequences with one class each: `targets` are (B,).
+    """Sequences with one class each: `targets` are (B,); the options are those of `SequenceData`.
 
     A family implements `load` and names its `length`, `d_input` and `class_names`.
-
-    Args:
-        batch_size: Samples per optimiser step over all processes together.
-        seed: Decides the order of the training samples, nothing else.
-        limit: At most this many samples per split, for trials.
     """
 
     class_names: ClassVar[tuple[str, ...]]
@@ -186,17 +153,7 @@ class SequenceClassificationData(SequenceData):
 
 
 def check_split(owner: str, name: str, split: ArrayDataset, classes: int | None = None) -> None:
-    """Refuse data that would only fail, or silently spoil a training, later.
-
-    Args:
-        owner: Name of the data module, for messages.
-        name: Name of the split.
-        split: The data.
-        classes: Number of classes; None for targets that are real numbers.
-
-    Raises:
-        ValueError: If the split is empty, holds NaN or infinity, or a target or length out of range.
-    """
+    """Refuse data that would fail later, or spoil a training unnoticed; numbers as targets have no `classes`."""
     where = f"{owner}: {name} split"
     if not len(split):
         raise ValueError(f"{where} is empty; check the files under the data folder")

@@ -29,14 +29,7 @@ class ArrayDataset(Dataset):
         return {"inputs": self.inputs[indices], "targets": self.targets[indices], "lengths": self.lengths[indices]}
 
     def head(self, count: int) -> "ArrayDataset":
-        """The first samples only.
-
-        Args:
-            count: How many.
-
-        Returns:
-            A dataset of at most `count` samples.
-        """
+        """The first samples only."""
         return ArrayDataset(self.inputs[:count], self.targets[:count], self.lengths[:count])
 
 
@@ -61,19 +54,11 @@ class TrainingBatches(Sampler[list[int]]):
         self._first = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order is drawn next; Lightning calls this.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-        """
+        """Choose the epoch whose order is drawn next; Lightning calls this."""
         self.epoch = epoch
 
     def resume_at(self, batch: int) -> None:
-        """Let the next pass start in the middle of its epoch.
-
-        Args:
-            batch: Batches of that epoch that are already done.
-        """
+        """Let the next pass start after some batches of its epoch."""
         self._first = batch
 
     def __len__(self) -> int:

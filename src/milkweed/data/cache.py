@@ -1,4 +1,4 @@
-"""Folders of what can be made again: named by what it was made from, whole or not there."""
+"""Folders of what can be made again: each is named by what it was made from, and is whole or missing."""
 
 import hashlib
 import json
@@ -17,33 +17,14 @@ _ENDS = 2**20
 
 
 def cache_folder(kind: str, *keys: str) -> Path:
-    """Where something is kept that can be made again.
-
-    Args:
-        kind: What it is.
-        *keys: What it was made from.
-
-    Returns:
-        A folder below $MILKWEED_CACHE or, without that, ~/.cache/milkweed; it need not exist.
-    """
+    """The folder for what is made from the keys, below $MILKWEED_CACHE or ~/.cache/milkweed; it need not exist."""
     root = os.environ.get("MILKWEED_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "milkweed"
     name = hashlib.blake2b(json.dumps([_FORMAT, *keys]).encode(), digest_size=16).hexdigest()
     return Path(root).expanduser() / kind / name
 
 
 def cached(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Make the files of a folder, unless they are there and whole.
-
-    Args:
-        folder: From `cache_folder`.
-        make: Writes the files into the empty folder that it is given.
-
-    Returns:
-        The folder.
-
-    Raises:
-        OSError: If nothing can be written there.
-    """
+    """Let `make` write the files of a folder from `cache_folder`, unless they are there and whole."""
     if not _is_whole(folder):
         with new_folder(folder) as temporary:
             make(temporary)
@@ -54,14 +35,7 @@ def cached(folder: Path, make: Callable[[Path], None]) -> Path:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Give a temporary folder that takes the place of `folder` when the block ends well.
 
-    Args:
-        folder: The folder to make. If another process makes it meanwhile, it stays; one that is damaged goes.
-
-    Yields:
-        An empty folder beside it.
-
-    Raises:
-        OSError: If nothing can be written there.
+    If another process makes the folder meanwhile, it stays; one that is damaged goes.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

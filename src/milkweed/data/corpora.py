@@ -14,31 +14,21 @@ _LONGEST = 65536
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text.
+    """A text."""
 
-    Attributes:
-        documents: Gives an iterator over its documents, each an iterator over pieces which together are its text.
-        key: Names its content: changes if that does.
-        size: In bytes, if it is known without reading.
-    """
-
+    # Gives an iterator over its documents, each an iterator over pieces which together are its text.
     documents: Callable[[], Iterator[Iterator[str]]]
-    key: str
-    size: int | None = None
+    key: str  # names its content: changes if that does
+    size: int | None = None  # in bytes, if it is known without reading
 
 
 @dataclass(frozen=True)
 class Shares:
-    """A corpus that is cut into splits, in order, between words.
+    """A corpus that is cut into splits, in order, between words."""
 
-    Attributes:
-        corpus: The text.
-        names: The splits.
-        last: Of every split but the first, its share of the text in percent; the first is what is left.
-    """
-
-    corpus: Corpus
-    names: tuple[str, ...]
+    corpus: Corpus  # the text
+    names: tuple[str, ...]  # the splits
+    # Of every split but the first, its share of the text in percent; the first is what is left.
     last: tuple[int, ...] = ()
 
     @property
@@ -47,10 +37,9 @@ class Shares:
         return json.dumps([self.corpus.key, self.names, self.last, _PIECE, _LONGEST])
 
     def pieces(self) -> Iterator[tuple[str, str, bool]]:
-        """Read the text; to know where to cut it, it is read once more.
+        """Read the text: the name of a split, a piece of its text, and whether a document ends with it.
 
-        Yields:
-            The name of a split, a piece of its text, and whether a document ends with it.
+        The text is read once more before, if it is cut, to know where.
         """
         bounds = self._bounds()
         place, number = 0, 0
@@ -75,14 +64,9 @@ class Shares:
 
 
 def three_parts(corpora: dict[str, Corpus]) -> list[Shares]:
-    """Say what is for training, validation and test.
+    """Say what is for training, validation and test; texts are given by split, and `train` must be there.
 
-    Args:
-        corpora: A text by the name of its split; `train` must be there.
-
-    Returns:
-        The splits `train`, `val` and `test`, `train` being the first of the first text. What is missing is 5% of the
-        training text each, from its end.
+    `train` is the first split of the first text. A split that is missing is 5% of the training text, from its end.
     """
     there = {"val": corpora.get("validation"), "test": corpora.get("test")}
     missing = tuple(name for name, corpus in there.items() if corpus is None)
@@ -97,19 +81,9 @@ def _next_word(text: str, start: int) -> int:
 
 
 def open_corpora(source: str, column: str, config: str | None = None, streaming: bool = False) -> dict[str, Corpus]:
-    """Find a text and its splits.
+    """Find a text and its splits: a UTF-8 text file is the split `train`, one document; of tables every row is one.
 
-    Args:
-        source: A UTF-8 text file, which is one document; or as of `open_tables`, where every row is one.
-        column: Of tables, the one that holds the text.
-        config: As of `open_tables`.
-        streaming: As of `open_tables`.
-
-    Returns:
-        Corpora by the name of their split; a text file is the split `train`.
-
-    Raises:
-        ValueError: If there is no split `train`.
+    The other arguments are those of `open_tables`.
     """
     path = Path(source)
     if path.is_file() and not is_table(path):
@@ -127,14 +101,7 @@ def open_corpora(source: str, column: str, config: str | None = None, streaming:
 
 
 def open_text(path: Path) -> Corpus:
-    """Find a text file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its text, one document; reading it raises ValueError if it is no UTF-8.
-    """
+    """Find a text file, one document; reading it raises ValueError if it is not UTF-8."""
     return Corpus(lambda: iter([break_up(_blocks(path))]), f"text {content_key(path)}", path.stat().st_size)
 
 
@@ -143,7 +110,7 @@ def _documents(table: Table, column: str) -> Iterator[Iterator[str]]:
         for row in table.rows():
             yield break_up([row[column]])
     except ColumnError as error:
-        raise ValueError(f"{error}; --data.column names the column that holds texts") from error
+        raise ValueError(f"{error}; data.column names the column that holds texts") from error
 
 
 def _blocks(path: Path) -> Iterator[str]:
@@ -153,19 +120,14 @@ def _blocks(path: Path) -> Iterator[str]:
             while block := file.read(_LONGEST):
                 yield block
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error}; convert it") from error
+        raise ValueError(f"{path} is not UTF-8 text: {error}; convert it") from error
 
 
 def break_up(blocks: Iterable[str]) -> Iterator[str]:
-    """Break a text where a tokenizer does as well: behind the end of a line, or else between words.
+    """Break a text, in any parts, where a tokenizer does as well: after the end of a line, or else between words.
 
-    A break is never inside of white space and never behind a blank, which some tokenizers join to the next word.
-
-    Args:
-        blocks: The text, in any parts.
-
-    Yields:
-        The same text, in pieces of about a thousand characters, or of fewer lines than that.
+    Pieces have about a thousand characters, or fewer lines than that. A break is never inside of white space and never
+    after a blank, which some tokenizers join to the next word.
     """
     text = ""
     for block in blocks:
@@ -183,7 +145,7 @@ def break_up(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def _break(text: str, start: int) -> int | None:
-    """Where the piece ends that begins at a place; None if that cannot be told yet."""
+    """Where the piece ends that begins at a place; None if that is not known yet."""
     limit = start + _PIECE
     for first, last in ((start, limit), (limit, min(len(text) - 1, start + _LONGEST))):
         # The last line end, then the last blank, of the first thousand; behind them, the first of either kind.

@@ -29,14 +29,7 @@ class Digits(SequenceClassificationData):
         super().__init__(batch_size, seed, limit)
 
     def load(self) -> dict[str, ArrayDataset]:
-        """Read the digits from scikit-learn, split and standardise them.
-
-        Returns:
-            Datasets under the names `train`, `val` and `test`.
-
-        Raises:
-            ModuleNotFoundError: If scikit-learn is not installed.
-        """
+        """Read the digits from scikit-learn, split and standardise them."""
         try:
             from sklearn.datasets import load_digits
         except ModuleNotFoundError as error:
@@ -52,16 +45,7 @@ class Digits(SequenceClassificationData):
 
 
 def stratified_split(targets: np.ndarray, val: float = 0.1, test: float = 0.2) -> dict[str, np.ndarray]:
-    """Split samples so that every class is shared out in the same proportions, always in the same way.
-
-    Args:
-        targets: Class of every sample, (N,).
-        val: Fraction for validation.
-        test: Fraction for the test.
-
-    Returns:
-        Sorted sample numbers under the names `train`, `val` and `test`.
-    """
+    """Split samples by class in fixed proportions, always in the same way: sorted numbers as `train`, `val`, `test`."""
     # RandomState's streams are frozen for ever, those of the newer generators are not.
     random = np.random.RandomState(0)
     parts: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}

@@ -15,21 +15,13 @@ from milkweed.data.tokenized import TokenizedData, TokenRows, frame
 
 @dataclass(frozen=True)
 class GlueTask:
-    """One of the nine.
+    """One of the nine tasks of GLUE."""
 
-    Attributes:
-        fields: Columns of the first sentence and, if there is one, the second.
-        judged_by: The metric that it is judged by.
-        classes: Names of the classes, in the order of their numbers; none for a regression.
-        most: Largest target of a regression, whose smallest is 0.
-        development: The split with public labels beside that for training.
-    """
-
-    fields: tuple[str, ...]
-    judged_by: str
-    classes: tuple[str, ...] = ()
-    most: float = 0.0
-    development: str = "validation"
+    fields: tuple[str, ...]  # columns of the first sentence and, if there is one, the second
+    judged_by: str  # the metric that it is judged by
+    classes: tuple[str, ...] = ()  # names of the classes, in the order of their numbers; none for a regression
+    most: float = 0.0  # largest target of a regression, whose smallest is 0
+    development: str = "validation"  # the split with public labels beside that for training
 
 
 ENTAILMENT = ("entailment", "not_entailment")
@@ -71,9 +63,6 @@ class Glue(TokenizedData):
         seed: Decides the order of the training samples, nothing else.
         limit: At most this many samples per split, for trials.
 
-    Raises:
-        ValueError: If a number is out of its range.
-
     Source:
         GLUE (arXiv 1804.07461). Monarch Mixer (arXiv 2310.12109) reports figures of the development sets.
     """
@@ -93,7 +82,7 @@ class Glue(TokenizedData):
     ) -> None:
         super().__init__(tokenizer, vocabulary_size, batch_size, length, seed, limit)
         if task not in GLUE:
-            raise ValueError(f"task={task!r} is none of GLUE's: {', '.join(GLUE)}")
+            raise ValueError(f"task={task!r} is not a task of GLUE: {', '.join(GLUE)}")
         self.task, self.source, self.whole = GLUE[task], source, whole
         self.config, self.test_split = task, test_split or self.task.development
         self.judged_by = self.task.judged_by
@@ -104,21 +93,14 @@ class Glue(TokenizedData):
         return len(self.task.classes) or 1
 
     def load(self) -> dict[str, ArrayDataset]:
-        """Read the tables and cut the sentences into tokens.
-
-        Returns:
-            Datasets under the names `train`, `val` and `test`.
-
-        Raises:
-            ValueError: If a split is missing, or a label is out of range.
-        """
+        """Read the tables and cut the sentences into tokens."""
         config = None if Path(self.source).exists() else self.config
         tables = read_tables(self.source, (*self.task.fields, LABEL), config)
         for name in ("train", self.test_split):
             if name not in tables:
                 raise ValueError(
                     f"data.source={self.source} has no split {name}, but {', '.join(sorted(tables))}; add a "
-                    f"file {name}.csv" + ("" if name == "train" else ", or name another with --data.test_split")
+                    f"file {name}.csv" + ("" if name == "train" else ", or name another as data.test_split")
                 )
         rows = tables["train"]
         if len(rows) < 10:
@@ -161,9 +143,9 @@ class Glue(TokenizedData):
         if names and value in names.values():
             return int(value)
         wanted = f"0 … {len(names) - 1} or {', '.join(names)}" if names else f"a number from 0 to {self.task.most:g}"
-        fix = "clean it, or use another --data.task for these data"
+        fix = "clean it, or use another data.task for these data"
         if value == -1:
-            fix = "it has no labels; " + ("use another --data.test_split" if name == "test" else "drop such rows")
+            fix = "it has no labels; " + ("use another data.test_split" if name == "test" else "drop such rows")
         raise ValueError(
             f"data.source={self.source}: the {name} split has the label {label!r}, expected {wanted}; {fix}"
         )

@@ -14,19 +14,9 @@ MOST_PACKED = 1032
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """Read one idx file of unsigned bytes.
+    """Read one idx file of unsigned bytes, plain or gzipped: `dimensions` is 3 for images, 1 for labels.
 
     Nothing is unpacked beyond what the header states, and nothing at all if the file cannot hold that.
-
-    Args:
-        path: The file; a name ending in `.gz` is unpacked on the fly.
-        dimensions: Expected number of dimensions: 3 for images, 1 for labels.
-
-    Returns:
-        The array, uint8.
-
-    Raises:
-        ValueError: If the file is no such idx file, is truncated, or has bytes to spare.
     """
     packed = path.suffix == ".gz"
     most = path.stat().st_size * (MOST_PACKED if packed else 1)
@@ -41,7 +31,7 @@ def _read(path: Path, file: BinaryIO, dimensions: int, most: int) -> np.ndarray:
     magic, header = struct.pack(">HBB", 0, 8, dimensions), file.read(4 + 4 * dimensions)
     if header[:4] != magic:
         raise ValueError(
-            f"{path} is no idx file of bytes in {dimensions} dimensions: it starts with "
+            f"{path} is not an idx file of bytes in {dimensions} dimensions: it starts with "
             f"{header[:4].hex() or 'nothing'}, expected {magic.hex()}; check that the files were not swapped"
         )
     if len(header) < 4 + 4 * dimensions:

@@ -1,4 +1,4 @@
-"""Text with some of its tokens masked: they are to be told from those around them."""
+"""Text with some of its tokens masked, to be predicted from those around them."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -47,9 +47,6 @@ class MaskedText(TokenizedData):
         seed: Decides the order of the training windows, and which of their tokens are chosen in which epoch.
         limit: At most this many windows per split, for trials.
 
-    Raises:
-        ValueError: If a number is out of its range.
-
     Source:
         BERT (arXiv 1810.04805), section 3.1. There the choice is drawn once for every position; here each window has
         exactly its share of chosen tokens, and at least one.
@@ -78,7 +75,7 @@ class MaskedText(TokenizedData):
 
     @property
     def d_output(self) -> int:
-        """Number of tokens that the model tells."""
+        """Number of different tokens, among which the model predicts."""
         return self.vocabulary_size
 
     @property
@@ -89,14 +86,7 @@ class MaskedText(TokenizedData):
         return self._texts
 
     def make_tokenizer(self) -> "PreTrainedTokenizerBase":
-        """Load the tokenizer, or train it on the training text.
-
-        Returns:
-            A tokenizer of transformers.
-
-        Raises:
-            ValueError: If it has no token that masks.
-        """
+        """Load the tokenizer, or train it on the training text."""
         if self.tokenizer_name is None:
             return trained_tokenizer(self.texts[0], self.vocabulary_size)
         tokenizer = load_tokenizer(self.tokenizer_name)
@@ -107,21 +97,14 @@ class MaskedText(TokenizedData):
         return tokenizer
 
     def load(self) -> dict[str, "MaskedWindows"]:
-        """Cut the text into tokens and windows.
-
-        Returns:
-            Datasets under the names `train`, `val` and `test`.
-
-        Raises:
-            ValueError: If a split is shorter than one window, or the tokenizer knows no word of one.
-        """
+        """Cut the text into tokens and windows."""
         tokenizer, inside = self.tokenizer, self.length - 2
         masking = Masking(tokenizer, self.masked)
         tokens = token_files(self.texts, encoder(tokenizer), self.vocabulary_size, tokenizer_key(tokenizer))
         for name in SPLITS:
             count = len(tokens[name])
             if count < inside:
-                shorter = f"--data.length {count + 2} or less, or " if count > 1 else ""
+                shorter = f"data.length={count + 2} or less, or " if count > 1 else ""
                 raise ValueError(
                     f"data.source={self.source} is too short: its {name} split has {count} tokens, fewer than a "
                     f"window of length={self.length}; use {shorter}a longer text"
@@ -137,11 +120,7 @@ class MaskedText(TokenizedData):
         """Nothing: all tokens are the tokenizer's, and reading them all would take as long as an epoch."""
 
     def train_dataloader(self) -> "DataLoader":
-        """Shuffled batches of the training split.
-
-        Returns:
-            A loader whose order and choice of tokens depend on (seed, epoch) alone.
-        """
+        """Shuffled training batches, whose order and choice of tokens depend on (seed, epoch) alone."""
         loader = super().train_dataloader()
         batches, seed = self._batches, self.seed
         self.split("train").keys = lambda: (seed, batches.epoch)
@@ -149,12 +128,7 @@ class MaskedText(TokenizedData):
 
 
 class Masking:
-    """Which tokens of a window are chosen, and what becomes of them.
-
-    Args:
-        tokenizer: Knows the mask, and which tokens are ordinary ones.
-        share: Of the tokens inside the frame that are chosen.
-    """
+    """Which tokens of a window are chosen, a share of those inside the frame, and what becomes of them."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", share: float) -> None:
         self.mask, self.share = tokenizer.mask_token_id, share
@@ -162,15 +136,7 @@ class Masking:
         self.ordinary = np.array(sorted(set(tokenizer.get_vocab().values()) - special))
 
     def __call__(self, tokens: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mask one window.
-
-        Args:
-            tokens: (L,), framed by one token on either side.
-            seed: Decides everything.
-
-        Returns:
-            Inputs and targets, both (L,).
-        """
+        """Mask one window (L,), framed by one token on either side: inputs and targets, both (L,)."""
         random = np.random.RandomState(seed)
         inside = len(tokens) - 2
         chosen = 1 + random.permutation(inside)[: max(1, round(self.share * inside))]
@@ -211,19 +177,12 @@ class MaskedWindows(Dataset):
 
     def __getitem__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         keys = self.keys()
-        pairs = [self.masking(self._window(index), derived_seed(*keys, index)) for index in indices]
-        inputs, targets = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
+        masked = [self.masking(self._window(index), derived_seed(*keys, index)) for index in indices]
+        inputs, targets = (torch.from_numpy(np.stack(part)) for part in zip(*masked, strict=True))
         return {"inputs": inputs, "targets": targets, "lengths": torch.full((len(indices),), inputs.shape[1])}
 
     def head(self, count: int) -> "MaskedWindows":
-        """The first windows only.
-
-        Args:
-            count: How many.
-
-        Returns:
-            A dataset of at most `count` windows.
-        """
+        """The first windows only."""
         kept = min(count, self.count)
         return MaskedWindows(self.tokens, self.inside, self.frame, self.masking, self.keys, kept)
 

@@ -49,14 +49,7 @@ class Mnist(SequenceClassificationData):
         self.root, self.permuted, self.val_size, self.synthetic = Path(root), permuted, val_size, synthetic
 
     def load(self) -> dict[str, ArrayDataset]:
-        """Read or generate the images, and split and standardise them.
-
-        Returns:
-            Datasets under the names `train`, `val` and `test`.
-
-        Raises:
-            ValueError: If files contradict each other, or `val_size` leaves nothing to train on.
-        """
+        """Read or generate the images, and split and standardise them."""
         arrays = generated_images() if self.synthetic else read_files(self.root)
         total = len(arrays["train_labels"])
         val_size = total // 4 if self.synthetic else self.val_size
@@ -79,17 +72,7 @@ class Mnist(SequenceClassificationData):
 
 
 def read_files(root: Path) -> dict[str, np.ndarray]:
-    """Read the four idx files of a folder and check that they belong together.
-
-    Args:
-        root: The folder.
-
-    Returns:
-        Arrays under the keys of `STEMS`.
-
-    Raises:
-        ValueError: If a file is corrupt, or shapes do not match.
-    """
+    """Read the four idx files of a folder, by the keys of `STEMS`, and check that they belong together."""
     paths = find_files(root)
     arrays = {key: read_idx(path, 3 if key.endswith("images") else 1) for key, path in paths.items()}
     for part in ("train", "test"):
@@ -104,17 +87,7 @@ def read_files(root: Path) -> dict[str, np.ndarray]:
 
 
 def find_files(root: Path) -> dict[str, Path]:
-    """Find the four files, plain or gzipped.
-
-    Args:
-        root: The folder.
-
-    Returns:
-        Paths under the keys of `STEMS`.
-
-    Raises:
-        FileNotFoundError: If the folder or a file is missing.
-    """
+    """Find the four files, plain or gzipped, by the keys of `STEMS`."""
     paths = {}
     for key, stem in STEMS.items():
         for path in (root / stem, root / f"{stem}.gz"):
@@ -123,21 +96,17 @@ def find_files(root: Path) -> dict[str, Path]:
                 break
     missing = [stem for key, stem in STEMS.items() if key not in paths]
     if missing:
-        problem = f"lacks {', '.join(missing)}" if root.is_dir() else "is no folder"
+        problem = f"lacks {', '.join(missing)}" if root.is_dir() else "is not a folder"
         raise FileNotFoundError(
             f"data.root={root} {problem}. Place the four public MNIST files (plain or .gz) there:\n  "
             + "\n  ".join(STEMS.values())
-            + "\nand name the folder with --data.root DIR, or try --data.synthetic=true"
+            + "\nand name the folder as data.root, or try data.synthetic=true"
         )
     return paths
 
 
 def generated_images() -> dict[str, np.ndarray]:
-    """Make noisy images whose brightness tells their class.
-
-    Returns:
-        Arrays under the keys of `STEMS`, shaped like MNIST but few.
-    """
+    """Make noisy images whose brightness is their class, shaped like MNIST but few."""
     random = np.random.RandomState(0)
     arrays = {}
     for part, count in (("train", 512), ("test", 128)):

@@ -57,9 +57,6 @@ class Retrieval(TokenizedData):
         seed: Decides the order of the training pairs and the negatives that are drawn.
         limit: At most this many pairs per split, for trials.
 
-    Raises:
-        ValueError: If a number is out of its range.
-
     Source:
         Monarch Mixer retrieval models and LoCoV1 (arXiv 2402.07440); BEIR (arXiv 2104.08663).
     """
@@ -87,11 +84,7 @@ class Retrieval(TokenizedData):
         self.negatives, self.whole = negatives, whole
 
     def load(self) -> dict[str, "RetrievalPairs"]:
-        """Read the texts and cut them into tokens.
-
-        Returns:
-            Datasets under the names `train`, `val` and `test`, without queries where the data have no such split.
-        """
+        """Read the texts and cut them into tokens; a split that the data lack has no queries."""
         found = read_sets(self.source, self.documents)
         encode = _Encoder(self)
         padding, length = self.tokenizer.pad_token_id, self.length * self.whole
@@ -106,17 +99,7 @@ class Retrieval(TokenizedData):
         return datasets
 
     def split(self, name: str) -> "RetrievalPairs":
-        """One loaded split.
-
-        Args:
-            name: `train`, `val` or `test`.
-
-        Returns:
-            The dataset.
-
-        Raises:
-            ValueError: If the data have no such split.
-        """
+        """One loaded split; a ValueError if the data have no such split."""
         split = super().split(name)
         if not split.names:
             file = "validation" if name == "val" else name
@@ -127,14 +110,7 @@ class Retrieval(TokenizedData):
         return split
 
     def check_processes(self, world_size: int) -> None:
-        """Refuse batches in which nothing is wrong: trained on answers alone, all vectors become one.
-
-        Args:
-            world_size: Number of processes that train together.
-
-        Raises:
-            ValueError: If a batch holds one passage only, or its size does not suit the data or the processes.
-        """
+        """Refuse batches without a wrong passage: trained on answers alone, all vectors become one."""
         pairs = len(self.split("train"))
         if not self.negatives and min(self.batch_size // world_size, pairs) == 1:
             few = pairs == 1
@@ -142,17 +118,13 @@ class Retrieval(TokenizedData):
                 f"data.source={self.source}: "
                 + ("the train split has one pair" if few else f"batch_size={self.batch_size} is one pair per process")
                 + " and negatives=0, so that no query is compared with a passage that does not answer it; use "
-                + ("more pairs" if few else f"--data.batch_size {2 * world_size} or more")
-                + ", or --data.negatives 1 with passages to choose from"
+                + ("more pairs" if few else f"data.batch_size={2 * world_size} or more")
+                + ", or data.negatives=1 with passages to choose from"
             )
         super().check_processes(world_size)
 
     def train_dataloader(self) -> "DataLoader":
-        """Shuffled batches of the training split.
-
-        Returns:
-            A loader whose order and negatives depend on (seed, epoch) alone.
-        """
+        """Shuffled training batches, whose order and negatives depend on (seed, epoch) alone."""
         loader = super().train_dataloader()
         batches, seed = self._batches, self.seed
         self.split("train").keys = lambda: (seed, batches.epoch)
@@ -170,16 +142,12 @@ class Retrieval(TokenizedData):
                 raise ValueError(
                     f"negatives={self.negatives} needs passages that do not answer: a query of the training split is "
                     f"answered by all {last - first} of them; use "
-                    + ("--data.negatives 0, or more data" if len(split) > 1 else "more data")
+                    + ("data.negatives=0, or more data" if len(split) > 1 else "more data")
                 )
 
 
 class _Encoder:
-    """Texts as tokens; a corpus that several splits search is cut once.
-
-    Args:
-        data: Knows the tokenizer and the longest text.
-    """
+    """Texts as tokens; a corpus that several splits search is cut once."""
 
     def __init__(self, data: Retrieval) -> None:
         self.data = data
@@ -280,14 +248,7 @@ class RetrievalPairs(Dataset):
         }
 
     def head(self, count: int) -> "RetrievalPairs":
-        """The first pairs only, of which then all is searched.
-
-        Args:
-            count: How many.
-
-        Returns:
-            A dataset of at most `count` pairs.
-        """
+        """The first pairs only; then nothing else is searched."""
         short = copy.copy(self)
         short.rows = min(self.rows, count)
         return short
@@ -311,15 +272,7 @@ class RetrievalPairs(Dataset):
 
 
 class TrainingPairs(RetrievalPairs):
-    """Every query with every passage that answers it, and with some that do not.
-
-    Args:
-        sets: The data sets of the split.
-        encode: Cuts texts into tokens.
-        padding: Number of the token that fills up.
-        negatives: N, passages beside the one that answers.
-        length: Steps to pad to; 0 for the longest of a batch.
-    """
+    """Every query with every passage that answers it, and with N = `negatives` that do not."""
 
     def __init__(
         self,

@@ -26,20 +26,14 @@ Gains = dict[str, dict[str, float]]
 
 @dataclass
 class RetrievalSet:
-    """What is asked and searched in one split of one data set.
+    """What is asked and searched in one split of one data set."""
 
-    Attributes:
-        name: Of the data set; empty where there is only one.
-        queries: Texts by their ids.
-        passages: Texts by their ids; splits that search the same ones share one dictionary.
-        gains: How well passages answer, above 0, by the ids of query and passage.
-        negatives: Passages that are known not to answer, by the query's id.
-    """
-
-    name: str
-    queries: dict[str, str] = field(default_factory=dict)
+    name: str  # of the data set; empty where there is only one
+    queries: dict[str, str] = field(default_factory=dict)  # texts by their ids
+    # Texts by their ids; splits that search the same ones share one dictionary.
     passages: dict[str, str] = field(default_factory=dict)
-    gains: Gains = field(default_factory=dict)
+    gains: Gains = field(default_factory=dict)  # how well passages answer, above 0, by the ids of query and passage
+    # Passages that are known not to answer, by the query's id.
     negatives: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -47,23 +41,14 @@ Splits = dict[str, list[RetrievalSet]]
 
 
 def read_sets(source: str, documents: str | None) -> Splits:
-    """Read one data set or several, in any layout that `Retrieval` describes.
+    """Read one data set or several, in any layout that `Retrieval` describes, by the names of the splits.
 
-    Args:
-        source: As the data module's.
-        documents: As the data module's.
-
-    Returns:
-        The sets by the name of their split: `train`, `validation`, `test` or others. Where there are queries to train
-        on but none to validate with, a fixed tenth of them is kept for it.
-
-    Raises:
-        ValueError: If something is missing or damaged.
+    Where there are queries to train on but none to validate with, a fixed tenth of them is kept for it.
     """
     folder = Path(source)
     if documents is not None:
         if any(_is_beir(each) for each in (folder, *_set_folders(folder))):
-            raise ValueError(f"data.source={source} has its documents in corpus.jsonl; use --data.documents null")
+            raise ValueError(f"data.source={source} has its documents in corpus.jsonl; use data.documents=null")
         return _from_tables(_loco(source, documents))
     folders = _set_folders(folder)
     if not folders:
@@ -99,8 +84,8 @@ def _loco(source: str, documents: str) -> dict[tuple[str, str], list[Row]]:
         if {"query", "answer_pids"} <= error.there:
             raise
         raise ValueError(
-            f"{error}; these are no queries of data.documents={documents}: for pairs of query and passage use "
-            "--data.documents null"
+            f"{error}; these are not queries of data.documents={documents}: for pairs of query and passage use "
+            "data.documents=null"
         ) from error
     texts = _by_split_and_set(read_tables(documents, ("pid", "passage"), texts=("split",)))
     return {key: _joined(key[0], rows, texts.get(key, [])) for key, rows in queries.items()}
@@ -112,7 +97,7 @@ def _pairs(source: str) -> dict[tuple[str, str], list[Row]]:
     except ColumnError as error:
         if "passage" in error.there or "answer_pids" not in error.there:
             raise
-        raise ValueError(f"{error}; name the documents that answer_pids means with --data.documents FILE") from error
+        raise ValueError(f"{error}; name the documents that answer_pids means as data.documents") from error
 
 
 def _read_beir(folder: Path, name: str) -> Splits:
@@ -145,14 +130,14 @@ def _judge(found: RetrievalSet, where: str, row: Row, queries: dict[str, str]) -
     for what, value, known in (("query-id", query, queries), ("corpus-id", passage, found.passages)):
         if value not in known:
             file = "queries.jsonl" if what == "query-id" else "corpus.jsonl"
-            raise ValueError(f"{where}: {what}={value} is none of the {len(known)} in {file}; restore the file")
+            raise ValueError(f"{where}: {what}={value} is not among the {len(known)} in {file}; restore the file")
     try:
         gain = float(row["score"])
     except (TypeError, ValueError):
         gain = math.nan
     if not math.isfinite(gain):
         raise ValueError(
-            f"{where}: score={row['score']} is no number; write 1 for a passage that answers, 0 for others"
+            f"{where}: score={row['score']} is not a number; write 1 for a passage that answers, 0 for others"
         )
     before = found.gains.get(query, {}).get(passage, 0.0 if passage in found.negatives.get(query, ()) else None)
     if before is not None and before != max(gain, 0.0):
@@ -270,7 +255,7 @@ def _by_id(where: str, texts: Iterable[tuple[Any, Any]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, text in texts:
         if not _is_id(name):
-            raise ValueError(f"{where}: {name!r:.80} is no id; expected a text or a whole number")
+            raise ValueError(f"{where}: {name!r:.80} is not an id; expected a text or a whole number")
         if not isinstance(text, str):
             raise ValueError(f"{where}: the text of id {name!r} is {text!r:.80}; expected a text")
         if found.setdefault(str(name), text) != text:
@@ -283,7 +268,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _without_a_tenth(queries: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Part queries, the same way whatever the seed; a single one is not kept."""
+    """Set a tenth of the queries apart, the same whatever the seed; a single query stays."""
     names = list(queries)
     if len(names) < 2:
         return names, []

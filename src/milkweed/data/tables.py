@@ -24,24 +24,14 @@ SPLIT_NAMES = {"dev": "validation", "val": "validation", "valid": "validation"}
 
 @dataclass(frozen=True)
 class Table:
-    """One split of a data set, whose rows can be read again and again without being held.
+    """One split of a data set, whose rows can be read again and again without being held."""
 
-    Attributes:
-        rows: Gives an iterator over them.
-        key: Names their content: changes if that does.
-    """
-
-    rows: Callable[[], Iterator[Row]]
-    key: str
+    rows: Callable[[], Iterator[Row]]  # gives an iterator over them
+    key: str  # names their content: changes if that does
 
 
 class ColumnError(ValueError):
-    """A table lacks a column that is needed, or holds something else in it.
-
-    Args:
-        message: What is wrong where.
-        there: The columns that it has.
-    """
+    """A table lacks a column that is needed, or holds something else in it; `there` are those that it has."""
 
     def __init__(self, message: str, there: Iterable[str]) -> None:
         super().__init__(message)
@@ -51,17 +41,7 @@ class ColumnError(ValueError):
 def read_tables(
     source: str, fields: tuple[str, ...], config: str | None = None, texts: tuple[str, ...] = ()
 ) -> dict[str, list[Row]]:
-    """Read the splits of a data set into memory.
-
-    Args:
-        source: As of `open_tables`.
-        fields: Columns that are needed.
-        config: As of `open_tables`.
-        texts: Columns that hold nothing but text, where they are filled.
-
-    Returns:
-        Rows by the name of their split; a single file is the split `train`.
-    """
+    """Read the splits of a data set into memory; the arguments are those of `open_tables`."""
     return {split: list(table.rows()) for split, table in open_tables(source, fields, config, texts=texts).items()}
 
 
@@ -77,20 +57,6 @@ def open_tables(
     Files are .csv and .tsv with a header or with exactly the fields as their columns, .jsonl, or .json with a list of
     objects; a split's name is the file's, up to a dash or a dot (`train-00000-of-00002.jsonl`). Anything else, such as
     folders of Parquet or Arrow files and names on the Hugging Face hub, is read by `datasets`.
-
-    Args:
-        source: A file, a folder of files, or the name of a data set on the hub.
-        fields: Columns that are needed.
-        config: Name of a part of the data set on the hub, e.g. `stsb`.
-        streaming: Whether what `datasets` reads is fetched as it is read, instead of being kept on the disk.
-        texts: Columns that hold nothing but text, where they are filled.
-
-    Returns:
-        Tables by the name of their split; a single file is the split `train`. Reading them raises ValueError if a file
-        is damaged, lacks a column, or holds something else in one.
-
-    Raises:
-        ValueError: If a file is none of these.
     """
     path = Path(source)
     if path.is_file():
@@ -117,14 +83,7 @@ def _open_files(files: list[Path], fields: tuple[str, ...], check: Callable[...,
 
 
 def is_table(path: Path) -> bool:
-    """Tell a file of rows by its name.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Whether the name ends in one of `SUFFIXES`, in capitals or not.
-    """
+    """Whether a file's name ends in one of `SUFFIXES`, in capitals or not."""
     return _kind(path) in SUFFIXES
 
 
@@ -133,14 +92,7 @@ def _kind(file: Path) -> str:
 
 
 def content_key(*files: Path) -> str:
-    """A name for what files hold.
-
-    Args:
-        *files: The files.
-
-    Returns:
-        Hexadecimal digits.
-    """
+    """A name for what files hold, in hexadecimal digits."""
     found = hashlib.blake2b(digest_size=16)
     for file in files:
         with file.open("rb") as content:
@@ -149,18 +101,7 @@ def content_key(*files: Path) -> str:
 
 
 def iterate_rows(file: Path, fields: tuple[str, ...]) -> Iterator[Row]:
-    """Read one file row by row, holding no more than one of them; a .json file is held whole.
-
-    Args:
-        file: The file.
-        fields: The columns' names, if it is a table without a header.
-
-    Yields:
-        Its rows.
-
-    Raises:
-        ValueError: If it is no UTF-8, no JSON, or a row has too few or too many columns.
-    """
+    """Read one file row by row, holding one row at a time; a .json file is held whole."""
     try:
         # Lines end where their format says, not at separators that only Unicode knows.
         with file.open(encoding="utf-8-sig", newline="" if _kind(file) in {".csv", ".tsv"} else "\n") as lines:
@@ -169,7 +110,7 @@ def iterate_rows(file: Path, fields: tuple[str, ...]) -> Iterator[Row]:
             else:
                 yield from _json_rows(file, lines, fields)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no UTF-8 text: {error}; convert it") from error
+        raise ValueError(f"{file} is not UTF-8 text: {error}; convert it") from error
     except csv.Error as error:
         raise ValueError(f"{file} cannot be read as a table: {error}; write long texts as .jsonl") from error
 
@@ -188,7 +129,7 @@ def _values_of_list(file: Path, lines: TextIO) -> list[Any]:
         raise ValueError(f"{file}: {error} in one object; drop or rename one") from error
     except json.JSONDecodeError as error:
         fix = "name it .jsonl if every line is an object" if error.msg == "Extra data" else "restore it"
-        raise ValueError(f"{file} is no json: {error}; {fix}") from error
+        raise ValueError(f"{file} is not JSON: {error}; {fix}") from error
     if not isinstance(found, list):
         raise ValueError(f"{file} must hold a list of objects, [{{…}}, {{…}}]; it holds {found!r:.80}")
     return found
@@ -203,7 +144,7 @@ def _values_of_lines(file: Path, lines: TextIO) -> Iterator[Any]:
                 raise ValueError(f"{file}, line {number}: {error}; drop or rename one") from error
             except json.JSONDecodeError as error:
                 raise ValueError(
-                    f"{file}, line {number} is no json: {error.msg} at column {error.colno}; mend or drop it"
+                    f"{file}, line {number} is not JSON: {error.msg} at column {error.colno}; mend or drop it"
                 ) from error
 
 
@@ -256,17 +197,7 @@ def _bare(name: str) -> str:
 
 
 def files_by_split(folder: Path) -> dict[str, list[Path]]:
-    """The tables that lie in a folder.
-
-    Args:
-        folder: Any path.
-
-    Returns:
-        Files by the name of their split; none if it is no folder, or has no tables.
-
-    Raises:
-        ValueError: If a split is there in two forms, of which one may be a copy of the other.
-    """
+    """The tables of a folder by split; none if it is not a folder. A split in two forms is refused."""
     files: dict[str, list[Path]] = {}
     for file in folder.iterdir() if folder.is_dir() else ():
         # Hidden files are what programs left, such as copies that are not finished.
@@ -323,14 +254,7 @@ def _open_by_datasets(source: str, config: str | None, streaming: bool) -> dict[
 
 
 def check_datasets_folder(folder: Path) -> None:
-    """Refuse a folder for `datasets` whose files name files outside of it.
-
-    Args:
-        folder: The folder.
-
-    Raises:
-        UnsafeFileError: If one does.
-    """
+    """Refuse a folder for `datasets` whose files name files outside of it."""
     for state in (folder / "state.json", *folder.glob("*/state.json")):
         values = read_json_file(state) if state.is_file() else {}
         for entry in values.get("_data_files") or [] if isinstance(values, dict) else []:
@@ -354,20 +278,7 @@ def _check_card(folder: Path, card: Path) -> None:
 
 
 def check_rows(where: str, rows: Iterable[Row], fields: tuple[str, ...], texts: tuple[str, ...] = ()) -> Iterator[Row]:
-    """Refuse rows that do not hold what is needed, as they are read.
-
-    Args:
-        where: Names the table, for messages.
-        rows: The rows.
-        fields: Columns that every row must fill.
-        texts: Columns that hold nothing but text, where they are filled.
-
-    Yields:
-        The rows.
-
-    Raises:
-        ColumnError: If a row has not got a column, has null there, or no text.
-    """
+    """Refuse rows, as they are read, that do not fill all `fields`, or hold something else in `texts`."""
     for number, row in enumerate(rows, 1):
         missing = [field for field in fields if field not in row]
         if missing:

@@ -1,4 +1,4 @@
-"""Any text, by characters or tokens: the next one is to be told from those before."""
+"""Any text, by characters or tokens: the next one is to be predicted from those before."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,9 +41,6 @@ class Text(SequenceData):
         length: L, characters or tokens in a window; windows do not overlap.
         seed: Decides the order of the training windows, nothing else.
         limit: At most this many windows per split, for trials.
-
-    Raises:
-        ValueError: If `length` is below 1.
     """
 
     tokens = True
@@ -71,14 +68,10 @@ class Text(SequenceData):
 
     @property
     def corpus(self) -> Corpus:
-        """The text.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-        """
+        """The text."""
         if self._corpus is None:
             if not self.file.is_file():
-                raise FileNotFoundError(f"data.file={self.file} is no file; name a text file with --data.file FILE")
+                raise FileNotFoundError(f"data.file={self.file} is not a file; name a text file as data.file")
             self._corpus = open_text(self.file)
         return self._corpus
 
@@ -96,11 +89,7 @@ class Text(SequenceData):
 
     @property
     def vocabulary(self) -> str | None:
-        """All characters of the text, sorted; a character's number is its place. None for tokens.
-
-        Raises:
-            ValueError: If the file is empty.
-        """
+        """All characters of the text, sorted; a character's number is its place. None for tokens."""
         if self.tokenizer is not None:
             return None
         if self._vocabulary is None:
@@ -120,20 +109,13 @@ class Text(SequenceData):
         return self.d_input
 
     def load(self) -> dict[str, "TokenWindows"]:
-        """Number the text and cut it into windows.
-
-        Returns:
-            Datasets under the names `train`, `val` and `test`.
-
-        Raises:
-            ValueError: If a part is shorter than one window, or the tokenizer knows no word of one.
-        """
+        """Number the text and cut it into windows."""
         parts = self._numbered()
         name = min(parts, key=lambda name: len(parts[name]))
         count = len(parts[name])
         if count <= self.length:
             kind = "characters" if self.tokenizer is None else "tokens"
-            shorter = f"--data.length {count - 1} or less, or " if count > 1 else ""
+            shorter = f"data.length={count - 1} or less, or " if count > 1 else ""
             raise ValueError(
                 f"data.file={self.file}: the {name} part has {count} {kind}, fewer than a window and one more; use "
                 f"{shorter}a longer text"
@@ -202,14 +184,7 @@ class TokenWindows(Dataset):
         return batch
 
     def head(self, count: int) -> "TokenWindows":
-        """The first windows only.
-
-        Args:
-            count: How many.
-
-        Returns:
-            A dataset of at most `count` windows.
-        """
+        """The first windows only."""
         return TokenWindows(self.tokens, self.length, self.tokenizer, min(count, self.count))
 
 
@@ -228,46 +203,19 @@ def _characters(corpus: Corpus) -> str:
 
 
 def numbers(text: str, vocabulary: str) -> np.ndarray:
-    """Number the characters of a text.
-
-    Args:
-        text: The text.
-        vocabulary: All characters that there are, sorted by code point.
-
-    Returns:
-        (len(text),) integers.
-    """
+    """Number the characters of a text by a vocabulary that is sorted by code point and holds them all."""
     points, known = (np.frombuffer(each.encode("utf-32-le"), np.uint32) for each in (text, vocabulary))
     return np.searchsorted(known, points)
 
 
 def encode(text: str, vocabulary: str) -> torch.Tensor:
-    """Number the characters of a text.
-
-    Args:
-        text: The text.
-        vocabulary: All characters that there are, sorted by code point.
-
-    Returns:
-        (len(text),) int64.
-
-    Raises:
-        ValueError: If a character is not in the vocabulary.
-    """
+    """Number the characters of a text, (len(text),) int64; a ValueError if the vocabulary lacks one."""
     strange = set(text) - set(vocabulary)
     if strange:
-        raise ValueError(f"the text holds {min(strange)!r}, which is none of the {len(vocabulary)} known characters")
+        raise ValueError(f"the text holds {min(strange)!r}, which is not among the {len(vocabulary)} known characters")
     return torch.from_numpy(numbers(text, vocabulary))
 
 
 def decode(tokens: torch.Tensor, vocabulary: str) -> str:
-    """Write numbers as text again.
-
-    Args:
-        tokens: (L,) integers.
-        vocabulary: All characters that there are.
-
-    Returns:
-        The text.
-    """
+    """Write numbers (L,) as text again."""
     return "".join(vocabulary[token] for token in tokens.tolist())

@@ -37,17 +37,10 @@ Encode = Callable[[list[str]], Iterable[np.ndarray]]
 def token_files(
     texts: list[Shares], encode: Encode, size: int, *keys: str, end: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Cut texts into tokens, unless that has been done before.
+    """Cut texts into tokens, unless that has been done before: by split, (N,) unsigned integers, mapped into memory.
 
-    Args:
-        texts: The texts, and the splits that they are for.
-        encode: Gives the tokens of every piece of text.
-        size: Tokens that there are.
-        *keys: Name what `encode` does.
-        end: Token that follows every document; none by default.
-
-    Returns:
-        Tokens by the names of the splits, (N,) unsigned integers, mapped into memory.
+    ``encode`` gives the tokens of every piece of text, and ``keys`` name what it does; ``size`` is the number of
+    different tokens. The token ``end`` follows every document, if it is given.
     """
     kind = np.uint16 if size <= 2**16 else np.uint32
     folder = cache_folder("tokens", *(each.key for each in texts), np.dtype(kind).name, str(end), *keys)
@@ -87,7 +80,7 @@ def _write(folder: Path, text: Shares, encode: Encode, kind: type, end: int | No
 
 @contextmanager
 def _progress(text: Shares) -> Iterator[Callable[[int], None]]:
-    """A bar in a terminal, which goes when it is done."""
+    """A bar in a terminal, which vanishes when it is done."""
     columns = (
         TextColumn("cutting {task.description} into tokens"),
         *(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()),
@@ -99,14 +92,7 @@ def _progress(text: Shares) -> Iterator[Callable[[int], None]]:
 
 
 def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """A name for what a tokenizer does.
-
-    Args:
-        tokenizer: The tokenizer.
-
-    Returns:
-        Hexadecimal digits.
-    """
+    """A name for what a tokenizer does, in hexadecimal digits."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         # Options, such as whether capitals count, and files of its own decide beside the vocabulary.
@@ -140,14 +126,7 @@ def _versions() -> list[str]:
 def check_known(where: str, tokens: np.ndarray, tokenizer: "PreTrainedTokenizerBase", name: str | None) -> None:
     """Refuse a text of which a tokenizer knows no word; as a rule a glance at its beginning is enough.
 
-    Args:
-        where: Names the text, for messages.
-        tokens: The text, (N,).
-        tokenizer: What has cut it.
-        name: As the user named the tokenizer.
-
-    Raises:
-        ValueError: If there is nothing in it but the unknown token, and those that end documents.
+    Such a text holds nothing but the unknown token, and those that end documents.
     """
     strange = [
         token for token in (tokenizer.unk_token_id, tokenizer.sep_token_id, tokenizer.eos_token_id) if token is not None
@@ -159,15 +138,7 @@ def check_known(where: str, tokens: np.ndarray, tokenizer: "PreTrainedTokenizerB
 
 
 def trained_tokenizer(text: Shares, size: int) -> "PreTrainedTokenizerBase":
-    """Train a tokenizer on the first split of a text, unless that has been done before.
-
-    Args:
-        text: The text.
-        size: As of `train_tokenizer`.
-
-    Returns:
-        As `train_tokenizer` does.
-    """
+    """Train a tokenizer on the first split of a text, unless that has been done before."""
     folder = cache_folder("tokenizers", text.key, str(size), *_versions())
     cached(folder, lambda temporary: train_tokenizer(_FirstSplit(text), size).save_pretrained(temporary))
     return load_tokenizer(str(folder))
@@ -187,14 +158,7 @@ class _FirstSplit:
 
 
 def encoder(tokenizer: "PreTrainedTokenizerBase") -> Encode:
-    """How texts are cut into tokens by a tokenizer, without frames.
-
-    Args:
-        tokenizer: The tokenizer.
-
-    Returns:
-        What `token_files` needs.
-    """
+    """Make the function by which a tokenizer cuts texts into tokens, without frames, for `token_files`."""
     kind = np.uint16 if token_count(tokenizer) <= 2**16 else np.uint32
 
     def encode(pieces: list[str]) -> Iterator[np.ndarray]:

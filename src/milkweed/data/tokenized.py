@@ -25,9 +25,6 @@ class TokenizedData(SequenceData):
         length: Longest sequence, in tokens.
         seed: Decides the order of the training samples.
         limit: At most this many samples per split, for trials.
-
-    Raises:
-        ValueError: If a number is out of its range.
     """
 
     tokens = True
@@ -56,35 +53,24 @@ class TokenizedData(SequenceData):
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer.
-
-        Raises:
-            ValueError: If it has more tokens than the model is to know.
-        """
+        """The tokenizer; a ValueError if it has more tokens than the model is to know."""
         if self._tokenizer is None:
             tokenizer = self.make_tokenizer()
             count = token_count(tokenizer)
             if count > self.vocabulary_size:
                 raise ValueError(
                     f"vocabulary_size={self.vocabulary_size} is too small: data.tokenizer={self.tokenizer_name} has "
-                    f"{count} tokens; use --data.vocabulary_size {-(-count // 64) * 64}"
+                    f"{count} tokens; use data.vocabulary_size={-(-count // 64) * 64}"
                 )
             self._tokenizer = tokenizer
         return self._tokenizer
 
     def make_tokenizer(self) -> "PreTrainedTokenizerBase":
-        """Load the tokenizer; a family that can also make one overrides this.
-
-        Returns:
-            A tokenizer of transformers.
-
-        Raises:
-            ValueError: If none is named.
-        """
+        """Load the tokenizer; a family that can also make one overrides this."""
         if self.tokenizer_name is None:
             raise ValueError(
-                "data.tokenizer is missing: name the folder of the model that is fine-tuned, e.g. --data.tokenizer "
-                "runs/m2-bert-mlm"
+                "data.tokenizer is missing: name the folder of the model that is fine-tuned, e.g. "
+                "data.tokenizer=runs/m2-bert-mlm"
             )
         return load_tokenizer(self.tokenizer_name)
 
@@ -127,14 +113,7 @@ class TokenRows(ArrayDataset):
         }
 
     def head(self, count: int) -> "TokenRows":
-        """The first samples only.
-
-        Args:
-            count: How many.
-
-        Returns:
-            A dataset of at most `count` samples.
-        """
+        """The first samples only."""
         parts = (self.inputs, self.targets, self.lengths, self.token_types)
         return TokenRows(*(part[:count] for part in parts), whole=self.whole)
 
@@ -142,16 +121,9 @@ class TokenRows(ArrayDataset):
 def frame(
     tokenizer: "PreTrainedTokenizerBase", texts: list[str], others: list[str] | None, length: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Cut texts, or pairs of texts, into tokens, framed as BERT's; what is longer than `length` is shortened.
+    """Cut N texts, or pairs of texts, into at most L tokens, framed as BERT's; longer ones are shortened.
 
-    Args:
-        tokenizer: The tokenizer.
-        texts: N texts.
-        others: N second texts; None for single texts.
-        length: L, tokens at most.
-
-    Returns:
-        Tokens (N, L), token types (N, L) and lengths (N,), all int64.
+    Returned are tokens (N, L), token types (N, L) and lengths (N,), all int64.
     """
     shape = (len(texts), length)
     tokens = torch.full(shape, tokenizer.pad_token_id)

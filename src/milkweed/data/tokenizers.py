@@ -1,4 +1,4 @@
-"""Tokenizers of text: those of others by name, or one trained on the spot."""
+"""Tokenizers of text: loaded by name, or trained on the text."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -16,29 +16,15 @@ MOST_CHARACTERS = 1000
 
 
 def load_tokenizer(name: str, needs: tuple[str, ...] = ("pad", "cls", "sep")) -> "PreTrainedTokenizerBase":
-    """Load a tokenizer of transformers.
-
-    Args:
-        name: A folder that holds one, such as that of a run, or the name of one on the Hugging Face hub.
-        needs: Special tokens that it must have.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it lacks one of the tokens that sequences are framed with.
-        UnsafeFileError: If it is code that lies in the folder.
-        ModuleNotFoundError: If transformers is not installed.
-    """
+    """Load a tokenizer of transformers from a folder or the hub; it must have the special tokens that `needs` names."""
     _need("transformers")
-    from milkweed.convert.hub.files import read_tokenizer
+    from milkweed.convert.hub.transformers_files import read_tokenizer
 
     folder = Path(name)
     if folder.is_dir() and not (folder / "tokenizer_config.json").is_file() and not (folder / "vocab.txt").is_file():
         raise FileNotFoundError(
             f"data.tokenizer={name} holds no tokenizer: neither tokenizer_config.json nor vocab.txt is there; name the "
-            "folder that the model was trained with, e.g. --data.tokenizer runs/m2-bert-mlm"
+            "folder that the model was trained with, e.g. data.tokenizer=runs/m2-bert-mlm"
         )
     try:
         tokenizer = read_tokenizer(name)
@@ -48,7 +34,7 @@ def load_tokenizer(name: str, needs: tuple[str, ...] = ("pad", "cls", "sep")) ->
         raise FileNotFoundError(
             f"data.tokenizer={name} is neither a folder with a tokenizer nor the name of one that can be fetched "
             f"from the Hugging Face hub ({str(error).splitlines()[0]}); name a folder, e.g. "
-            "--data.tokenizer runs/m2-bert-mlm"
+            "data.tokenizer=runs/m2-bert-mlm"
         ) from error
     missing = [kind for kind in needs if getattr(tokenizer, f"{kind}_token_id") is None]
     if missing:
@@ -61,16 +47,7 @@ def load_tokenizer(name: str, needs: tuple[str, ...] = ("pad", "cls", "sep")) ->
 def train_tokenizer(text: str | Iterable[str], size: int) -> "PreTrainedTokenizerBase":
     """Train a WordPiece tokenizer like that of BERT uncased. Equal texts give equal tokenizers.
 
-    Args:
-        text: What it is to write in few tokens: a text, or its lines, which are gone through twice.
-        size: Tokens at most; fewer if the text has no more pieces that recur.
-
-    Returns:
-        The tokenizer, with the tokens [PAD], [UNK], [CLS], [SEP] and [MASK] as the numbers 0 to 4.
-
-    Raises:
-        ValueError: If `size` leaves no room for all characters.
-        ModuleNotFoundError: If transformers is not installed.
+    It has at most ``size`` tokens; [PAD], [UNK], [CLS], [SEP] and [MASK] are 0 to 4. Lines are gone through twice.
 
     Source:
         BERT (arXiv 1810.04805) and its WordPiece tokens.
@@ -90,7 +67,7 @@ def train_tokenizer(text: str | Iterable[str], size: int) -> "PreTrainedTokenize
     if size < least:
         raise ValueError(
             f"vocabulary_size={size} leaves no room for the {len(characters)} characters of the text; use "
-            f"--data.vocabulary_size {least} or more"
+            f"data.vocabulary_size={least} or more"
         )
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
@@ -105,14 +82,7 @@ def train_tokenizer(text: str | Iterable[str], size: int) -> "PreTrainedTokenize
 
 
 def token_count(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """How many tokens a model needs for a tokenizer.
-
-    Args:
-        tokenizer: The tokenizer.
-
-    Returns:
-        One more than its largest number.
-    """
+    """How many tokens a model needs for a tokenizer: one more than its largest number."""
     return max(tokenizer.get_vocab().values()) + 1
 
 

@@ -1,4 +1,4 @@
-"""Band-limited white noise, to be given back later: what a memory can do, with nothing else to learn."""
+"""Band-limited white noise that a model gives back later: a test of its memory alone."""
 
 from abc import abstractmethod
 
@@ -11,22 +11,7 @@ from milkweed.data.batches import ArrayDataset
 
 
 class WhiteNoise(SequenceData):
-    """Signals of white noise with unit variance, drawn anew for every seed.
-
-    A task implements `dataset`.
-
-    Args:
-        batch_size: Samples per optimiser step over all processes together.
-        length: L, steps of a signal.
-        band: Highest frequency in the signals, in cycles per step; 0.5 is white noise without a limit.
-        train_size: Signals to train on.
-        eval_size: Signals for validation, and as many for the test.
-        seed: Decides the signals and the order in which they are trained on.
-        limit: At most this many samples per split, for trials.
-
-    Raises:
-        ValueError: If a number is out of its range.
-    """
+    """Signals of white noise with unit variance, drawn anew for every seed; a task implements `dataset`."""
 
     d_input = 1
 
@@ -46,11 +31,7 @@ class WhiteNoise(SequenceData):
         self.sizes = {"train": train_size, "val": eval_size, "test": eval_size}
 
     def load(self) -> dict[str, ArrayDataset]:
-        """Draw the signals.
-
-        Returns:
-            Datasets under the names `train`, `val` and `test`.
-        """
+        """Draw the signals."""
         datasets = {}
         for number, name in enumerate(SPLITS):
             count = min(self.sizes[name], self.limit or self.sizes[name])
@@ -60,14 +41,7 @@ class WhiteNoise(SequenceData):
 
     @abstractmethod
     def dataset(self, signals: torch.Tensor) -> ArrayDataset:
-        """Say what is to be learned of the signals.
-
-        Args:
-            signals: (N, L) float32.
-
-        Returns:
-            Inputs and targets.
-        """
+        """Make inputs and targets of signals (N, L), float32."""
 
 
 class Delay(WhiteNoise):
@@ -82,9 +56,6 @@ class Delay(WhiteNoise):
         eval_size: Signals for validation, and as many for the test.
         seed: Decides the signals and the order in which they are trained on.
         limit: At most this many samples per split, for trials.
-
-    Raises:
-        ValueError: If a number is out of its range.
 
     Source:
         The delay task of How to Train Your HiPPO (arXiv 2206.12037). There signals have a standard deviation of 0.5
@@ -111,14 +82,7 @@ class Delay(WhiteNoise):
         self.lag = lag
 
     def dataset(self, signals: torch.Tensor) -> ArrayDataset:
-        """Pair every signal with its repetition.
-
-        Args:
-            signals: (N, L) float32.
-
-        Returns:
-            Inputs and targets, both (N, L, 1).
-        """
+        """Pair every signal (N, L) with its repetition: inputs and targets, both (N, L, 1)."""
         # Two views of the same numbers.
         padded = torch.nn.functional.pad(signals, (self.lag, 0))[..., None]
         return ArrayDataset(padded[:, self.lag :], padded[:, : self.length])
@@ -136,9 +100,6 @@ class Reconstruct(WhiteNoise):
         eval_size: Signals for validation, and as many for the test.
         seed: Decides the signals and the order in which they are trained on.
         limit: At most this many samples per split, for trials.
-
-    Raises:
-        ValueError: If a number is out of its range.
 
     Source:
         The reconstruction task of How to Train Your HiPPO (arXiv 2206.12037), with the differences of `Delay`.
@@ -168,30 +129,14 @@ class Reconstruct(WhiteNoise):
         return self.memory
 
     def dataset(self, signals: torch.Tensor) -> ArrayDataset:
-        """Pair every signal with its end.
-
-        Args:
-            signals: (N, L) float32.
-
-        Returns:
-            Inputs (N, L, 1) and targets (N, memory).
-        """
+        """Pair every signal (N, L) with its end: inputs (N, L, 1) and targets (N, memory)."""
         return ArrayDataset(signals[..., None], signals[:, -self.memory :])
 
 
 def white_noise(count: int, length: int, band: float, seed: int) -> np.ndarray:
-    """Draw signals whose Fourier coefficients are independent normal numbers up to a highest frequency, and 0 above.
+    """Draw signals (N, L) with normal Fourier coefficients up to a highest frequency, and 0 above.
 
-    They have no mean and, on average, a variance of 1.
-
-    Args:
-        count: N, how many.
-        length: L, steps of a signal.
-        band: Highest frequency, in cycles per step.
-        seed: Decides all of them; a smaller count gives the first ones.
-
-    Returns:
-        (N, L) float32.
+    They have no mean and, on average, a variance of 1; a smaller count gives the first ones of a larger.
     """
     frequencies = int(band * length + 1e-9)
     # RandomState's streams are frozen for ever, those of the newer generators are not.

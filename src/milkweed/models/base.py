@@ -78,15 +78,7 @@ _registry.requires("model", _check_class)
 
 
 def check_inputs(inputs: Tensor, d_input: int) -> None:
-    """Refuse inputs that are not (B, L, d_input).
-
-    Args:
-        inputs: The batch.
-        d_input: Features expected.
-
-    Raises:
-        ValueError: The shape does not fit.
-    """
+    """Refuse inputs that are not floating-point (B, L, d_input)."""
     if inputs.ndim != 3 or inputs.shape[-1] != d_input or inputs.shape[1] == 0:
         raise ValueError(
             f"inputs must be (B, L, d_input) with L >= 1 and d_input={d_input}; got shape {tuple(inputs.shape)}"
@@ -96,16 +88,7 @@ def check_inputs(inputs: Tensor, d_input: int) -> None:
 
 
 def check_tokens(tokens: Tensor, count: int, name: str = "tokens") -> None:
-    """Refuse tokens that an embedding does not have.
-
-    Args:
-        tokens: The batch.
-        count: How many different tokens there are.
-        name: What they are called, for messages.
-
-    Raises:
-        ValueError: They are not (B, L) integers from 0 to count - 1.
-    """
+    """Refuse tokens that are not (B, L) integers from 0 to count - 1; ``name`` is what messages call them."""
     check_tensor(name, tokens)
     if tokens.ndim != 2 or tokens.shape[1] == 0 or tokens.dtype not in {torch.int64, torch.int32}:
         raise ValueError(

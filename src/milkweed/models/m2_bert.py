@@ -24,26 +24,7 @@ _EPS = 1e-12
 
 
 class M2BertEncoder(nn.Module):
-    """Embeddings of tokens, positions and token types → blocks of a gated mixer and a block-diagonal GLU.
-
-    Args:
-        d_input: Number of different tokens.
-        length: Longest sequence, in tokens.
-        d_model: Channels.
-        depth: Number of blocks.
-        d_hidden: Channels inside the feed-forward layers; 4 d_model by default.
-        nblocks: Blocks of their matrices.
-        token_types: Number of token types.
-        pre_norm: Whether every mixer normalises its input.
-        residual_long_conv: Whether every mixer adds a long convolution of its input.
-        padding: ``"masked"`` or ``"legacy"``, see `milkweed.models.M2Bert`.
-        dropout: Probability, after the embeddings and inside the feed-forward layers.
-        kernel_options: Further arguments of `milkweed.nn.LongConv`, for all long convolutions.
-
-    Raises:
-        ValueError: An option is unknown or out of range.
-        TypeError: An option is of another type.
-    """
+    """Embeddings of tokens, positions and types → blocks of a mixer and a GLU; its options are those of `M2Bert`."""
 
     def __init__(
         self,
@@ -105,22 +86,7 @@ class M2BertEncoder(nn.Module):
         token_types: Tensor | None = None,
         hidden: list[Tensor] | None = None,
     ) -> Tensor:
-        """Run the encoder.
-
-        Args:
-            inputs: (B, L) tokens, or (B, L, d_model) embedded ones; 1 <= L <= length.
-            lengths: (B,) integers, the valid steps of right-padded sequences; all of them by default, and always with
-                ``padding="legacy"``.
-            token_types: (B, L) integers; all 0 by default.
-            hidden: Is given the embeddings and then every block's output, (B, L, d_model) each.
-
-        Returns:
-            (B, L, d_model).
-
-        Raises:
-            ValueError: The inputs or token types are not as above.
-            TypeError: They are no tensors, or embedded inputs have another dtype than the parameters.
-        """
+        """Run the encoder as `M2Bert`: (B, L, d_model); ``hidden`` gains the embeddings and every block's output."""
         lengths = None if self.padding == "legacy" else lengths
         x = self._embed(inputs, token_types, lengths)
         if hidden is not None:
@@ -175,12 +141,7 @@ class M2BertEncoder(nn.Module):
 
 
 class MaskedLmHead(nn.Module):
-    """Logits of tokens from an encoder's outputs and its token embedding: the decoder has a bias of its own only.
-
-    Args:
-        d_model: Channels.
-        d_output: Number of different tokens.
-    """
+    """Logits of tokens from an encoder's outputs and its token embedding: the decoder has only a bias of its own."""
 
     def __init__(self, d_model: int, d_output: int) -> None:
         super().__init__()
@@ -189,26 +150,12 @@ class MaskedLmHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(d_output))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Compare with every token.
-
-        Args:
-            x: (..., d_model).
-            embedding: (d_output, d_model).
-
-        Returns:
-            (..., d_output).
-        """
+        """Compare x (..., d_model) with every token of the embedding (d_output, d_model): (..., d_output)."""
         return F.linear(self.norm(F.gelu(self.dense(x))), embedding, self.bias)
 
 
 class ClassificationHead(nn.Module):
-    """Logits of classes from the first token's output: a linear layer, tanh, dropout, a linear layer.
-
-    Args:
-        d_model: Channels.
-        d_output: Classes.
-        dropout: Probability, before the last layer.
-    """
+    """Logits of classes from the first token's output: a linear layer, tanh, dropout, a linear layer."""
 
     def __init__(self, d_model: int, d_output: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -217,14 +164,7 @@ class ClassificationHead(nn.Module):
         self.classifier = nn.Linear(d_model, d_output)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify.
-
-        Args:
-            x: (B, L, d_model).
-
-        Returns:
-            (B, d_output).
-        """
+        """Classify x (B, L, d_model): (B, d_output)."""
         logits: Tensor = self.classifier(self.dropout(torch.tanh(self.pooler(x[:, 0]))))
         return logits
 
@@ -300,7 +240,7 @@ class M2Bert(Model):
         if head not in HEADS:
             raise ValueError(unknown("head", head, HEADS))
         if head == "masked_lm" and d_output not in {None, d_input}:
-            raise ValueError(f"head='masked_lm' tells the tokens it reads: d_output={d_output} must be {d_input=}")
+            raise ValueError(f"head='masked_lm' predicts the tokens it reads: d_output={d_output} must be {d_input=}")
         if head == "classification" and (d_output is None or d_output < 1):
             raise ValueError(f"head='classification' needs d_output, the number of classes; got {d_output}")
         self.encoder = M2BertEncoder(**encoder)
@@ -331,9 +271,5 @@ class M2Bert(Model):
 
 @torch.no_grad()
 def draw_embedding(embedding: nn.Embedding) -> None:
-    """Draw an embedding as BERT does.
-
-    Args:
-        embedding: The embedding.
-    """
+    """Draw an embedding as BERT does."""
     embedding.weight.normal_(std=0.02)

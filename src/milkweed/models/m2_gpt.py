@@ -20,14 +20,7 @@ from milkweed.ops._common import check_tensor
 
 
 class HeadConv(nn.Module):
-    """Causal long convolution of many channels with few kernels: those of a head share one.
-
-    Args:
-        channels: C.
-        length: Longest sequence.
-        heads: Kernels, a divisor of C; channel c belongs to head c modulo ``heads``.
-        options: Further arguments of `milkweed.nn.LongConv`.
-    """
+    """Causal long convolution of C channels with few kernels: channel c has that of head c modulo ``heads``."""
 
     def __init__(self, channels: int, length: int, heads: int, options: Mapping[str, Any] | None) -> None:
         super().__init__()
@@ -36,34 +29,17 @@ class HeadConv(nn.Module):
         self.conv = LongConv(heads, length, **layer_options("mixer_options", options, LongConv, decided))
 
     def forward(self, u: Tensor, pre_gate: Tensor, post_gate: Tensor) -> Tensor:
-        """Convolve between two gates.
-
-        Args:
-            u: (B, C, L).
-            pre_gate: Same shape; multiplies the input.
-            post_gate: Same shape; multiplies the output.
-
-        Returns:
-            (B, C, L).
-        """
+        """Convolve u (B, C, L) between two gates of its shape."""
         u, pre_gate, post_gate = (x.unflatten(1, (-1, self.heads)) for x in (u, pre_gate, post_gate))
         return self.conv.convolve(u, pre_gate=pre_gate, post_gate=post_gate).flatten(1, 2)
 
     def stepper(self) -> HeadConvStepper:
-        """Give the convolution step by step, without gates.
-
-        Returns:
-            A stepper over (B, C).
-        """
+        """The convolution step by step, over (B, C), without gates."""
         return HeadConvStepper(self)
 
 
 class HeadConvStepper(Stepper):
-    """A convolution by heads step by step: the channels of a head are sequences of one batch.
-
-    Args:
-        conv: The convolution.
-    """
+    """A convolution by heads step by step: the channels of a head are sequences of one batch."""
 
     def __init__(self, conv: HeadConv) -> None:
         super().__init__()
@@ -71,54 +47,23 @@ class HeadConvStepper(Stepper):
         self.inner: Stepper = conv.conv.stepper()
 
     def initial_state(self, batch_size: int) -> Any:
-        """Give the state before the first step.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            The state of B sequences.
-        """
+        """The state before the first step."""
         return self.inner.initial_state(batch_size * self.group)
 
     def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Take one step.
-
-        Args:
-            u: (B, C).
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            The output (B, C) and the next state.
-        """
+        """Take one step with u (B, C)."""
         y, state = self.inner(u.reshape(-1, self.heads), state)
         return y.reshape(u.shape), state
 
     def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Take many steps at once.
-
-        Args:
-            u: (B, L, C).
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            The outputs (B, L, C) and the state after the last step.
-        """
+        """Take many steps at once with u (B, L, C)."""
         sequences = u.unflatten(2, (self.group, self.heads)).transpose(1, 2).flatten(0, 1)
         y, state = self.inner.read(sequences, state)
         return y.unflatten(0, (-1, self.group)).transpose(1, 2).flatten(2), state
 
 
 class HeadMonarch(nn.Module):
-    """Causal Monarch map with an implicit kernel per channel; the channels of a head share its Monarch matrices.
-
-    Args:
-        channels: C.
-        length: Longest sequence.
-        heads: Sets of Monarch matrices, a divisor of C.
-        options: Further arguments of `milkweed.nn.CausalMonarchMixer`; ``filter`` holds those of its
-            `milkweed.nn.ImplicitFilter`.
-    """
+    """Causal Monarch map with an implicit kernel per channel; the channels of a head share its Monarch matrices."""
 
     def __init__(self, channels: int, length: int, heads: int, options: Mapping[str, Any] | None) -> None:
         super().__init__()
@@ -130,24 +75,11 @@ class HeadMonarch(nn.Module):
         )
 
     def forward(self, u: Tensor, pre_gate: Tensor, post_gate: Tensor) -> Tensor:
-        """Mix between two gates.
-
-        Args:
-            u: (B, C, L).
-            pre_gate: Same shape; multiplies the input.
-            post_gate: Same shape; multiplies the output.
-
-        Returns:
-            (B, C, L).
-        """
+        """Mix u (B, C, L) between two gates of its shape."""
         return post_gate * self.mix((pre_gate * u).transpose(1, 2)).transpose(1, 2)
 
     def stepper(self) -> Stepper:
-        """Give the map step by step, without gates.
-
-        Returns:
-            A stepper over (B, C).
-        """
+        """The map step by step, over (B, C), without gates."""
         return self.mix.stepper()
 
 
@@ -155,16 +87,7 @@ _CONVOLUTIONS: dict[str, type[HeadConv] | type[HeadMonarch]] = {"causal_monarch"
 
 
 class GptMixer(nn.Module):
-    """Mix a sequence by ``out(conv(v * x1) * x2)``, where x1, x2, v are short convolutions of projections of the input.
-
-    Args:
-        d_model: D, channels in and out.
-        length: Longest sequence.
-        heads: As in `M2Gpt`.
-        expand: Between the linear layers there are ``expand * d_model`` channels.
-        mixer: As in `M2Gpt`.
-        options: Its ``mixer_options``.
-    """
+    """``out(conv(v * x1) * x2)``, where x1, x2, v are short convolutions of projections of the input."""
 
     def __init__(
         self, d_model: int, length: int, heads: int, expand: int, mixer: str, options: Mapping[str, Any] | None
@@ -176,53 +99,27 @@ class GptMixer(nn.Module):
         self.out_linear = nn.Linear(expand * d_model, d_model)
 
     def forward(self, u: Tensor) -> Tensor:
-        """Mix a batch of sequences.
-
-        Args:
-            u: (B, L, d_model).
-
-        Returns:
-            (B, L, d_model).
-        """
+        """Mix a batch of sequences (B, L, d_model)."""
         x = self.in_linear(u).transpose(1, 2).contiguous()
         x1, x2, v = self.short_conv(x).chunk(3, 1)
         return self.out_linear(self.conv(v, x1, x2).transpose(1, 2))
 
     def stepper(self, rate: float = 1.0) -> GptMixerStepper:
-        """Give the mixer step by step, with the parameters as they are now.
-
-        Args:
-            rate: Must be 1, as in `M2Gpt`.
-
-        Returns:
-            A stepper over (B, d_model).
-
-        Raises:
-            ValueError: The rate is another.
-        """
+        """The mixer step by step, over (B, d_model), with the parameters as they are now."""
         if rate != 1.0:
             raise ValueError(f"rate must be 1: the kernels of M2-GPT are tied to its steps; got {rate}")
         return GptMixerStepper(self)
 
 
 class GptMixerState(NamedTuple):
-    """Where a mixer is in its sequences.
+    """Where a mixer is in its sequences."""
 
-    Attributes:
-        recent: The last two projections, (B, 3 channels, 2); zero before the first step.
-        conv: State of the long convolution.
-    """
-
-    recent: Tensor
-    conv: Any
+    recent: Tensor  # the last two projections, (B, 3 channels, 2); zero before the first step
+    conv: Any  # state of the long convolution
 
 
 class GptMixerStepper(Stepper):
-    """A mixer step by step.
-
-    Args:
-        mixer: The mixer.
-    """
+    """A mixer step by step."""
 
     def __init__(self, mixer: GptMixer) -> None:
         super().__init__()
@@ -232,29 +129,14 @@ class GptMixerStepper(Stepper):
         self.conv: Stepper = mixer.conv.stepper()
 
     def initial_state(self, batch_size: int) -> GptMixerState:
-        """Give the state before the first step.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            The state of B sequences.
-        """
+        """The state before the first step."""
         check_batch_size(batch_size)
         channels, reach = self.short_conv.weight.shape
         recent = self.short_conv.weight.new_zeros(batch_size, channels, reach - 1)
         return GptMixerState(recent, self.conv.initial_state(batch_size))
 
     def forward(self, u: Tensor, state: GptMixerState) -> tuple[Tensor, GptMixerState]:
-        """Take one step, without gradients.
-
-        Args:
-            u: (B, d_model).
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            The output (B, d_model) and the next state.
-        """
+        """Take one step with u (B, d_model), without gradients."""
         check_steps(u, self.in_linear.in_features, dtype=self.in_linear.weight.dtype)
         check_state(state, GptMixerState, lambda own: own.recent, u, self.in_linear.out_features)
         x1, x2, v, recent = self._gates(u[:, None], state.recent)
@@ -262,15 +144,7 @@ class GptMixerStepper(Stepper):
         return self.out_linear(y * x2[:, 0]), GptMixerState(recent, conv)
 
     def read(self, u: Tensor, state: GptMixerState) -> tuple[Tensor, GptMixerState]:
-        """Take many steps at once, e.g. over a prompt.
-
-        Args:
-            u: (B, L, d_model).
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            The outputs (B, L, d_model) and the state after the last step.
-        """
+        """Take many steps at once with u (B, L, d_model), e.g. over a prompt."""
         check_steps(u, self.in_linear.in_features, many=True, dtype=self.in_linear.weight.dtype)
         check_state(state, GptMixerState, lambda own: own.recent, u, self.in_linear.out_features)
         x1, x2, v, recent = self._gates(u, state.recent)
@@ -362,7 +236,7 @@ class M2Gpt(Model):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         if d_input != d_output:
-            raise ValueError(f"M2-GPT tells the tokens that it reads: d_output={d_output} must be d_input={d_input}")
+            raise ValueError(f"M2-GPT predicts the tokens that it reads: d_output={d_output} must be d_input={d_input}")
         if expand * d_model % heads:
             raise ValueError(
                 f"heads must divide expand * d_model; got heads={heads}, expand={expand}, d_model={d_model}"
@@ -395,7 +269,7 @@ class M2Gpt(Model):
             Logits for the next token at every step, (B, L, d_output).
 
         Raises:
-            ValueError: The inputs are no tokens, or too many.
+            ValueError: The inputs are not tokens, or too many.
         """
         inputs = tokens_without_padding(inputs, lengths)
         check_tokens(inputs, self.d_input)
@@ -422,12 +296,7 @@ class M2Gpt(Model):
 
 
 class M2GptStepper(Stepper):
-    """The whole network token by token.
-
-    Args:
-        model: The model.
-        rate: Passed to the mixers.
-    """
+    """The whole network token by token."""
 
     def __init__(self, model: M2Gpt, rate: float = 1.0) -> None:
         super().__init__()
@@ -438,30 +307,12 @@ class M2GptStepper(Stepper):
         self.d_input = model.d_input
 
     def initial_state(self, batch_size: int) -> tuple[Any, ...]:
-        """Give the state before the first token.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            The blocks' states.
-        """
+        """The state before the first token."""
         return self.blocks.initial_state(batch_size)
 
     @torch.no_grad()
     def forward(self, u: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
-        """Take one step, without gradients and dropout.
-
-        Args:
-            u: (B,) tokens.
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            Logits for the next token, (B, d_output), and the next state.
-
-        Raises:
-            ValueError: The tokens are no batch of single steps.
-        """
+        """Take one step with tokens (B,): logits for the next one, (B, d_output), and the next state."""
         check_tensor("tokens", u)
         if u.ndim != 1:
             raise ValueError(f"tokens must be (B,), one step; got shape {tuple(u.shape)}; use read for many steps")
@@ -470,15 +321,7 @@ class M2GptStepper(Stepper):
 
     @torch.no_grad()
     def read(self, u: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
-        """Take many steps at once, e.g. over a prompt.
-
-        Args:
-            u: (B, L) tokens.
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            Logits for the next token at every step, (B, L, d_output), and the state after the last step.
-        """
+        """Take many steps at once with tokens (B, L): logits (B, L, d_output) and the state after the last step."""
         check_tokens(u, self.d_input)
         found, states = self.blocks.outputs(self.encoder(u), state)
         return F.linear(self.norm(found[-1]), self.encoder.weight), states

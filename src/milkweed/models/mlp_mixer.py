@@ -14,16 +14,7 @@ from milkweed.nn.lengths import without_padding
 
 
 class MixerBlock(nn.Module):
-    """One MLP over time and one over channels, each in a residual branch.
-
-    Args:
-        length: L.
-        d_model: Channels.
-        token_dim: Hidden size of the MLP over time.
-        channel_dim: Hidden size of the MLP over channels.
-        linear: The linear layer as plain values.
-        dropout: Probability, at the end of each MLP.
-    """
+    """One MLP over time and one over channels, each in a residual branch."""
 
     def __init__(
         self, length: int, d_model: int, token_dim: int, channel_dim: int, linear: Mapping[str, Any], dropout: float
@@ -34,14 +25,7 @@ class MixerBlock(nn.Module):
         self.channels = Mlp(d_model, channel_dim, linear, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the block.
-
-        Args:
-            x: (B, L, d_model).
-
-        Returns:
-            (B, L, d_model).
-        """
+        """Apply the block to x (B, L, d_model)."""
         x = x + self.tokens(self.token_norm(x).transpose(1, 2)).transpose(1, 2)
         return x + self.channels(self.channel_norm(x))
 

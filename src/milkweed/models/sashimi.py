@@ -138,53 +138,26 @@ class Sashimi(Model):
 
 
 class Center(nn.Module):
-    """The lowest level: blocks with a skip connection around all of them.
-
-    Args:
-        blocks: On (B, L, D).
-    """
+    """The lowest level: blocks on (B, L, D) with a skip connection around all of them."""
 
     def __init__(self, blocks: nn.ModuleList) -> None:
         super().__init__()
         self.blocks = blocks
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the blocks.
-
-        Args:
-            x: (B, L, D).
-
-        Returns:
-            (B, L, D).
-        """
+        """Apply the blocks to x (B, L, D)."""
         y = x
         for block in self.blocks:
             y = block(y)
         return y + x
 
     def stepper(self, rate: float) -> CenterStepper:
-        """Give the level as a recurrence.
-
-        Args:
-            rate: Passed to the layers.
-
-        Returns:
-            A stepper.
-        """
+        """The level as a recurrence."""
         return CenterStepper(self, rate)
 
 
 class Level(nn.Module):
-    """One level of pooling with everything below it.
-
-    Args:
-        d_model: Channels here.
-        pool: How many steps become one.
-        expand: Factor on the channels below.
-        inner: The level below.
-        make_blocks: Makes the blocks of a width.
-        unet: Blocks before pooling too.
-    """
+    """One level of pooling with everything below it."""
 
     def __init__(
         self, d_model: int, pool: int, expand: int, inner: nn.Module, make_blocks: MakeBlocks, unet: bool
@@ -198,14 +171,7 @@ class Level(nn.Module):
         self.after = make_blocks(d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the level.
-
-        Args:
-            x: (B, L, d_model), L a multiple of all pooling below.
-
-        Returns:
-            (B, L, d_model).
-        """
+        """Apply the level to x (B, L, d_model), L a multiple of all pooling below."""
         skips = [x]
         for block in self.before:
             skips.append(block(skips[-1]))
@@ -223,79 +189,39 @@ class Level(nn.Module):
         return y if self.before else y + around
 
     def stepper(self, rate: float) -> LevelStepper:
-        """Give the level as a recurrence.
-
-        Args:
-            rate: Passed to the layers.
-
-        Returns:
-            A stepper.
-        """
+        """The level as a recurrence."""
         return LevelStepper(self, rate)
 
 
 class LevelState(NamedTuple):
-    """Where a level is.
+    """Where a level is."""
 
-    Attributes:
-        before: States of the blocks before pooling.
-        waiting: Steps that are not enough for a pooled one yet, (B, less than pool, d_model).
-        inner: State of the level below.
-        raised: What the last pooled step says for the present ones, (B, pool, d_model).
-        after: States of the blocks after pooling.
-    """
-
-    before: tuple[Any, ...]
-    waiting: Tensor
-    inner: Any
-    raised: Tensor
-    after: tuple[Any, ...]
+    before: tuple[Any, ...]  # states of the blocks before pooling
+    waiting: Tensor  # steps that are not enough for a pooled one yet, (B, less than pool, d_model)
+    inner: Any  # state of the level below
+    raised: Tensor  # what the last pooled step says for the present ones, (B, pool, d_model)
+    after: tuple[Any, ...]  # states of the blocks after pooling
 
 
 class CenterStepper(nn.Module):
-    """The lowest level as a recurrence.
-
-    Args:
-        center: The level.
-        rate: Passed to the layers.
-    """
+    """The lowest level as a recurrence."""
 
     def __init__(self, center: Center, rate: float) -> None:
         super().__init__()
         self.blocks = StepperStack(center.blocks, rate)
 
     def initial_state(self, batch_size: int) -> tuple[Any, ...]:
-        """Give the state before the first step.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            The blocks' states.
-        """
+        """The blocks' states before the first step."""
         return self.blocks.initial_state(batch_size)
 
     def read(self, x: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
-        """Take some steps.
-
-        Args:
-            x: (B, L, D).
-            state: From ``initial_state`` or the last steps.
-
-        Returns:
-            (B, L, D) and the next state.
-        """
+        """Take some steps with x (B, L, D)."""
         found, states = self.blocks.outputs(x, state)
         return found[-1] + x, states
 
 
 class LevelStepper(nn.Module):
-    """One level of pooling with everything below it, as a recurrence.
-
-    Args:
-        level: The level.
-        rate: Passed to the layers.
-    """
+    """One level of pooling with everything below it, as a recurrence."""
 
     def __init__(self, level: Level, rate: float) -> None:
         super().__init__()
@@ -305,14 +231,7 @@ class LevelStepper(nn.Module):
         self.inner: Any = level.inner.stepper(rate)  # type: ignore[operator]
 
     def initial_state(self, batch_size: int) -> LevelState:
-        """Give the state before the first step.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            The state of B sequences.
-        """
+        """The state before the first step."""
         zeros = self.up.weight.new_zeros
         return LevelState(
             self.before.initial_state(batch_size),
@@ -323,15 +242,7 @@ class LevelStepper(nn.Module):
         )
 
     def read(self, x: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
-        """Take some steps, any number of them.
-
-        Args:
-            x: (B, L, D).
-            state: From ``initial_state`` or the last steps.
-
-        Returns:
-            (B, L, D) and the next state.
-        """
+        """Take some steps with x (B, L, D), any number of them."""
         skips, before = self.before.outputs(x, state.before)
         position, length = state.waiting.shape[1], x.shape[1]
         waiting = torch.cat([state.waiting, skips[-1]], 1)
@@ -354,12 +265,7 @@ class LevelStepper(nn.Module):
 
 
 class SashimiStepper(Stepper):
-    """The whole network as a recurrence.
-
-    Args:
-        model: The model.
-        rate: Passed to the layers.
-    """
+    """The whole network as a recurrence."""
 
     def __init__(self, model: Sashimi, rate: float = 1.0) -> None:
         super().__init__()
@@ -370,39 +276,16 @@ class SashimiStepper(Stepper):
         self.d_input = model.d_input
 
     def initial_state(self, batch_size: int) -> Any:
-        """Give the state before the first step.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            The levels' state.
-        """
+        """The levels' state before the first step."""
         return self.levels.initial_state(batch_size)
 
     def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Take one step, without gradients and dropout.
-
-        Args:
-            u: (B,) tokens, or (B, d_input).
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            (B, d_output) and the next state.
-        """
+        """Take one step with tokens (B,), or u (B, d_input), without gradients and dropout: (B, d_output)."""
         y, state = self.read(u[:, None], state)
         return y[:, 0], state
 
     @torch.no_grad()
     def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Take many steps at once, any number of them.
-
-        Args:
-            u: (B, L) tokens, or (B, L, d_input).
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            (B, L, d_output) and the state after the last step.
-        """
+        """Take many steps at once with tokens (B, L), or u (B, L, d_input): (B, L, d_output)."""
         x, state = self.levels.read(encode(self.encoder, u, self.d_input), state)
         return self.head(self.norm(x)), state

@@ -118,33 +118,22 @@ class SequenceModel(Model):
 
         Raises:
             ValueError: A layer is bidirectional, or has no other rate.
-            TypeError: A layer is no recurrence at all: ``"monarch_mixer"``.
+            TypeError: A layer is not a recurrence: ``"monarch_mixer"``.
         """
         return SequenceStepper(self, rate)
 
 
 class SequenceState(NamedTuple):
-    """Where a network is in its sequences.
+    """Where a network is in its sequences."""
 
-    Attributes:
-        layers: The layers' states.
-        total: Sum of the features so far, (B, d_model) in float32 at least, for the mean; None where it is not asked
-            for.
-        steps: How many there were, one integer.
-    """
-
-    layers: tuple[Any, ...]
+    layers: tuple[Any, ...]  # the layers' states
+    # Sum of the features so far, (B, d_model) in float32 at least, for the mean; None where it is not asked for.
     total: Tensor | None
-    steps: Tensor
+    steps: Tensor  # how many there were, one integer
 
 
 class SequenceStepper(Stepper):
-    """A sequence model as a recurrence.
-
-    Args:
-        model: The model.
-        rate: Passed to the layers.
-    """
+    """A sequence model as a recurrence."""
 
     def __init__(self, model: SequenceModel, rate: float = 1.0) -> None:
         super().__init__()
@@ -155,14 +144,7 @@ class SequenceStepper(Stepper):
         self.d_input, self.pooling = model.d_input, model.pooling
 
     def initial_state(self, batch_size: int) -> SequenceState:
-        """Give the state before the first step.
-
-        Args:
-            batch_size: B.
-
-        Returns:
-            The state of B sequences.
-        """
+        """The state before the first step."""
         weight = self.head.get_parameter("weight")
         dtype = torch.promote_types(weight.dtype, torch.float32)
         total = weight.new_zeros(batch_size, weight.shape[1], dtype=dtype) if self.pooling == "mean" else None
@@ -170,32 +152,13 @@ class SequenceStepper(Stepper):
         return SequenceState(self.blocks.initial_state(batch_size), total, steps)
 
     def forward(self, u: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
-        """Take one step, without gradients and dropout.
-
-        Args:
-            u: (B, d_input), or (B,) tokens.
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            The output (B, d_output) and the next state.
-        """
+        """Take one step with u (B, d_input), or tokens (B,), without gradients and dropout: (B, d_output)."""
         outputs, state = self.read(u[:, None], state)
         return (outputs[:, 0] if self.pooling == "none" else outputs), state
 
     @torch.no_grad()
     def read(self, u: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
-        """Take many steps at once, e.g. over a prompt.
-
-        Args:
-            u: (B, L, d_input), or (B, L) tokens.
-            state: From ``initial_state`` or the last step.
-
-        Returns:
-            The outputs, as those of the model, and the state after the last step.
-
-        Raises:
-            TypeError: The state is not from ``initial_state`` or an earlier step.
-        """
+        """Take many steps at once with u (B, L, d_input), or tokens (B, L); outputs are as those of the model."""
         if not isinstance(state, SequenceState):
             raise TypeError(f"state must be from initial_state or the last step; got {type(state).__name__}")
         found, layers = self.blocks.outputs(encode(self.encoder, u, self.d_input), state.layers)
@@ -207,20 +170,7 @@ class SequenceStepper(Stepper):
 
 
 def encode(encoder: nn.Module, inputs: Tensor, d_input: int, lengths: Tensor | None = None) -> Tensor:
-    """Check a batch and bring it to the network's width. Padding ends here: whatever it holds, nothing depends on it.
-
-    Args:
-        encoder: A linear layer or an embedding.
-        inputs: (B, L, d_input), or (B, L) tokens for an embedding.
-        d_input: Features, or different tokens.
-        lengths: (B,) valid steps of right-padded sequences; all of them by default.
-
-    Returns:
-        (B, L, d_model).
-
-    Raises:
-        ValueError: The inputs are of another shape or kind, or a token is out of range.
-    """
+    """Check a batch and bring it to (B, L, d_model). Padding ends here: whatever it holds, nothing depends on it."""
     # Before the encoder, whose weight's gradient would be NaN with the padding.
     if isinstance(encoder, nn.Embedding):
         inputs = tokens_without_padding(inputs, lengths)
@@ -233,16 +183,7 @@ def encode(encoder: nn.Module, inputs: Tensor, d_input: int, lengths: Tensor | N
 
 
 def pool(x: Tensor, kind: str, lengths: Tensor | None = None) -> Tensor:
-    """Reduce a sequence to one vector, summing in float32 at least.
-
-    Args:
-        x: (B, L, D).
-        kind: ``"mean"``, ``"last"`` or ``"none"``.
-        lengths: (B,) valid steps.
-
-    Returns:
-        (B, D), or ``x`` itself with ``"none"``.
-    """
+    """Reduce x (B, L, D) to (B, D), summing in float32 at least; ``x`` itself with ``"none"``."""
     if kind == "none":
         return x
     if kind == "mean":

@@ -11,17 +11,7 @@ MOST_WRITTEN_CLASSES = 30
 
 
 def save_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: Path, title: str) -> None:
-    """Draw counts of true against predicted classes; the colour is the share of the true class.
-
-    Args:
-        matrix: (classes, classes) counts, rows the true class.
-        class_names: One name per class.
-        path: The PNG file to write or replace.
-        title: Stands above the figure.
-
-    Raises:
-        ValueError: If matrix and names do not match.
-    """
+    """Draw counts of true classes (rows) against predicted ones; the colour is the share of the true class."""
     count = len(class_names)
     if matrix.shape != (count, count):
         raise ValueError(f"matrix has shape {matrix.shape}; expected {(count, count)} for {count} class names")

@@ -7,46 +7,28 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from milkweed.plots.figure import MUTED, new_figure, plain, save_figure
+from milkweed.plots.figure import GRID, MUTED, new_figure, plain, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = ("#c2410c", "#1e4e79", "#7c3aed", "#15803d")
-_GRID = "#e5e7eb"
 
 
 @dataclass(frozen=True)
 class Approach:
-    """A row of panels, one for each N.
+    """A row of panels, one for each N."""
 
-    Attributes:
-        title: What the functions are.
-        times: (T,).
-        limit: (count, T), what they should become.
-        found: N to (count, T), what they are.
-    """
-
-    title: str
-    times: Tensor
-    limit: Tensor
-    found: Mapping[int, Tensor]
+    title: str  # what the functions are
+    times: Tensor  # (T,)
+    limit: Tensor  # (count, T), what they should become
+    found: Mapping[int, Tensor]  # N to (count, T), what they are
 
 
 def save_convergence(
     rows: Sequence[Approach], errors: Mapping[str, Mapping[int, float]], path: Path, title: str
 ) -> None:
-    """Draw functions over time, a panel for each N, and beside them errors against N.
-
-    Args:
-        rows: One row of panels each, all with the same sizes N.
-        errors: Name of a measure of error to its value for each N, which may be more than those with panels.
-        path: The PNG file to write or replace.
-        title: Stands above the figure.
-
-    Raises:
-        ValueError: There is no row, or the rows have different N.
-    """
+    """Draw functions over time, a panel for each N, and beside them errors, by name and N, which may have further N."""
     if not rows or any(list(row.found) != list(rows[0].found) for row in rows):
         raise ValueError(f"rows must be of the same sizes N, at least one; got {[list(row.found) for row in rows]}")
     sizes = list(rows[0].found)
@@ -72,7 +54,7 @@ def _draw_functions(axes: "Axes", approach: Approach, size: int) -> None:
     # The limit sets the scale: what does not approach it leaves the picture, in every panel alike.
     margin = 0.35 * (high - low)
     axes.set(xlim=(0, float(approach.times[-1])), ylim=(low - margin, high + margin))
-    axes.axhline(0, color=_GRID, linewidth=0.8)
+    axes.axhline(0, color=GRID, linewidth=0.8)
     for n, (found, limit) in enumerate(zip(approach.found[size], approach.limit, strict=True)):
         axes.plot(approach.times, found, color=_COLOURS[n % len(_COLOURS)], linewidth=0.7)
         axes.plot(approach.times, limit, color="black", linewidth=1.0, linestyle=(0, (1, 1.8)))
@@ -88,7 +70,7 @@ def _draw_errors(axes: "Axes", errors: Mapping[str, Mapping[int, float]]) -> Non
     axes.set_yscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes], rotation=45)
     axes.minorticks_off()
-    axes.grid(color=_GRID, linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_title("Error against N", loc="left", fontsize=10)
     axes.set_xlabel("N", fontsize=9, color=MUTED)

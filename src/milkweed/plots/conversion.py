@@ -4,9 +4,9 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from milkweed.convert.conversion_report import ConversionReport
 from milkweed.convert.groups import LayerGroup, by_kind, depth
-from milkweed.convert.report import ConversionReport
-from milkweed.plots.figure import MUTED, TRAIN_COLOUR, VAL_COLOUR, new_figure, plain
+from milkweed.plots.figure import GRID, MUTED, TRAIN_COLOUR, VAL_COLOUR, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,19 +14,11 @@ if TYPE_CHECKING:
 
 _COLOURS = ("#c2410c", "#1e4e79", "#7c3aed", "#15803d", "#be185d", "#0e7490", "#a16207", "#44403c")
 _MARKERS = "os^Dv"
-_GRID = "#e5e7eb"
 _LONGEST_LABEL = 48
 
 
 def draw_errors(report: ConversionReport) -> bytes:
-    """Draw the error of each converted layer over its depth, a line for each kind.
-
-    Args:
-        report: Of the conversion.
-
-    Returns:
-        An SVG file: outputs, if they were measured, and weights.
-    """
+    """Draw the error of each converted layer over its depth, a line for each kind, as SVG."""
     fields = {"output_error": "Error of the outputs", "relative_error": "Error of the weights"}
     groups = by_kind(report.converted)
     shown = {field: title for field, title in fields.items() if any(group.extremes(field) for group in groups)}
@@ -50,14 +42,7 @@ def draw_errors(report: ConversionReport) -> bytes:
 
 
 def draw_losses(losses: Sequence[float]) -> bytes:
-    """Draw the loss of distillation over its steps.
-
-    Args:
-        losses: Of every step.
-
-    Returns:
-        An SVG file.
-    """
+    """Draw the loss of distillation over its steps, as SVG."""
     figure = new_figure(9.0, 2.6)
     axes = figure.add_subplot()
     axes.plot(range(1, len(losses) + 1), losses, color=TRAIN_COLOUR, linewidth=1)
@@ -68,14 +53,7 @@ def draw_losses(losses: Sequence[float]) -> bytes:
 
 
 def draw_costs(report: ConversionReport) -> bytes:
-    """Draw parameters and FLOPs before and after, by kind of layer.
-
-    Args:
-        report: Of the conversion.
-
-    Returns:
-        An SVG file.
-    """
+    """Draw parameters and FLOPs before and after, by kind of layer, as SVG."""
     groups = by_kind(report.layers)
     labels = [_label(group) for group in groups]
     parameters = [(group.total("parameters_before"), group.total("parameters_after")) for group in groups]
@@ -93,15 +71,7 @@ def draw_costs(report: ConversionReport) -> bytes:
 
 
 def draw_speed(before: float, after: float) -> bytes:
-    """Draw how long the whole model takes before and after.
-
-    Args:
-        before: Seconds of the dense model.
-        after: Seconds of the converted one.
-
-    Returns:
-        An SVG file.
-    """
+    """Draw how many seconds the whole model takes before and after, as SVG."""
     figure = new_figure(9.0, 1.5)
     axes = figure.subplots()
     bars = axes.barh(["dense", "converted"], [1e3 * before, 1e3 * after], color=[TRAIN_COLOUR, VAL_COLOUR], height=0.6)
@@ -113,16 +83,16 @@ def draw_speed(before: float, after: float) -> bytes:
     return _svg(figure)
 
 
-def _bars(axes: "Axes", pairs: list[tuple[int, int]], unit: float, title: str) -> None:
+def _bars(axes: "Axes", counts: list[tuple[int, int]], unit: float, title: str) -> None:
     for offset, index, colour, label in ((-0.2, 0, TRAIN_COLOUR, "dense"), (0.2, 1, VAL_COLOUR, "converted")):
-        places = [row + offset for row in range(len(pairs))]
-        axes.barh(places, [pair[index] / unit for pair in pairs], height=0.38, color=colour, label=label)
+        places = [row + offset for row in range(len(counts))]
+        axes.barh(places, [count[index] / unit for count in counts], height=0.38, color=colour, label=label)
     _grid(axes, "x")
     axes.set_title(title, loc="left", fontsize=10)
 
 
 def _grid(axes: "Axes", axis: str) -> None:
-    axes.grid(axis=axis, color=_GRID, linewidth=0.8)
+    axes.grid(axis=axis, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     plain(axes)
 

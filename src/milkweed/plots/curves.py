@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milkweed.plots.figure import MUTED, TRAIN_COLOUR, VAL_COLOUR, new_figure, plain, save_figure
+from milkweed.plots.figure import GRID, MUTED, TRAIN_COLOUR, VAL_COLOUR, new_figure, plain, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,18 +14,7 @@ Rows = list[dict[str, float]]
 def save_learning_curves(
     rows: Rows, path: Path, title: str, best_epoch: int | None = None, metric: str = "accuracy"
 ) -> None:
-    """Draw loss and metric of training and validation over the epochs.
-
-    Args:
-        rows: Rows of metrics.csv.
-        path: The PNG file to write or replace.
-        title: Stands above the figure.
-        best_epoch: Marked by a line; None for no mark.
-        metric: Name of the metric, without its stage.
-
-    Raises:
-        ValueError: If there are no rows.
-    """
+    """Draw loss and metric of training and validation over the rows of metrics.csv; a line marks the best epoch."""
     if not rows:
         raise ValueError("rows is empty: there is no finished epoch to draw")
     figure = new_figure(9, 3.6)
@@ -65,6 +54,6 @@ def _draw(axes: "Axes", rows: Rows, metric: str) -> None:
             axes.plot(*zip(*points, strict=True), color=colour, label=label, marker="o" if len(points) < 3 else None)
     axes.set_xlabel("epoch", fontsize=9, color=MUTED)
     axes.set_title(metric, loc="left", fontsize=10)
-    axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.xaxis.get_major_locator().set_params(integer=True)
     plain(axes)

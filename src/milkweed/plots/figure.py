@@ -8,23 +8,14 @@ from milkweed._files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 TRAIN_COLOUR, VAL_COLOUR, MUTED = "#8a8f98", "#c2410c", "#6b7280"
+BLUE, GRID = "#1e4e79", "#e5e7eb"
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Make a figure that never touches a screen or matplotlib's global state.
-
-    Args:
-        width: In inches.
-        height: In inches.
-
-    Returns:
-        An empty figure with an Agg canvas.
-
-    Raises:
-        ModuleNotFoundError: If matplotlib is not installed.
-    """
+    """Make a figure, in inches, that never touches a screen or matplotlib's global state."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -36,22 +27,34 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def plain(axes: "Axes") -> None:
-    """Take away the frame's upper and right edge, and grey the rest.
-
-    Args:
-        axes: Changed in place.
-    """
+    """Take away the frame's upper and right edge, and grey the rest."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
     axes.tick_params(colors=MUTED, labelsize=9)
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure as PNG in one move.
-
-    Args:
-        figure: The figure.
-        path: The file to write or replace.
-    """
+    """Write a figure as PNG in one move."""
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def caption(axes: "Axes", title: str, details: str) -> None:
+    """Put a title above a panel, and what it shows in small letters below that."""
+    axes.set_title(title, loc="left", fontsize=10, pad=18)
+    below = {"xycoords": "axes fraction", "xytext": (0, 5), "textcoords": "offset points"}
+    axes.annotate(details, (0, 1), fontsize=8, color=MUTED, **below)
+
+
+def legend(axes: "Axes", drop: float, columns: int) -> "Legend":
+    """Put a legend below a panel, at so large a share of its height."""
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -drop), "ncols": columns}
+    look = {"frameon": False, "fontsize": 8, "labelcolor": MUTED, "handlelength": 1.2, "columnspacing": 1.1}
+    return axes.legend(**place, **look)
+
+
+def ramp(place: float) -> tuple[float, ...]:
+    """The colour at a place from 0 to 1 between blue and orange."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("n", [BLUE, "#5b8db8", "#9a8fa0", "#d9825b", VAL_COLOUR])(place)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from milkweed import ssm
 from milkweed._files import atomic_write
-from milkweed.plots.figure import MUTED, VAL_COLOUR, new_figure, plain, save_figure
+from milkweed.plots.figure import BLUE, GRID, MUTED, VAL_COLOUR, caption, legend, new_figure, plain, ramp, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,24 +27,18 @@ _LONG = {"legs": 5.0, "legsd": 5.0, "fourier_decay": 8.0, "foud": 6.0, "lagt": 6
 _KERNELS_LONG = _LONG | {"lagt": 12.0, "glagt": 8.0}
 # The kernels of this one grow after its window, until rounding errors are all there is.
 _DIVERGING = "chebt"
-_BLUE, _PALE_BLUE, _SHADE, _GRID = "#1e4e79", "#9dbcd6", "#f3c9a8", "#e5e7eb"
+_PALE_BLUE, _SHADE = "#9dbcd6", "#f3c9a8"
 _SHADE_HEIGHT = 0.45
 _LEFT = 0.07  # of an animation's panels
 
 
 @dataclass(frozen=True)
 class Memory:
-    """A signal, and what a basis remembers of it after each sample.
+    """A signal, and what a basis remembers of it after each sample."""
 
-    Attributes:
-        reconstruction: The basis and how it is used.
-        signal: (T,).
-        coefficients: (T, N).
-    """
-
-    reconstruction: ssm.Reconstruction
-    signal: Tensor
-    coefficients: Tensor
+    reconstruction: ssm.Reconstruction  # the basis and how it is used
+    signal: Tensor  # (T,)
+    coefficients: Tensor  # (T, N)
 
     @property
     def name(self) -> str:
@@ -67,80 +61,37 @@ class Memory:
         return self.count * 5 // 6
 
     def time(self, samples: int) -> float:
-        """The time at which so many samples have arrived.
-
-        Args:
-            samples: How many.
-
-        Returns:
-            In units of the basis.
-        """
+        """The time, in units of the basis, at which so many samples have arrived."""
         return samples * self.reconstruction.dt
 
     def covered(self, samples: int) -> int:
-        """How many of the last samples the basis describes.
-
-        Args:
-            samples: How many there were so far.
-
-        Returns:
-            All of them, or as many as fit into its window.
-        """
+        """How many of the last samples the basis describes: all, or as many as fit into its window."""
         window = ssm.BASES[self.name].window / self.reconstruction.dt
         return samples if self.reconstruction.scaled else int(min(samples, window))
 
     def past(self, samples: int) -> tuple[Tensor, Tensor]:
-        """Read the past back.
-
-        Args:
-            samples: How many there were so far, at least 1.
-
-        Returns:
-            Times from old to new, and the reconstruction there.
-        """
+        """Read the past back after so many samples: times from old to new, and the reconstruction there."""
         dt, covered = self.reconstruction.dt, self.covered(samples)
         ago = (torch.arange(covered, dtype=torch.float64).flip(0) + 0.5) * dt
         elapsed = self.time(samples) if self.reconstruction.scaled else None
         return self.time(samples) - ago, self.reconstruction.past(self.coefficients[samples - 1], ago, elapsed)
 
     def weight(self, samples: int) -> Tensor:
-        """Evaluate the measure at the times of `past`.
-
-        Args:
-            samples: How many there were so far.
-
-        Returns:
-            Densities from old to new.
-        """
+        """The density of the measure at the times of `past`."""
         dt, covered = self.reconstruction.dt, self.covered(samples)
         if self.reconstruction.scaled:
             return torch.full((covered,), 1 / self.time(samples), dtype=torch.float64)
         return ssm.measure(self.name, (torch.arange(covered, dtype=torch.float64).flip(0) + 0.5) * dt)
 
     def rmse(self, samples: int) -> float:
-        """Compare the reconstruction with the signal, as the measure weighs the past.
-
-        Args:
-            samples: How many there were so far, at least 1.
-
-        Returns:
-            The root of the weighted mean squared difference.
-        """
+        """The root mean squared error of the reconstruction, weighted by the measure."""
         weight = self.weight(samples)
         wrong = self.past(samples)[1] - self.signal[samples - self.covered(samples) : samples]
         return float(((weight * wrong.square()).sum() / weight.sum()).sqrt())
 
 
 def make_signal(count: int, seed: int = 3) -> Tensor:
-    """Draw a smooth signal, the same for every basis.
-
-    Args:
-        count: T.
-        seed: Of the random numbers.
-
-    Returns:
-        (T,) float64 with mean 0 and root mean square 1.
-    """
+    """Draw a smooth signal (T,), float64, the same for every basis, with mean 0 and root mean square 1."""
     generator = torch.Generator().manual_seed(seed)
     k = torch.arange(1, HARMONICS + 1, dtype=torch.float64)
     sizes = torch.randn(2, HARMONICS, dtype=torch.float64, generator=generator) / (1 + (k / 7) ** 2)
@@ -151,18 +102,9 @@ def make_signal(count: int, seed: int = 3) -> Tensor:
 
 
 def remember(name: str, d_state: int, scaled: bool = False) -> Memory:
-    """Run a signal through a basis.
+    """Run a signal through a basis of `milkweed.ssm.hippo`, stretched with the time that has passed if ``scaled``.
 
-    Args:
-        name: As in `milkweed.ssm.hippo`.
-        d_state: N.
-        scaled: Stretch the basis with the time that has passed; for ``legs`` only.
-
-    Returns:
-        The signal and its coefficients; it lasts two windows, one where the basis diverges afterwards.
-
-    Raises:
-        ValueError: The basis is unknown or an argument does not fit it.
+    The signal lasts two windows, one where the basis diverges afterwards.
     """
     ssm.hippo(name, d_state)  # refuses an unknown name before its window is looked up
     reconstruction = ssm.Reconstruction(name, d_state, dt=_duration(name) / SAMPLES, scaled=scaled)
@@ -171,15 +113,10 @@ def remember(name: str, d_state: int, scaled: bool = False) -> Memory:
 
 
 def spectrum(name: str, d_state: int) -> tuple[Tensor | None, Tensor | None]:
-    """Find the eigenvalues of a basis' A and of its normal part.
+    """The eigenvalues of a basis' A and of its normal part, (N,) complex.
 
-    Args:
-        name: As in `milkweed.ssm.hippo`.
-        d_state: N.
-
-    Returns:
-        (N,) complex, or None where A is so far from normal that float64 does not find them (LegT at N = 64: 107 instead
-        of 60.46); and (N,) complex, or None where A is not normal plus low rank.
+    The first are None where A is so far from normal that float64 does not find them (LegT at N = 64: 107 instead of
+    60.46), the second where A is not normal plus low rank.
     """
     A = ssm.hippo(name, d_state)[0]
     own = _resolved_eigenvalues(A)
@@ -205,12 +142,7 @@ def _resolved_eigenvalues(A: Tensor) -> Tensor | None:
 
 
 def save_hippo(memory: Memory, path: Path) -> None:
-    """Draw a basis: kernels, functions, spectrum, random kernels, and the past of a signal.
-
-    Args:
-        memory: From `remember`.
-        path: The PNG file to write or replace.
-    """
+    """Draw a basis: kernels, functions, spectrum, random kernels, and the past of a signal."""
     name, d_state = memory.name, memory.reconstruction.d_state
     figure = new_figure(13, 8)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.04, hspace=0.06)
@@ -223,19 +155,13 @@ def save_hippo(memory: Memory, path: Path) -> None:
     _Reconstruction(past, memory).show(memory.moment)
     past.legend(loc="lower right", bbox_to_anchor=(1, 1.005), ncols=3, frameon=False, fontsize=8, labelcolor=MUTED)
     past.set_xlabel(_time_label(memory.reconstruction.scaled), fontsize=9, color=MUTED)
-    _caption(past, "The past of a signal, read back from N numbers", _accuracy(memory, memory.moment))
+    caption(past, "The past of a signal, read back from N numbers", _accuracy(memory, memory.moment))
     _draw_random(figure.add_subplot(grid[1, 2]), name, d_state)
     save_figure(figure, path)
 
 
 def save_hippo_animation(memory: Memory, path: Path, show: Callable[[int], None] = lambda _: None) -> None:
-    """Move along a signal and draw what is remembered of it.
-
-    Args:
-        memory: From `remember`.
-        path: The GIF file to write or replace.
-        show: Called with the number of frames drawn so far.
-    """
+    """Move along a signal and draw what is remembered of it; `show` is called with the number of frames so far."""
     figure = new_figure(7.6, 4.6)
     from matplotlib.animation import PillowWriter
 
@@ -261,14 +187,7 @@ def save_hippo_animation(memory: Memory, path: Path, show: Callable[[int], None]
 
 
 def frame_samples(count: int = SAMPLES) -> list[int]:
-    """Choose the moments of an animation.
-
-    Args:
-        count: Samples of the signal.
-
-    Returns:
-        Numbers of samples so far, ascending; the last one stays for half a second.
-    """
+    """Samples so far at each frame of an animation, ascending; the last one stays for half a second."""
     moments = np.unique(np.linspace(0, count, FRAMES + 1).round().astype(int))[1:].tolist()
     return moments + moments[-1:] * (FRAMES_PER_SECOND // 2)
 
@@ -287,7 +206,7 @@ class _Reconstruction:
         margin = 0.25 * float(signal.max() - signal.min())
         # A reconstruction that leaves the picture does not make the signal small.
         axes.set(xlim=(0, memory.time(memory.count)), ylim=(signal.min() - margin, signal.max() + margin))
-        axes.grid(axis="y", color=_GRID, linewidth=0.8)
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         plain(axes)
 
@@ -339,8 +258,8 @@ def _draw_kernels(axes: "Axes", name: str, d_state: int) -> None:
     dotted[0].set_label(r"$p_n\omega$ in closed form" + (", times $2n+1$" if name == "lmu" else ""))
     axes.set(ylim=(-limit, limit))
     _finish_time_panel(axes, t)
-    _legend(axes)
-    _caption(axes, r"Kernels $K_n(t) = e^{tA}B$", f"the first {len(kernels)}, {_how_exact(name)}")
+    legend(axes, 0.15, 6)
+    caption(axes, r"Kernels $K_n(t) = e^{tA}B$", f"the first {len(kernels)}, {_how_exact(name)}")
 
 
 def _draw_functions(axes: "Axes", name: str, d_state: int) -> None:
@@ -355,8 +274,8 @@ def _draw_functions(axes: "Axes", name: str, d_state: int) -> None:
     limit = 1.12 * min(float(shown.max()), 4 * float(shown.median()) + 2)
     axes.set(ylim=(-limit, limit))
     _finish_time_panel(axes, t)
-    _legend(axes)
-    _caption(
+    legend(axes, 0.15, 6)
+    caption(
         axes,
         "Basis functions $p_n(t)$",
         r"$u(\mathrm{now} - t) \approx \sum x_n\, p_n(t)$, the past from the state $x$",
@@ -368,7 +287,7 @@ def _draw_spectrum(axes: "Axes", name: str, d_state: int) -> None:
 
     own, normal = spectrum(name, d_state)
     if normal is not None and ssm.BASES[name].rank:
-        axes.scatter(normal.real, normal.imag, s=22, facecolors="none", edgecolors=_BLUE, label="its normal part Λ")
+        axes.scatter(normal.real, normal.imag, s=22, facecolors="none", edgecolors=BLUE, label="its normal part Λ")
     same = ", normal" if ssm.BASES[name].rank == 0 else ""
     if own is not None:
         axes.scatter(own.real, own.imag, s=14, color=VAL_COLOUR, label=f"A{same}", linewidths=0)
@@ -383,20 +302,20 @@ def _draw_spectrum(axes: "Axes", name: str, d_state: int) -> None:
     axes.set_ylim(-1.4 * max(highest, 1), 1.4 * max(highest, 1))
     left = min(float(everything.real.min()), -1)
     axes.set_xlim(left * 1.08, -left * 0.08)
-    axes.grid(color=_GRID, linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_xlabel("real part", fontsize=9, color=MUTED)
     axes.set_ylabel("imaginary part", fontsize=9, color=MUTED)
     plain(axes)
     if own is not None or normal is not None:
-        _legend(axes)
+        legend(axes, 0.15, 6)
     rank = ssm.BASES[name].rank
     details = "no normal part plus low rank" if rank is None else f"normal after a correction of rank {rank}"
     if rank == 0:
-        details = "normal as it is: nothing to correct"
+        details = "normal without a correction"
     if own is None:
-        details += "; A's own are beyond float64"
-    _caption(axes, "Eigenvalues of A", details)
+        details += "; float64 cannot resolve those of A"
+    caption(axes, "Eigenvalues of A", details)
 
 
 def _draw_random(axes: "Axes", name: str, d_state: int) -> None:
@@ -417,8 +336,8 @@ def _draw_random(axes: "Axes", name: str, d_state: int) -> None:
         axes.plot(t, kernel, color=_colours(RANDOM_KERNELS)[index], linewidth=1.0)
     axes.set(ylim=(-3.2, 3.2))
     _finish_time_panel(axes, t)
-    _legend(axes)
-    _caption(
+    legend(axes, 0.15, 6)
+    caption(
         axes,
         r"Random S4 kernels $C e^{tA}B$",
         f"{RANDOM_KERNELS} draws of C, relative to the largest standard deviation",
@@ -428,8 +347,8 @@ def _draw_random(axes: "Axes", name: str, d_state: int) -> None:
 def _how_exact(name: str) -> str:
     """How the closed form p_n ω relates to the kernels, in words."""
     if name in ("legs", "foud", "lagt", "glagt", "chebt"):
-        return r"dotted what they are in closed form"
-    return r"dotted what they tend to as $N \to \infty$"
+        return r"dotted: their closed form"
+    return r"dotted: their limit as $N \to \infty$"
 
 
 def _closed_kernels(name: str, d_state: int, t: Tensor) -> Tensor:
@@ -475,35 +394,14 @@ def _shade(axes: "Axes", times: np.ndarray, weight: np.ndarray, top: float, labe
 
 def _finish_time_panel(axes: "Axes", times: Tensor) -> None:
     axes.set_xlim(0, float(times[-1]))
-    axes.axhline(0, color=_GRID, linewidth=0.8, zorder=0.5)
+    axes.axhline(0, color=GRID, linewidth=0.8, zorder=0.5)
     axes.set_xlabel("t, how long ago", fontsize=9, color=MUTED)
     plain(axes)
-
-
-def _legend(axes: "Axes") -> None:
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15), "ncols": 6}
-    axes.legend(fontsize=8, labelcolor=MUTED, frameon=False, handlelength=1.2, columnspacing=1.1, **below)
 
 
 def _time_label(scaled: bool) -> str:
     return "time, in units of the basis" + (" (scaled: it covers the whole past, evenly)" if scaled else "")
 
 
-def _caption(axes: "Axes", title: str, details: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10, pad=18)
-    axes.annotate(
-        details,
-        (0, 1),
-        xycoords="axes fraction",
-        xytext=(0, 5),
-        textcoords="offset points",
-        fontsize=8,
-        color=MUTED,
-    )
-
-
 def _colours(count: int) -> list[tuple[float, ...]]:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    ramp = LinearSegmentedColormap.from_list("n", [_BLUE, "#5b8db8", "#9a8fa0", "#d9825b", VAL_COLOUR])
     return [ramp(index / max(count - 1, 1)) for index in range(count)]

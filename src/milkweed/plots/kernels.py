@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from milkweed.nn.filters import StateSpaceFilter
 from milkweed.nn.filters.decay import decay_rate
-from milkweed.plots.figure import MUTED, VAL_COLOUR, new_figure, plain, save_figure
+from milkweed.plots.figure import BLUE, GRID, MUTED, VAL_COLOUR, caption, legend, new_figure, plain, ramp, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,25 +22,17 @@ if TYPE_CHECKING:
 MOST_ROWS, MOST_CELLS = 256, 240
 RIDGES = 5
 MOST_POINTS = 4000
-_BLUE, _GRID = "#1e4e79", "#e5e7eb"
 _FRESH = "#9ca3af"
 
 
 @dataclass(frozen=True)
 class LayerKernels:
-    """What one layer computes with.
+    """What one layer computes with."""
 
-    Attributes:
-        layer: The layer.
-        kernel: (R, H, L) over the past, lags 0, 1, ..., in float32.
-        future: (R, H, L) over the future, lags -1, -2, ..., or None for a causal layer.
-        fresh: The same layer with parameters drawn anew.
-    """
-
-    layer: StateSpaceFilter
-    kernel: Tensor
-    future: Tensor | None
-    fresh: StateSpaceFilter
+    layer: StateSpaceFilter  # the layer
+    kernel: Tensor  # (R, H, L) over the past, lags 0, 1, ..., in float32
+    future: Tensor | None  # (R, H, L) over the future, lags -1, -2, ..., or None for a causal layer
+    fresh: StateSpaceFilter  # the same layer with parameters drawn anew
 
     @property
     def length(self) -> int:
@@ -48,28 +40,16 @@ class LayerKernels:
         return self.kernel.shape[-1]
 
     def order(self) -> Tensor:
-        """Sort the channels.
-
-        Returns:
-            (H,) indices, from the shortest timescale to the longest.
-        """
+        """(H,) indices of the channels, from the shortest timescale to the longest."""
         return timescales(self.layer, per_channel=True).argsort()
 
     def rows(self) -> Tensor:
-        """Put all kernels below each other, from the shortest timescale to the longest.
-
-        Returns:
-            (H R, L), or (H R, 2 L) from the farthest future to the farthest past for a bidirectional layer.
-        """
+        """All kernels in the order of `order`: (H R, L), or (H R, 2 L) from farthest future to farthest past."""
         both = self.kernel if self.future is None else torch.cat([self.future.flip(-1), self.kernel], -1)
         return both[:, self.order()].transpose(0, 1).flatten(0, 1)
 
     def half_energy(self) -> Tensor:
-        """Measure how far kernels reach.
-
-        Returns:
-            (R, H), the number of lags, to each side, that hold half of a kernel's energy.
-        """
+        """(R, H), the number of lags, to each side, that hold half of a kernel's energy."""
         energy = self.kernel.square()
         if self.future is not None:
             energy = energy + self.future.square()
@@ -79,16 +59,7 @@ class LayerKernels:
 
 @torch.no_grad()
 def layer_kernels(layer: StateSpaceFilter, length: int, seed: int = 0) -> LayerKernels:
-    """Compute the kernels of a layer.
-
-    Args:
-        layer: The layer.
-        length: L.
-        seed: Of the fresh parameters.
-
-    Returns:
-        Kernels and a fresh layer of the same kind; the layer is left as it is.
-    """
+    """Compute the kernels of a layer, which stays as it is, and draw a fresh one of the same kind."""
     # At double precision, so that a picture shows the parameters and no rounding.
     double = copy.deepcopy(layer).cpu().double().eval()
     kernel = double.system().kernel(length).float()
@@ -102,15 +73,7 @@ def layer_kernels(layer: StateSpaceFilter, length: int, seed: int = 0) -> LayerK
 
 @torch.no_grad()
 def timescales(layer: StateSpaceFilter, per_channel: bool = False) -> Tensor:
-    """Read a layer's timescales 1/dt.
-
-    Args:
-        layer: The layer.
-        per_channel: Give their geometric mean for layers with one per mode.
-
-    Returns:
-        (H,), or (H N',) for layers with one per mode, in steps.
-    """
+    """A layer's timescales 1/dt in steps, (H,), or (H N',) with one per mode, or their geometric mean per channel."""
     log_dt = layer.get_parameter("log_dt").double()
     if per_channel and log_dt.ndim > 1:
         log_dt = log_dt.flatten(1).mean(1)
@@ -119,14 +82,9 @@ def timescales(layer: StateSpaceFilter, per_channel: bool = False) -> Tensor:
 
 @torch.no_grad()
 def eigenvalues(layer: StateSpaceFilter) -> Tensor | None:
-    """Read the diagonal matrix of a layer, in continuous time.
+    """The diagonal matrix of a layer in continuous time, (M,) complex128, one of each conjugate pair.
 
-    Args:
-        layer: The layer.
-
-    Returns:
-        (M,) complex128: those of A for S4D, of the normal part of A for S4, one of each conjugate pair; None for
-        layers without such parameters.
+    They are those of A for S4D, of the normal part of A for S4; None for layers without such parameters.
     """
     parameters = dict(layer.named_parameters(recurse=False))
     if "A_real" not in parameters:
@@ -137,45 +95,23 @@ def eigenvalues(layer: StateSpaceFilter) -> Tensor | None:
 
 
 def state_space_layers(model: nn.Module) -> dict[str, StateSpaceFilter]:
-    """Find the state space layers of a model.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        Each by its name.
-    """
+    """The state space layers of a model by name."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, StateSpaceFilter)}
     # By the layer's name, as users see it.
     return {name.removesuffix(".filter"): module for name, module in found.items()}
 
 
 def lag_edges(length: int, cells: int = MOST_CELLS, log: bool = True) -> np.ndarray:
-    """Divide lags into the cells of a picture.
-
-    Args:
-        length: L.
-        cells: How many, at most.
-        log: Wider ones further back.
-
-    Returns:
-        Ascending integers from 0 to L.
-    """
+    """Divide L lags into at most so many cells, wider ones further back with `log`: ascending integers from 0 to L."""
     if not log:
         return np.unique(np.linspace(0, length, min(cells, length) + 1).round().astype(int))
     return np.unique(np.concatenate([[0], np.geomspace(1, length, cells).round().astype(int)]))
 
 
 def kernel_picture(rows: Tensor, length: int, log: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Reduce kernels to what a panel can show, each relative to its largest entry.
+    """Reduce kernels (K, L), or (K, 2 L) with the future first, to a picture, each relative to its largest entry.
 
-    Args:
-        rows: (K, L), or (K, 2 L) with the future first.
-        length: L.
-        log: Wider cells further from lag 0.
-
-    Returns:
-        Edges (C + 1,) as lags, and cells (min(K, 256), C), each the largest entry around with its sign.
+    Returned are edges (C + 1,) as lags, and cells (min(K, 256), C), each the largest entry around with its sign.
     """
     kept = torch.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).round().long()
     entries = rows[kept].numpy()
@@ -198,15 +134,7 @@ def save_kernels(
     log: bool = True,
     show: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Draw kernels, timescales and eigenvalues, a row of panels per layer.
-
-    Args:
-        found: Layers by name, at least one.
-        path: The PNG file to write or replace.
-        title: Stands above the figure.
-        log: Logarithmic axis of lags.
-        show: Called with the number of layers drawn so far.
-    """
+    """Draw kernels, timescales and eigenvalues, a row of panels per layer; `show` gets the number of layers so far."""
     figure = new_figure(14.5, 0.5 + 3.35 * len(found))
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08, wspace=0.03, hspace=0)
     figure.suptitle(title, x=0.008, ha="left", fontsize=13, fontweight="bold", parse_math=False)
@@ -215,7 +143,7 @@ def save_kernels(
         show(index)
         heat, ridges, steps, plane = row.subplots(1, 4, width_ratios=(1.35, 1.15, 0.8, 0.8))
         _draw_heat(heat, kernels, log)
-        _caption(heat, name, _describe(kernels))
+        caption(heat, name, _describe(kernels))
         _draw_ridges(ridges, kernels, log)
         _draw_timescales(steps, kernels)
         _draw_eigenvalues(plane, kernels)
@@ -236,7 +164,7 @@ def _draw_heat(axes: "Axes", kernels: LayerKernels, log: bool) -> None:
 
     rows = kernels.rows()
     edges, cells = kernel_picture(rows, kernels.length, log)
-    colours = LinearSegmentedColormap.from_list("kernels", [_BLUE, "#8fb1cc", "#ffffff", "#e8a27c", VAL_COLOUR])
+    colours = LinearSegmentedColormap.from_list("kernels", [BLUE, "#8fb1cc", "#ffffff", "#e8a27c", VAL_COLOUR])
     heights = np.linspace(0, len(rows), len(cells) + 1)
     image = axes.pcolormesh(edges, heights, cells, cmap=colours, vmin=-1, vmax=1, rasterized=True)
     _lag_axis(axes, kernels, log)
@@ -258,8 +186,8 @@ def _draw_ridges(axes: "Axes", kernels: LayerKernels, log: bool) -> None:
         if kernels.future is not None:
             line = torch.cat([kernels.future[0, channel].flip(-1), line])
         line = line / line.abs().max().clamp_min(torch.finfo(line.dtype).tiny)
-        colour = _ramp(height / max(len(places) - 1, 1))
-        axes.axhline(2 * height, color=_GRID, linewidth=0.8)
+        colour = ramp(height / max(len(places) - 1, 1))
+        axes.axhline(2 * height, color=GRID, linewidth=0.8)
         axes.plot(lags, 2 * height + 0.95 * line, color=colour, linewidth=1.1)
     _lag_axis(axes, kernels, log)
     labels = [f"{channel}\n1/dt {_short(float(steps[channel]))}" for channel in order[places].tolist()]
@@ -269,7 +197,7 @@ def _draw_ridges(axes: "Axes", kernels: LayerKernels, log: bool) -> None:
     axes.tick_params(axis="y", length=0, labelsize=8)
     axes.spines["left"].set_visible(False)
     readout = "" if len(kernels.kernel) == 1 else ", first readout"
-    _caption(axes, "A few channels", f"by number, from short memory to long{readout}")
+    caption(axes, "A few channels", f"by number, from short memory to long{readout}")
 
 
 def _draw_timescales(axes: "Axes", kernels: LayerKernels) -> None:
@@ -283,12 +211,12 @@ def _draw_timescales(axes: "Axes", kernels: LayerKernels) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("1/dt, in steps", fontsize=9, color=MUTED)
     axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     plain(axes)
-    _legend(axes)
+    legend(axes, 0.17, 2)
     unit = "modes" if kernels.layer.get_parameter("log_dt").ndim > 1 else "channels"
-    _caption(axes, "Timescales 1/dt", f"median {_short(float(np.median(after)))} steps; number of {unit}")
+    caption(axes, "Timescales 1/dt", f"median {_short(float(np.median(after)))} steps; number of {unit}")
 
 
 def _draw_eigenvalues(axes: "Axes", kernels: LayerKernels) -> None:
@@ -308,7 +236,7 @@ def _draw_eigenvalues(axes: "Axes", kernels: LayerKernels) -> None:
         linewidths=0,
         label="this model",
     )
-    axes.scatter(before.real, before.imag, s=10, color=_BLUE, marker="x", linewidths=0.8, label="fresh draw")
+    axes.scatter(before.real, before.imag, s=10, color=BLUE, marker="x", linewidths=0.8, label="fresh draw")
     both = torch.cat([before, after])
     if float(both.real.max()) < 0:
         decades = np.log10(-both.real.numpy())
@@ -324,17 +252,17 @@ def _draw_eigenvalues(axes: "Axes", kernels: LayerKernels) -> None:
         axes.set_ylim(min(1.5 * low, -2), max(1.5 * high, 2))
     elif low == high:
         axes.set_ylim(low - 1, high + 1)
-    axes.grid(color=_GRID, linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_xlabel("real part", fontsize=9, color=MUTED)
     axes.set_ylabel("imaginary part", fontsize=9, color=MUTED)
     plain(axes)
-    legend = _legend(axes)
-    for handle in legend.legend_handles:
+    below = legend(axes, 0.17, 2)
+    for handle in below.legend_handles:
         handle.set_alpha(1)
         handle.set_sizes([24])
     what = "of the normal part of A" if "P" in dict(kernels.layer.named_parameters(recurse=False)) else "of A"
-    _caption(axes, "Eigenvalues", what if low == high == 0 else f"{what}, one of each pair")
+    caption(axes, "Eigenvalues", what if low == high == 0 else f"{what}, one of each pair")
 
 
 def _lag_axis(axes: "Axes", kernels: LayerKernels, log: bool) -> None:
@@ -361,35 +289,3 @@ def _thinned(values: Tensor) -> Tensor:
 
 def _short(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
-
-
-def _legend(axes: "Axes"):
-    return axes.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.17),
-        ncols=2,
-        frameon=False,
-        fontsize=8,
-        labelcolor=MUTED,
-        handlelength=1.2,
-        columnspacing=1.1,
-    )
-
-
-def _caption(axes: "Axes", title: str, details: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10, pad=18)
-    axes.annotate(
-        details,
-        (0, 1),
-        xycoords="axes fraction",
-        xytext=(0, 5),
-        textcoords="offset points",
-        fontsize=8,
-        color=MUTED,
-    )
-
-
-def _ramp(place: float) -> tuple[float, ...]:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("n", [_BLUE, "#5b8db8", "#9a8fa0", "#d9825b", VAL_COLOUR])(place)

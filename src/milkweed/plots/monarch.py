@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from milkweed.plots.figure import MUTED, TRAIN_COLOUR, VAL_COLOUR, new_figure, plain, save_figure
+from milkweed.plots.figure import BLUE, GRID, MUTED, TRAIN_COLOUR, VAL_COLOUR, caption, new_figure, plain, save_figure
 from milkweed.structures import Monarch, project_monarch
 from milkweed.structures.monarch import monarch_shapes
 
@@ -21,20 +21,14 @@ if TYPE_CHECKING:
 
 MOST_CELLS = 256
 MOST_OUTLINED_BLOCKS = 64
-NEGATIVE, ZERO, NOT_STORED = "#1e4e79", "#ffffff", "#e5e7eb"
 
 
 @dataclass(frozen=True)
 class MonarchFit:
-    """The nearest Monarch matrix for one number of blocks.
+    """The nearest Monarch matrix for one number of blocks."""
 
-    Attributes:
-        matrix: The Monarch matrix.
-        relative_error: ‖W − M‖ / ‖W‖ in Frobenius norm.
-    """
-
-    matrix: Monarch
-    relative_error: float
+    matrix: Monarch  # the Monarch matrix
+    relative_error: float  # ‖W − M‖ / ‖W‖ in Frobenius norm
 
     @property
     def nblocks(self) -> int:
@@ -53,15 +47,10 @@ class MonarchFit:
 
 
 def fitting_nblocks(shape: tuple[int, int], rank: int | None = None) -> list[int]:
-    """List the powers of two that a matrix can have as nblocks.
+    """The powers of two that a matrix (m, n) can have as nblocks.
 
-    Args:
-        shape: (m, n) of the matrix.
-        rank: Rank of each slice, or None for the default one.
-
-    Returns:
-        1, 2, 4, ... as long as a block has at least nblocks features on its narrower side, and more than the rank:
-        beyond that a rank makes ever more parameters of ever smaller slices.
+    That is as long as a block has at least nblocks features on its narrower side, and more than the rank: beyond that a
+    rank makes ever more parameters of ever smaller slices.
     """
     found = []
     nblocks = 1
@@ -80,16 +69,7 @@ def _fits(shape: tuple[int, int], nblocks: int, rank: int | None) -> bool:
 
 
 def fit_monarch(dense: Tensor, nblocks: int, rank: int | None = None) -> MonarchFit:
-    """Project a matrix for a figure.
-
-    Args:
-        dense: (m, n), real or complex.
-        nblocks: Blocks per factor.
-        rank: Rank of each slice, or None for the default one.
-
-    Returns:
-        The nearest Monarch matrix and its error.
-    """
+    """Project a matrix (m, n), real or complex, for a figure."""
     m, n = dense.shape
     if nblocks == 1 and rank is None:
         # One block of full rank holds any matrix; its decomposition would take longer than all others together.
@@ -101,15 +81,7 @@ def fit_monarch(dense: Tensor, nblocks: int, rank: int | None = None) -> Monarch
 
 
 def matrix_picture(matrices: Tensor, most: int = MOST_CELLS) -> np.ndarray:
-    """Reduce matrices to what a panel can show.
-
-    Args:
-        matrices: (..., m, n), real or complex.
-        most: Cells per side.
-
-    Returns:
-        (..., rows, columns) with at most ``most`` of each; of complex matrices the magnitude.
-    """
+    """Reduce matrices (..., m, n) to at most so many cells per side; of complex ones the magnitude."""
     numbers = matrices.detach().cpu()
     numbers = (numbers.abs() if numbers.is_complex() else numbers).float()
     m, n = numbers.shape[-2:]
@@ -125,15 +97,7 @@ def matrix_picture(matrices: Tensor, most: int = MOST_CELLS) -> np.ndarray:
 
 
 def block_diagonal_picture(blocks: Tensor, most: int = MOST_CELLS) -> np.ndarray:
-    """Put the blocks of a factor at their place.
-
-    Args:
-        blocks: (k, q, p), real or complex.
-        most: Cells per side, where k leaves that many.
-
-    Returns:
-        (k · rows, k · columns) with NaN where a factor stores nothing, rows ≤ q and columns ≤ p.
-    """
+    """Put the blocks (k, q, p) of a factor at their places, with NaN where it stores nothing."""
     k = blocks.shape[0]
     cells = matrix_picture(blocks, max(1, most // k))
     rows, columns = cells.shape[1:]
@@ -145,15 +109,8 @@ def block_diagonal_picture(blocks: Tensor, most: int = MOST_CELLS) -> np.ndarray
 def save_monarch(dense: Tensor, fits: Sequence[MonarchFit], nblocks: int, path: Path, title: str) -> None:
     """Draw a matrix, its nearest Monarch matrix, the difference, both factors and the error by nblocks.
 
-    Args:
-        dense: (m, n), real or complex; complex numbers are drawn by their magnitude.
-        fits: One per number of blocks, in ascending order.
-        nblocks: The one whose matrix and factors are drawn.
-        path: The PNG file to write or replace.
-        title: Stands above the figure.
-
-    Raises:
-        ValueError: If no fit has ``nblocks`` blocks.
+    ``fits`` holds one for each number of blocks, ascending; matrix and factors are those of ``nblocks``. Complex
+    numbers are drawn by their magnitude.
     """
     chosen = next((fit for fit in fits if fit.nblocks == nblocks), None)
     if chosen is None:
@@ -202,9 +159,9 @@ def _draw_matrices(panels: Sequence["Axes"], dense: Tensor, chosen: MonarchFit) 
     pictures = [matrix_picture(matrix) for matrix in (dense, nearest, difference)]
     # The matrix sets the scale of all three, so that the difference looks as small as it is.
     limit = _limit(pictures[0])
-    for axes, picture, caption in zip(panels, pictures, captions, strict=True):
+    for axes, picture, texts in zip(panels, pictures, captions, strict=True):
         _draw_picture(axes, picture, (m, n), limit, dense.is_complex())
-        _caption(axes, *caption)
+        caption(axes, *texts)
         axes.set(xticks=_ends(n), yticks=_ends(m))
 
 
@@ -215,7 +172,7 @@ def _draw_factors(panels: Sequence["Axes"], matrix: Monarch) -> None:
         picture = block_diagonal_picture(blocks)
         _draw_picture(axes, picture, (k * q, k * p), _limit(picture), blocks.is_complex())
         when = "applied first" if name == "Right factor" else "applied after a permutation"
-        _caption(axes, name, f"{k:,} block{'s' * (k > 1)} of {q:,} × {p:,}, {when}")
+        caption(axes, name, f"{k:,} block{'s' * (k > 1)} of {q:,} × {p:,}, {when}")
         axes.set(xticks=_edges(k, p), yticks=_edges(k, q))
         if k <= MOST_OUTLINED_BLOCKS:
             _outline(axes, blocks.shape)
@@ -238,14 +195,14 @@ def _draw_errors(axes: "Axes", fits: Sequence[MonarchFit], chosen: MonarchFit) -
         color=VAL_COLOUR,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )
-    _caption(axes, "Error by nblocks", "shares of the dense matrix: its norm, its parameters")
+    caption(axes, "Error by nblocks", "shares of the dense matrix: its norm, its parameters")
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
     axes.set_xlabel("nblocks", fontsize=9, color=MUTED)
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.grid(axis="y", color=NOT_STORED, linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9, labelcolor=MUTED)
     axes.set_box_aspect(1)
     axes.set_anchor("NW")
@@ -268,9 +225,9 @@ def _draw_picture(axes: "Axes", picture: np.ndarray, shape: tuple[int, int], lim
     )
     height = _box_height(rows, columns)
     axes.set_box_aspect(height)
-    axes.set_facecolor(NOT_STORED)
+    axes.set_facecolor(GRID)
     axes.set_anchor("NW")
-    axes.spines[:].set_color(NOT_STORED)
+    axes.spines[:].set_color(GRID)
     axes.tick_params(length=0, labelsize=8, colors=MUTED)
     clipped = np.nanmax(np.abs(picture)) > limit
     bar = axes.figure.colorbar(
@@ -296,19 +253,6 @@ def _outline(axes: "Axes", shape: tuple[int, int, int]) -> None:
         axes.add_patch(Rectangle(corner, p, q, fill=False, edgecolor=MUTED, linewidth=0.6, clip_on=False))
 
 
-def _caption(axes: "Axes", title: str, details: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10, pad=18)
-    axes.annotate(
-        details,
-        (0, 1),
-        xycoords="axes fraction",
-        xytext=(0, 5),
-        textcoords="offset points",
-        fontsize=8,
-        color=MUTED,
-    )
-
-
 def _limit(picture: np.ndarray) -> float:
     """A colour scale's end that a few outliers do not stretch."""
     entries = np.abs(picture[np.isfinite(picture)])
@@ -327,4 +271,4 @@ def _edges(count: int, size: int) -> list[int]:
 def _diverging() -> "Colormap":
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("milkweed", [NEGATIVE, ZERO, VAL_COLOUR])
+    return LinearSegmentedColormap.from_list("milkweed", [BLUE, "#ffffff", VAL_COLOUR])

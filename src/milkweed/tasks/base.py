@@ -9,12 +9,13 @@ from torch import nn
 from torchmetrics import MeanMetric, Metric
 
 from milkweed._batches import Batch
+from milkweed._registry import register_if_free, requires
 
 STAGES = ("train", "val", "test")
 
 
 class Task(nn.Module, ABC):
-    """What a model is trained to do; a task names its `metric` and implements `loss`, `score` and `measure`.
+    """What a model is trained to do; a task names its `metric` and implements `loss`, `score` and `update_averages`.
 
     Every `stage` is `train`, `val` or `test`, every `batch` what a data module yields.
     """
@@ -26,6 +27,10 @@ class Task(nn.Module, ABC):
     metric: str
     """What the task is judged by, beside its loss; its value on the validation split decides which epoch was best."""
     larger_is_better: ClassVar[bool]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        register_if_free("task", cls)
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +45,7 @@ class Task(nn.Module, ABC):
         """The metric that the task is judged by, of one stage."""
 
     @abstractmethod
-    def measure(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
+    def update_averages(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
         """Update the averages by one batch; outputs and loss are detached."""
 
     def further_scores(self, stage: str) -> dict[str, Metric]:
@@ -53,7 +58,7 @@ class Task(nn.Module, ABC):
         return {f"{stage}_{name}": metric for name, metric in scores.items()}
 
     def figures(self, stage: str, loader: Any) -> dict[str, torch.Tensor]:
-        """What can be told only once all batches of a loader have been measured."""
+        """What can be computed only once all batches of a loader have been measured."""
         return {}
 
     def start_epoch(self, stage: str) -> None:
@@ -69,7 +74,7 @@ class Task(nn.Module, ABC):
         """Give a model that is about to be trained its start, where that is not at random."""
 
     def check_inputs(self, stage: str, batch_idx: int, inputs: torch.Tensor) -> None:
-        """Refuse what is no sequence of features."""
+        """Refuse inputs that are not sequences of features."""
         if inputs.ndim != 3 or 0 in inputs.shape:
             raise ValueError(
                 f"{stage} batch {batch_idx}: inputs must be (batch, length, features) with none of them 0, "
@@ -80,3 +85,11 @@ class Task(nn.Module, ABC):
     def run_model(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Run a model on a batch; a task whose model reads more than inputs and lengths overrides this."""
         return model(batch["inputs"], batch["lengths"])
+
+
+def _check_class(cls: type, name: str) -> None:
+    if not issubclass(cls, Task):
+        raise TypeError(f"task {name!r} must be a subclass of milkweed.tasks.Task; got {cls!r}")
+
+
+requires("task", _check_class)

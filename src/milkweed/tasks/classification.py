@@ -16,9 +16,6 @@ class Classification(Task):
     Args:
         num_classes: Number of classes.
         label_smoothing: Share of the target spread over all classes.
-
-    Raises:
-        ValueError: If a value is out of its range.
     """
 
     metric = "accuracy"
@@ -39,7 +36,7 @@ class Classification(Task):
         if outputs.ndim != 2:
             raise ValueError(
                 f"classification needs one row of logits per sequence; the model gave {tuple(outputs.shape)}; "
-                "set --model.pooling mean or last"
+                "set model.pooling=mean or last"
             )
         smoothing = self.label_smoothing if stage == "train" else 0.0
         return F.cross_entropy(outputs, batch["targets"], label_smoothing=smoothing)
@@ -48,7 +45,7 @@ class Classification(Task):
         """The accuracy of one stage."""
         return self.accuracies[f"{stage}_accuracy"]
 
-    def measure(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
+    def update_averages(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
         """Update the averages by one batch, and in the test the confusion matrix."""
         targets = batch["targets"]
         self.losses[f"{stage}_loss"].update(loss, weight=len(targets))

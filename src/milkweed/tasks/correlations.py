@@ -1,4 +1,4 @@
-"""Correlations with a value for every input: 0 where one side is constant and nothing is told by it."""
+"""Correlations that are 0, instead of undefined, where one side is constant."""
 
 import torch
 from torchmetrics import PearsonCorrCoef
@@ -20,13 +20,13 @@ class Pearson(PearsonCorrCoef):
         off_x, off_y = mean_x - (n * mean_x).sum() / total, mean_y - (n * mean_y).sum() / total
         var_x, var_y = var_x.sum() + (n * off_x.square()).sum(), var_y.sum() + (n * off_y.square()).sum()
         cov = cov.sum() + (n * off_x * off_y).sum()
-        constant = _is_noise(var_x / total, mean_x, self.max_abs_dev_x, self.mean_x.dtype)
-        constant |= _is_noise(var_y / total, mean_y, self.max_abs_dev_y, self.mean_y.dtype)
+        constant = _is_rounding(var_x / total, mean_x, self.max_abs_dev_x, self.mean_x.dtype)
+        constant |= _is_rounding(var_y / total, mean_y, self.max_abs_dev_y, self.mean_y.dtype)
         found = torch.zeros_like(cov) if constant else (cov / (var_x * var_y).sqrt()).clamp(-1, 1)
         return found.to(self.mean_x)
 
 
-def _is_noise(variance: torch.Tensor, means: torch.Tensor, deviations: torch.Tensor, dtype: torch.dtype) -> bool:
+def _is_rounding(variance: torch.Tensor, means: torch.Tensor, deviations: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether a variance is that of the rounding of means of equal numbers."""
     size = float(means.abs().max()) + float(deviations.max())
     return float(variance) <= (4 * torch.finfo(dtype).eps * size) ** 2

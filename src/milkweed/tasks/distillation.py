@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed.convert.calibrate import attention_mask, evaluating, run_batch
+from milkweed.convert.input_moments import attention_mask, evaluating, run_batch
 
 _HIDDEN_STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
 
@@ -14,16 +14,8 @@ _HIDDEN_STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_stat
 def distance(student: nn.Module, teacher: nn.Module, batch: Any) -> Tensor:
     """The squared error relative to the teacher's variance, so that no layer outweighs another.
 
-    Args:
-        student: The model that learns.
-        teacher: The model that is matched; run without gradients, in evaluation mode.
-        batch: What both are called with: keyword arguments, a tuple or a tensor.
-
-    Returns:
-        The mean over the outputs and all hidden states that both models give.
-
-    Raises:
-        ValueError: The models give outputs of different shapes, or none.
+    It is the mean over the outputs and all hidden states that both models give; the teacher runs without gradients, in
+    evaluation mode.
 
     Source:
         Hidden states as targets: TinyBERT (arXiv 1909.10351), section 3, here relative to each layer's variance and
@@ -42,15 +34,9 @@ def distance(student: nn.Module, teacher: nn.Module, batch: Any) -> Tensor:
 
 
 def relative_error(found: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error over the variance of the target.
+    """Mean squared error of (..., n) over the variance of the target; 1 for a constant guess at the mean.
 
-    Args:
-        found: (..., n).
-        target: The same shape.
-        mask: (B, L), which positions count; ignored by tensors of other leading shapes.
-
-    Returns:
-        A scalar; 1 for a constant guess at the mean.
+    The mask (B, L) says which positions count; tensors of other leading shapes ignore it.
     """
     found, target = found.float(), target.float()
     if mask is not None and target.shape[: mask.ndim] == mask.shape:

@@ -28,9 +28,6 @@ class Glue(TokenTask):
         judged_by: The metric that decides which epoch was best; accuracy or Pearson's correlation if None.
         pretrained: Where the encoder starts, and the head if it is of the same kind: a run, a folder or file written by
             `save_pretrained`, or one as M2-BERT's authors publish it. None to start afresh.
-
-    Raises:
-        ValueError: If a value is out of its range.
     """
 
     larger_is_better = True
@@ -73,7 +70,7 @@ class Glue(TokenTask):
         if outputs.shape != (len(targets), self.num_classes):
             raise ValueError(
                 f"the model must give one row per text, {(len(targets), self.num_classes)}; it gave "
-                f"{tuple(outputs.shape)}; set --model.head classification"
+                f"{tuple(outputs.shape)}; set model.head=classification"
             )
         if self.num_classes == 1:
             return F.mse_loss(outputs[:, 0], targets)
@@ -87,7 +84,7 @@ class Glue(TokenTask):
         """The other metrics."""
         return {name: self.scores[f"{stage}_{name}"] for name in self._names() if name != self.metric}
 
-    def measure(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
+    def update_averages(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
         """Update the averages by one batch."""
         targets = batch["targets"]
         self.losses[f"{stage}_loss"].update(loss, weight=len(targets))

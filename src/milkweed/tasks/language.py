@@ -26,12 +26,12 @@ class Perplexity(MeanMetric):
     """The exponential of a mean cross entropy."""
 
     def compute(self) -> torch.Tensor:
-        """Among how many equally likely tokens the model is in doubt."""
+        """The number of equally likely tokens among which the model is in doubt."""
         return super().compute().exp()
 
 
 class Language(Task):
-    """Train a causal model of tokens to tell the next one."""
+    """Train a causal model of tokens to predict the next one."""
 
     metric = "bits_per_character"
     larger_is_better = False
@@ -48,7 +48,7 @@ class Language(Task):
         if outputs.shape[:-1] != targets.shape:
             raise ValueError(
                 f"language modelling needs logits for every step, {(*targets.shape, 'vocabulary')}; the model gave "
-                f"{tuple(outputs.shape)}; set --model.pooling none"
+                f"{tuple(outputs.shape)}; set model.pooling=none"
             )
         valid = valid_steps(batch["lengths"], targets.shape[1])
         return F.cross_entropy(outputs[valid], targets[valid])
@@ -61,7 +61,7 @@ class Language(Task):
         """The perplexity of one stage."""
         return {"perplexity": self.perplexities[f"{stage}_perplexity"]}
 
-    def measure(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
+    def update_averages(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
         """Update the averages by one batch, every valid step counting the same, or every character of the targets."""
         steps = batch["lengths"].sum()
         for metric in (self.losses[f"{stage}_loss"], *self.further_scores(stage).values()):
@@ -71,5 +71,5 @@ class Language(Task):
         self.score(stage).update(loss * steps / characters.clamp(min=1), weight=characters)
 
     def check_inputs(self, stage: str, batch_idx: int, inputs: torch.Tensor) -> None:
-        """Refuse what are no tokens."""
+        """Refuse inputs that are not tokens."""
         check_token_batch(stage, batch_idx, inputs)

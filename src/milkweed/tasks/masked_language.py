@@ -1,4 +1,4 @@
-"""Masked language modelling: cross entropy of the masked tokens, as perplexity, and how many are told right."""
+"""Masked language modelling: cross entropy and perplexity of the masked tokens, and the share predicted right."""
 
 from typing import ClassVar
 
@@ -15,14 +15,11 @@ from milkweed.tasks.tokens import TokenTask
 
 
 class MaskedLanguage(TokenTask):
-    """Train a bidirectional model of tokens to tell those that are masked.
+    """Train a bidirectional model of tokens to predict those that are masked.
 
     Args:
         pretrained: Where the model starts: a run, a folder or file written by `save_pretrained`, or one as M2-BERT's
             authors publish it. None to start afresh.
-
-    Raises:
-        ValueError: If a value is out of its range.
 
     Source:
         BERT (arXiv 1810.04805), without its second task, as in M2-BERT (arXiv 2310.12109).
@@ -49,13 +46,13 @@ class MaskedLanguage(TokenTask):
         if isinstance(model, M2Bert):
             raise ValueError(
                 "masked language modelling needs logits for every token, but this M2Bert has "
-                f"head={model.options['head']}; set --model.head masked_lm"
+                f"head={model.options['head']}; set model.head=masked_lm"
             )
         logits = model(batch["inputs"], batch["lengths"])
         if logits.shape[:-1] != chosen.shape:
             raise ValueError(
                 f"masked language modelling needs logits for every token, {(*chosen.shape, 'vocabulary')}; the model "
-                f"gave {tuple(logits.shape)}; set --model.head masked_lm, or --model.pooling none"
+                f"gave {tuple(logits.shape)}; set model.head=masked_lm, or model.pooling=none"
             )
         return logits[chosen]
 
@@ -70,10 +67,10 @@ class MaskedLanguage(TokenTask):
         return self.perplexities[f"{stage}_perplexity"]
 
     def further_scores(self, stage: str) -> dict[str, Metric]:
-        """The share of masked tokens that are told right in one stage."""
+        """The share of masked tokens that are predicted right in one stage."""
         return {"accuracy": self.accuracies[f"{stage}_accuracy"]}
 
-    def measure(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
+    def update_averages(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
         """Update the averages by one batch, every masked token counting the same."""
         for metric in (self.losses[f"{stage}_loss"], self.score(stage)):
             metric.update(loss, weight=len(outputs))

@@ -30,7 +30,7 @@ class Regression(Task):
             raise ValueError(
                 f"regression needs outputs of the targets' shape {tuple(targets.shape)}; the model gave "
                 f"{tuple(outputs.shape)}; let it read out per step or per sequence, as the targets are "
-                "(--model.readout, --model.pooling)"
+                "(model.readout, model.pooling)"
             )
         return F.mse_loss(*_valid(outputs, batch))
 
@@ -38,7 +38,7 @@ class Regression(Task):
         """The root mean squared error of one stage."""
         return self.errors[f"{stage}_rmse"]
 
-    def measure(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
+    def update_averages(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
         """Update the averages by one batch, every valid number counting the same."""
         outputs, targets = _valid(outputs, batch)
         self.losses[f"{stage}_loss"].update(loss, weight=targets.numel())

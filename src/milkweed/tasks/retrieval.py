@@ -30,9 +30,6 @@ class Retrieval(TokenTask):
         pretrained: Where the encoder starts: a run, a folder or file written by `save_pretrained`, or one as M2-BERT's
             authors publish it. None to start afresh.
 
-    Raises:
-        ValueError: If a value is out of its range, or the model has a head.
-
     Source:
         The orthogonal projection loss of the M2-BERT retrieval encoders (arXiv 2402.07440), which needs no large
         batches. With several processes, the passages of a batch are those of one process.
@@ -58,7 +55,7 @@ class Retrieval(TokenTask):
             kind = "a number for every word" if model.options["head"] == "masked_lm" else "numbers of classes"
             raise ValueError(
                 f"retrieval compares vectors of texts, and a model with head={model.options['head']!r} gives {kind}; "
-                "use --model.head none"
+                "use model.head=none"
             )
 
     def run_model(self, model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -76,7 +73,7 @@ class Retrieval(TokenTask):
         if outputs.ndim != 3 or outputs.shape[:2] != tokens.shape:
             raise ValueError(
                 f"retrieval needs vectors (B, D), or {(*tokens.shape, 'D')} of every token; the model gave "
-                f"{tuple(outputs.shape)}; set --model.head none"
+                f"{tuple(outputs.shape)}; set model.head=none"
             )
         if self.pooling == "first":
             return outputs[:, 0]
@@ -89,7 +86,7 @@ class Retrieval(TokenTask):
             if passages.shape[1] == 1:
                 raise ValueError(
                     "task.in_batch=false compares a query with its own passages only, and no wrong ones are among "
-                    "them: everything would become one vector; use --data.negatives 1 or more, or --task.in_batch true"
+                    "them: everything would become one vector; use data.negatives=1 or more, or task.in_batch=true"
                 )
             rows = torch.arange(len(queries), device=queries.device)
             targets = batch["targets"].unflatten(1, passages.shape[:2])[rows, rows]
@@ -102,7 +99,7 @@ class Retrieval(TokenTask):
         """The nDCG@10 of one stage."""
         return self.scores[f"{stage}_ndcg"]
 
-    def measure(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
+    def update_averages(self, stage: str, outputs: torch.Tensor, batch: Batch, loss: torch.Tensor) -> None:
         """Update the averages by one batch."""
         self.losses[f"{stage}_loss"].update(loss, weight=_compared(batch).sum())
         queries, passages = outputs[:, 0], outputs[:, 1:]
@@ -114,7 +111,7 @@ class Retrieval(TokenTask):
             self.score(stage).update(queries, passages[:, 0], batch)
 
     def figures(self, stage: str, loader: Any) -> dict[str, torch.Tensor]:
-        """What each data set of several got."""
+        """The nDCG@10 of each data set, if there are several."""
         names = getattr(getattr(loader, "dataset", None), "names", [])
         if len(names) < 2:
             return {}
@@ -155,7 +152,7 @@ class SearchNdcg(Metric):
         self.gains.append(batch["gains"][judged])
 
     def compute(self) -> torch.Tensor:
-        """Search."""
+        """Search every data set and average."""
         query_sets, passage_sets = dim_zero_cat(self.query_sets), dim_zero_cat(self.passage_sets)
         # Outside of autocast, which would round scores until many are equal.
         with torch.autocast(query_sets.device.type, enabled=False):
@@ -163,15 +160,15 @@ class SearchNdcg(Metric):
                 number: self._search(query_sets == number, passage_sets == number)
                 for number in query_sets.unique().tolist()
             }
-        # A set of which nothing asked has an answer, under a limit for example, tells nothing, rather than NaN.
-        told = [value for value in self.by_set.values() if not value.isnan()]
-        if len(told) < len(self.by_set) or not told:
+        # A set of which nothing asked has an answer, under a limit for example, is left out, rather than NaN.
+        known = [value for value in self.by_set.values() if not value.isnan()]
+        if len(known) < len(self.by_set) or not known:
             warnings.warn(
-                f"nDCG: in {len(self.by_set) - len(told)} of {len(self.by_set)} data sets no query has an answer among "
-                "the passages; they are left out, and without any other nDCG is 0; raise --data.limit",
+                f"nDCG: in {len(self.by_set) - len(known)} of {len(self.by_set)} data sets no query has an answer "
+                "among the passages; they are left out, and without any other nDCG is 0; raise data.limit",
                 stacklevel=2,
             )
-        return torch.stack(told).mean() if told else torch.zeros((), device=query_sets.device)
+        return torch.stack(known).mean() if known else torch.zeros((), device=query_sets.device)
 
     def _search(self, of_queries: torch.Tensor, of_passages: torch.Tensor) -> torch.Tensor:
         """The mean of one data set's queries."""

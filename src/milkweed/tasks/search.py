@@ -1,4 +1,4 @@
-"""Normalised discounted cumulative gain of a search, in bounded memory and without luck among equal scores."""
+"""Normalised discounted cumulative gain of a search, in bounded memory, and fair to equal scores."""
 
 import torch
 
@@ -10,20 +10,11 @@ _SCORES = 2**24
 def ndcg(
     scores: torch.Tensor, rows: torch.Tensor, places: torch.Tensor, gains: torch.Tensor, top: int = TOP
 ) -> torch.Tensor:
-    """Normalised discounted cumulative gain among the best.
+    """Normalised discounted cumulative gain among the best, (Q,), between 0 and 1; 0 for a query without judgements.
 
-    Of passages with equal scores none comes first: a gain counts as much as it does on average over their orders. So a
-    model that tells nothing apart gets what chance would give, whatever the order of the files.
-
-    Args:
-        scores: Of Q queries and P passages, (Q, P).
-        rows: Queries of the J judgements, (J,); each pair of query and passage at most once.
-        places: Their passages, (J,).
-        gains: How well these answer, above 0, (J,).
-        top: How many of the best count.
-
-    Returns:
-        (Q,), between 0 and 1; 0 for a query without judgements.
+    Scores are (Q, P); judgements j pair the query ``rows[j]`` with the passage ``places[j]``, at most once, at a gain
+    above 0. Of passages with equal scores none comes first: a gain counts as much as it does on average over their
+    orders, so that a model that gives equal scores gets what chance would give, whatever the order of the files.
 
     Source:
         Järvelin and Kekäläinen (2002), with linear gains and discounts 1 / log2(1 + rank), as BEIR and LoCo have it;
@@ -69,19 +60,9 @@ def search_ndcg(
     own: torch.Tensor,
     top: int = TOP,
 ) -> torch.Tensor:
-    """Compare queries with all passages, some queries at a time.
+    """`ndcg` of queries (Q, D) that are compared with all passages (P, D), some queries at a time.
 
-    Args:
-        queries: (Q, D).
-        passages: (P, D).
-        rows: Queries of the J judgements, (J,).
-        places: Their passages, (J,).
-        gains: How well these answer, (J,).
-        own: Of every query, a passage that is not searched for it, (Q,); -1 for none.
-        top: How many of the best count.
-
-    Returns:
-        (Q,), see `ndcg`.
+    ``own`` (Q,) names a passage that is not searched for each query, -1 for none.
     """
     order = rows.argsort(stable=True)
     rows, places, gains = rows[order], places[order], gains[order]

@@ -8,7 +8,7 @@ from torch import nn
 
 from milkweed.convert import load_pretrained
 from milkweed.convert.checkpoints.m2 import WEIGHT_FILES, extend_positions, load_m2_bert, read_m2_checkpoint
-from milkweed.convert.files import SUFFIX, written_by_milkweed
+from milkweed.convert.safetensors_files import SUFFIX, written_by_milkweed
 from milkweed.models import M2Bert
 from milkweed.tasks.base import Task
 
@@ -29,7 +29,7 @@ ARCHITECTURE = {
 
 
 class TokenTask(Task):
-    """What is asked of a model of tokens (B, L), from the start or from a pretrained encoder; with BERT's betas.
+    """A task of a model of tokens (B, L), with random weights or a pretrained encoder, and BERT's betas.
 
     Args:
         pretrained: Where the encoder starts, and the head if it is of the same kind: a run, a folder or file written by
@@ -49,21 +49,12 @@ class TokenTask(Task):
             start_from(model, self.pretrained)
 
     def check_inputs(self, stage: str, batch_idx: int, inputs: torch.Tensor) -> None:
-        """Refuse what are no tokens."""
+        """Refuse inputs that are not tokens."""
         check_token_batch(stage, batch_idx, inputs)
 
 
 def check_token_batch(stage: str, batch_idx: int, inputs: torch.Tensor) -> None:
-    """Refuse what are no tokens.
-
-    Args:
-        stage: `train`, `val` or `test`.
-        batch_idx: Number of the batch.
-        inputs: The batch.
-
-    Raises:
-        ValueError: If they are not (B, L) integers.
-    """
+    """Refuse inputs that are not (B, L) integers."""
     if inputs.ndim != 2 or 0 in inputs.shape or inputs.is_floating_point():
         raise ValueError(
             f"{stage} batch {batch_idx}: inputs must be (batch, length) integers with neither of them 0, got "
@@ -72,19 +63,11 @@ def check_token_batch(stage: str, batch_idx: int, inputs: torch.Tensor) -> None:
 
 
 def start_from(model: nn.Module, path: str) -> None:
-    """Give a model the encoder of a pretrained one, and its head if the two are alike.
+    """Give an M2-BERT the encoder of a pretrained one, in place, and its head if the two are alike.
 
     An encoder for shorter texts than the model's is extended by
     `milkweed.convert.checkpoints.m2.extend_positions`. Its kernels are kept if the model's ``kernel_options`` name
     the encoder's length as their ``time_scale``, and stretched otherwise.
-
-    Args:
-        model: An M2-BERT, changed in place.
-        path: As `pretrained` of `TokenTask`.
-
-    Raises:
-        TypeError: If one of the two models is no M2-BERT.
-        ValueError: If their encoders differ.
     """
     if not isinstance(model, M2Bert):
         raise TypeError(f"task.pretrained needs a model with an encoder, M2Bert; got {type(model).__name__}")
@@ -100,7 +83,7 @@ def start_from(model: nn.Module, path: str) -> None:
     if differing:
         there = ", ".join(f"{name.partition('.')[2]}={values[0]}" for name, values in differing.items())
         here = ", ".join(str(values[1]) for values in differing.values())
-        fix = " ".join(f"--{name} {_typed(values[0])}" for name, values in differing.items())
+        fix = " ".join(f"{name}={_written(values[0])}" for name, values in differing.items())
         raise ValueError(f"task.pretrained={path} has {there}, and this model {here}; use {fix}")
     model.encoder.load_state_dict(source.encoder.state_dict())
     heads = [{} if part is None else part.state_dict() for part in (model.head, source.head)]
@@ -110,19 +93,7 @@ def start_from(model: nn.Module, path: str) -> None:
 
 
 def read_encoder(path: str, options: dict[str, Any]) -> M2Bert:
-    """Read a pretrained model.
-
-    Args:
-        path: A folder or file.
-        options: Of the model that it is read for: how it pads is not said in published files.
-
-    Returns:
-        The model.
-
-    Raises:
-        FileNotFoundError: If there is no such file, or none in the folder.
-        TypeError: If it is another model.
-    """
+    """Read a pretrained model; its padding, which published files do not say, is taken from `options`."""
     file = Path(path)
     if file.is_dir():
         found = [file / name for name in WEIGHT_FILES if (file / name).is_file()]
@@ -139,5 +110,5 @@ def read_encoder(path: str, options: dict[str, Any]) -> M2Bert:
     return load_m2_bert(read_m2_checkpoint(file), padding=options["padding"])
 
 
-def _typed(value: Any) -> str:
+def _written(value: Any) -> str:
     return "null" if value is None else f'"{value}"' if isinstance(value, dict) else str(value).lower()

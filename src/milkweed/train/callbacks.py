@@ -17,23 +17,13 @@ class SeedSteps(Callback):
 
     Dropout and other noise then depend on the step alone: a resumed training draws the same as an uninterrupted one,
     with no generator state in the checkpoint.
-
-    Args:
-        seed: The run's seed.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seed for this batch.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-            batch: Not used.
-            batch_idx: Number of the batch in its epoch.
-        """
+        """Seed for this batch."""
         seed_generators(derived_seed(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
 
 
@@ -42,9 +32,6 @@ class MetricsTable(Callback):
 
     The rows travel in the checkpoint and the file is always written from them. A resumed run therefore continues
     exactly the rows of its checkpoint: none is doubled, and those of lost epochs vanish.
-
-    Args:
-        path: The CSV file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,47 +41,24 @@ class MetricsTable(Callback):
         self._since = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows so far, and the time spent in an unfinished epoch.
-
-        Returns:
-            Plain values.
-        """
+        """The rows so far, and the seconds spent in an unfinished epoch."""
         return {"rows": self.rows, "seconds": self._seconds + time.perf_counter() - self._since if self._since else 0.0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the rows of a checkpoint.
-
-        Args:
-            state_dict: What `state_dict` returned.
-        """
+        """Take over the rows of a checkpoint."""
         self.rows, self._seconds = state_dict["rows"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what is known; start the clock.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
+        """Write what is known; start the clock."""
         self._since = time.perf_counter()
         self._write(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the metrics of the epoch before: an epoch without validation must not repeat them.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
+        """Forget the metrics of the epoch before: an epoch without validation must not repeat them."""
         trainer.callback_metrics.clear()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add the row of the epoch.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
+        """Add the row of the epoch."""
         now = time.perf_counter()
         row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row |= {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
@@ -109,12 +73,7 @@ class MetricsTable(Callback):
 
 
 def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
-    """Write rows as CSV in one move; a value missing in a row stays empty.
-
-    Args:
-        path: The file to write or replace.
-        rows: At least one row.
-    """
+    """Write rows as CSV in one move; a value missing in a row stays empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     # The wall time comes last, so that files of equal trainings differ in their last column only.
     columns.sort(key=lambda name: name == "seconds")
@@ -125,17 +84,7 @@ def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """Read what `write_rows` wrote.
-
-    Args:
-        path: The file.
-
-    Returns:
-        One dictionary per row, without its empty values.
-
-    Raises:
-        ValueError: The file is cut off within a row, or damaged.
-    """
+    """Read what `write_rows` wrote: a dictionary for each row, without its empty values."""
     try:
         text = path.read_text(encoding="utf-8")
         if not text.endswith("\n"):
@@ -143,7 +92,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
         header, *rows = csv.reader(io.StringIO(text), strict=True)
         if len(set(header)) < len(header) or not {"epoch", "seconds"} <= set(header):
             raise ValueError("its columns are not those of a run")
-        pairs = [list(zip(header, row, strict=True)) for row in rows]
-        return [{name: float(value) for name, value in row if value} for row in pairs]
+        named = [list(zip(header, row, strict=True)) for row in rows]
+        return [{name: float(value) for name, value in row if value} for row in named]
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is damaged ({error}); --resume auto writes it anew") from error
+        raise ValueError(f"{path} is damaged ({error}); resuming the run writes it anew") from error

@@ -24,16 +24,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files, replaced in one move within their folder and loaded with `weights_only=True`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint.
-
-        Args:
-            checkpoint: What Lightning collected.
-            path: The file to write or replace.
-            storage_options: Not used.
-
-        Raises:
-            DiskFullError: The disk is full; what stood at `path` still does.
-        """
+        """Write a checkpoint; when the disk is full, the file that was there before stays."""
         try:
             with atomic_write(path) as temporary:
                 torch.save(checkpoint, temporary)
@@ -44,28 +35,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a checkpoint.
-
-        Args:
-            path: The file.
-            map_location: Where tensors go.
-            weights_only: Ignored: these files never hold code.
-
-        Returns:
-            The checkpoint.
-        """
+        """Read a checkpoint; `weights_only` is ignored, as these files never hold code."""
         return read_checkpoint(path, map_location)
 
 
 def tensor_bytes(content: Any) -> int:
-    """Count the memory of all tensors in a checkpoint, which is about the size of its file.
-
-    Args:
-        content: Nested dictionaries and lists.
-
-    Returns:
-        Bytes; memory that tensors share counts once, as in the file.
-    """
+    """Bytes of all tensors in nested containers, about the size of the file; shared memory counts once, as there."""
     found: dict[int, int] = {}
     waiting = [content]
     while waiting:
@@ -79,27 +54,13 @@ def tensor_bytes(content: Any) -> int:
 
 
 def step_in_name(path: Path) -> int | None:
-    """The optimiser step in a checkpoint's name.
-
-    Args:
-        path: Any path.
-
-    Returns:
-        The step; None for a name that no checkpoint has, such as that of the best.
-    """
+    """The optimiser step in a checkpoint's name; None for a name such as that of the best."""
     match = NAME.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def is_plain_file(path: Path) -> bool:
-    """Whether a path is a file itself: no link to one, no folder, and no pipe, which would be waited for.
-
-    Args:
-        path: Any path.
-
-    Returns:
-        False also if there is nothing.
-    """
+    """Whether a path is a file itself: no link to one, no folder, and no pipe, which would be waited for."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -107,14 +68,7 @@ def is_plain_file(path: Path) -> bool:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """All that bears the name of a resumable checkpoint in a folder.
-
-    Args:
-        folder: The folder; it need not exist.
-
-    Returns:
-        Paths, the newest first; links and folders are among them.
-    """
+    """All paths named like a resumable checkpoint, the newest first; links and folders are among them."""
     try:
         found = [path for path in folder.iterdir() if step_in_name(path) is not None]
     except (FileNotFoundError, NotADirectoryError):
@@ -123,29 +77,18 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def _no_file(path: Path) -> str:
-    """What a path is that is no file, and what to name instead."""
+    """Why a path is not a file, and what to name instead."""
     if not path.is_dir():
-        what = "is no plain file" if os.path.lexists(path) else "does not exist"
+        what = "is not a plain file" if os.path.lexists(path) else "does not exist"
         return f"{what}; name a file in runs/NAME/checkpoints, or use auto"
     found = [each for where in (path / "checkpoints", path) for each in list_checkpoints(where)]
     if not found:
         return "is a folder without checkpoints; name a file in runs/NAME/checkpoints, or use auto"
-    return f"is a folder; name a file in it, such as its newest, {found[0]}, or use auto with the run's --name"
+    return f"is a folder; name a file in it, such as its newest, {found[0]}, or use auto with the run's name"
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of a training, checking that it is one and whole.
-
-    Args:
-        path: The file.
-        map_location: Where tensors go.
-
-    Returns:
-        Lightning's checkpoint dictionary.
-
-    Raises:
-        CheckpointError: If the file is missing, corrupt, truncated or no checkpoint.
-    """
+    """Read a checkpoint of a training; CheckpointError if it is missing, damaged or something else."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} {_no_file(path)}")
@@ -159,21 +102,21 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     except Exception as error:  # whatever zipfile, pickle and torch make of damaged bytes
         if path.suffix != ".ckpt":
             raise CheckpointError(
-                f"checkpoint {path} is no checkpoint of a training; name a .ckpt file in runs/NAME/checkpoints, or use "
-                "auto"
+                f"checkpoint {path} is not a checkpoint of a training; name a .ckpt file in "
+                "runs/NAME/checkpoints, or use auto"
             ) from error
         raise CheckpointError(f"checkpoint {path} is corrupt or truncated; resume from another one") from error
     needed = {"state_dict", "global_step", "epoch"}
     missing = needed - set(content) if isinstance(content, dict) else needed
     if missing:
-        raise CheckpointError(f"checkpoint {path} is no training checkpoint: it lacks {', '.join(sorted(missing))}")
+        raise CheckpointError(f"checkpoint {path} is not a training checkpoint: it lacks {', '.join(sorted(missing))}")
     if not all(type(content[name]) is int for name in ("global_step", "epoch")):
-        raise CheckpointError(f"checkpoint {path} is no training checkpoint: its step and epoch are no numbers")
+        raise CheckpointError(f"checkpoint {path} is not a training checkpoint: its step and epoch are not numbers")
     return content
 
 
 def _check_archive(path: Path) -> None:
-    """Notice truncation and rot, which torch.load alone lets pass when only tensor bytes are hit."""
+    """Find damage that torch.load does not notice, when only the bytes of tensors are hit."""
     # The zip directory stands at the end of the file, and every entry has a checksum.
     with zipfile.ZipFile(path) as archive:
         try:

@@ -29,7 +29,7 @@ class KeepCheckpoints(Checkpoint):
 
     Args:
         folder: Where the files go: `step-NNNNNNNNN.ckpt` and `best.ckpt`.
-        monitor: Metric that decides which is the best, the latest of equal ones. One that is no finite number never
+        monitor: Metric that decides which is the best, the latest of equal ones. One that is not finite never
             counts; as long as there is no other, and without validation, the newest checkpoint is the best.
         every_n_train_steps: Save also after every so many optimiser steps; None: after epochs only.
         keep: How many of the newest to keep; more than one, so that a damaged file costs one interval only.
@@ -54,11 +54,7 @@ class KeepCheckpoints(Checkpoint):
         self._batches_done = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must know about the best so far, and about the epoch it is saved in.
-
-        Returns:
-            Plain numbers.
-        """
+        """What a checkpoint must know about the best so far, and about the epoch it is saved in."""
         return {
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
@@ -67,21 +63,12 @@ class KeepCheckpoints(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best so far, and where the epoch stood.
-
-        Args:
-            state_dict: What `state_dict` returned.
-        """
+        """Restore the best so far, and the position in the epoch."""
         self.best_score, self.best_epoch = finite(state_dict["best_score"]), state_dict["best_epoch"]
         self.best_step, self._batches_done = state_dict["best_step"], state_dict["batches_done"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the folder in line with the state a resumed training starts from.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
+        """Bring the folder in line with the state a resumed training starts from."""
         self._saved_step = trainer.global_step
         # Lightning offers loaders a state of their own, but restores it before these loaders exist.
         trainer.datamodule.resume_at(self._batches_done)
@@ -92,15 +79,7 @@ class KeepCheckpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save within the epoch, where asked.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-            outputs: Not used.
-            batch: Not used.
-            batch_idx: Number of the batch in its epoch.
-        """
+        """Save within the epoch, where asked."""
         step = trainer.global_step
         if not self.every_n_train_steps or step == self._saved_step or step % self.every_n_train_steps:
             return
@@ -109,12 +88,7 @@ class KeepCheckpoints(Checkpoint):
             self._save(trainer, batches_done=batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the epoch; if it is the best so far, say so within the checkpoint and link it.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
+        """Save the epoch; if it is the best so far, say so within the checkpoint and link it."""
         value = finite(trainer.callback_metrics.get(self.monitor))
         improved = self.best_score is None or (value is not None and self._no_worse(value, self.best_score))
         if improved:
@@ -155,38 +129,17 @@ class KeepCheckpoints(Checkpoint):
 
 
 def finite(value: Any) -> float | None:
-    """A score that can be compared.
-
-    Args:
-        value: A number, a tensor of one, or None.
-
-    Returns:
-        The number; None for NaN and infinity, which would win or lose every comparison.
-    """
+    """A score that can be compared; None for NaN and infinity, which would win or lose every comparison."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 
 def own_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that a training in this folder may count, resume from and remove.
-
-    Args:
-        folder: The run's checkpoints; it need not exist.
-
-    Returns:
-        Plain files by falling step: no links, whose files are elsewhere.
-    """
+    """The checkpoints that a training here may count, resume from and remove: plain files by falling step, no links."""
     return [path for path in list_checkpoints(folder) if is_plain_file(path)]
 
 
 def step_of(path: Path) -> int | None:
-    """The optimiser step at which a checkpoint was saved.
-
-    Args:
-        path: The checkpoint.
-
-    Returns:
-        The step; None if the file is missing, a link, or damaged.
-    """
+    """The optimiser step at which a checkpoint was saved; None if it is missing, a link, or damaged."""
     if not is_plain_file(path):
         return None
     try:
@@ -196,12 +149,7 @@ def step_of(path: Path) -> int | None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source` in one move; a copy where the file system has no hard links.
-
-    Args:
-        source: An existing file.
-        target: Created or replaced.
-    """
+    """Make `target` the same file as `source` in one move; a copy where the file system has no hard links."""
     with atomic_write(target) as temporary:
         temporary.unlink()
         try:
@@ -214,13 +162,6 @@ def check_fits(task: LightningModule, path: Path) -> None:
     """Refuse a checkpoint of another architecture before anything is written.
 
     A task that has been made dense on the way changes its own layers accordingly.
-
-    Args:
-        task: The task that is to go on from it.
-        path: The checkpoint.
-
-    Raises:
-        CheckpointError: A tensor is missing, left over or of another shape.
     """
     checkpoint = read_checkpoint(path)
     task.on_load_checkpoint(checkpoint)
@@ -231,23 +172,12 @@ def check_fits(task: LightningModule, path: Path) -> None:
             shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (have, want)]
             raise CheckpointError(
                 f"checkpoint {path} belongs to another model: {name} is {shapes[0]} there and {shapes[1]} here; "
-                "leave out the --model options, or start a new run under another --name"
+                "leave the options of the model as they were, or start a new run under another name"
             )
 
 
 def load_weights(task: LightningModule, path: Path) -> int:
-    """Load the weights of a checkpoint into a task.
-
-    Args:
-        task: The task the checkpoint was made from.
-        path: The checkpoint.
-
-    Returns:
-        The epoch after which it was saved.
-
-    Raises:
-        CheckpointError: If the weights do not fit the task.
-    """
+    """Load the weights of a checkpoint and return the epoch after which it was saved."""
     checkpoint = read_checkpoint(path)
     task.on_load_checkpoint(checkpoint)
     try:

@@ -9,40 +9,20 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Densified:
-    """Since when which layers are dense.
+    """Which layers are dense, and since when."""
 
-    Attributes:
-        step: Optimiser steps that were done before.
-        warmup_steps: Steps over which the learning rate of the dense weights rises anew; 0: not at all.
-        layers: Paths of the layers in the model.
-        parameters_before: Trainable parameters of the whole model until then.
-        parameters_after: The same from then on.
-    """
-
-    step: int
-    warmup_steps: int
-    layers: list[str]
-    parameters_before: int
-    parameters_after: int
+    step: int  # optimiser steps that were done before
+    warmup_steps: int  # steps over which the learning rate of the dense weights rises anew; 0: not at all
+    layers: list[str]  # paths of the layers in the model
+    parameters_before: int  # trainable parameters of the whole model until then
+    parameters_after: int  # the same from then on
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a checkpoint.
-
-        Returns:
-            The constructor's arguments.
-        """
+        """The constructor's arguments, as plain values for a checkpoint."""
         return asdict(self)
 
     def split(self, groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
-        """Give the dense weights optimiser groups of their own, if they are warmed up.
-
-        Args:
-            groups: From `milkweed.nn.parameter_groups`.
-            model: The model.
-
-        Returns:
-            Groups, those of the dense weights with ``"densified": True``.
-        """
+        """Give the dense weights groups of their own, with ``"densified": True``, if they are warmed up."""
         if not self.warmup_steps:
             return groups
         dense = {id(model.get_submodule(name).get_parameter("weight")) for name in self.layers}
@@ -56,12 +36,5 @@ class Densified:
         return parts
 
     def warmed_up(self, factor: Callable[[int], float]) -> Callable[[int], float]:
-        """Lower a schedule during the warm-up of the dense weights.
-
-        Args:
-            factor: The schedule of all others.
-
-        Returns:
-            From the step to the factor on the learning rate.
-        """
+        """Lower a schedule, a factor by step, during the warm-up of the dense weights."""
         return lambda step: factor(step) * min(1.0, (step - self.step + 1) / self.warmup_steps)

@@ -9,6 +9,7 @@ from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
 from milkweed.convert.record import structured_layers
+from milkweed.nn.options import takes_options_of
 from milkweed.train.densified import Densified
 from milkweed.train.module import OptimisedModule
 from milkweed.train.moments import dense_states
@@ -25,9 +26,6 @@ class DensifyOptions:
             product rule. All other parameters, biases of the structured layers included, keep theirs.
         warmup_steps: Optimiser steps over which the learning rate of the dense weights rises from 0 to the schedule's;
             0 for none.
-
-    Raises:
-        ValueError: If a value is out of its range.
     """
 
     at: int | float = 0.9
@@ -47,24 +45,14 @@ class DensifyOptions:
             raise ValueError(f"densify.warmup_steps={self.warmup_steps!r} must be a whole number from 0 on")
 
     def step(self, total: float) -> int:
-        """The step before which layers become dense.
-
-        Args:
-            total: Optimiser steps of the whole training.
-
-        Returns:
-            Steps done before; at least the last step is dense.
-
-        Raises:
-            ValueError: If it is never reached, or a fraction of a training without end.
-        """
+        """The step before which layers become dense, out of a total; at least the last step is dense."""
         if isinstance(self.at, int):
             if self.at >= total:
                 raise ValueError(f"densify.at={self.at} is never reached: the training has {total} steps")
             return self.at
         if total == float("inf"):
             raise ValueError(
-                f"densify.at={self.at} is a fraction of a training without end; set --trainer.max_epochs, or give a "
+                f"densify.at={self.at} is a fraction of a training without end; set trainer.max_epochs, or give a "
                 "number of steps"
             )
         return min(round(self.at * total), int(total) - 1)
@@ -76,73 +64,42 @@ class Densify(Callback):
     The loss is the same right before and after. Optimiser groups are made anew, as dense weights may learn at other
     rates; the schedule goes on. The task remembers that it is dense: a training may be resumed on either side.
 
-    Args:
-        at: See `DensifyOptions`, as the others.
-        state: AdamW's state of the dense weights.
-        warmup_steps: Of the dense weights.
-        console: Told when it happens; nobody is if None.
+    Its options are those of `DensifyOptions`; it prints to the console, if there is one, when it happens.
 
     Source:
         Monarch (arXiv 2204.00595), section 4.2, "reverse sparsification": GPT-2 with the last tenth dense.
     """
 
-    def __init__(
-        self,
-        at: int | float = 0.9,
-        state: Literal["reset", "carry"] = "reset",
-        warmup_steps: int = 0,
-        console: Console | None = None,
-    ) -> None:
-        self.options, self.console = DensifyOptions(at, state, warmup_steps), console
+    @takes_options_of(DensifyOptions)
+    def __init__(self, *options: Any, console: Console | None = None, **named: Any) -> None:
+        self.options, self.console = DensifyOptions(*options, **named), console
         self._step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse, before anything is trained, what could not be made dense later.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-            stage: `fit`, or another in which there is nothing to do.
-
-        Raises:
-            ValueError: If the model has no structured layer.
-            TypeError: If task or strategy are of a kind that cannot change its parameters on the way.
-        """
+        """Refuse, before anything is trained, what could not be made dense later."""
         if stage != "fit":
             return
         if not isinstance(pl_module, OptimisedModule):
             raise TypeError(f"densify needs a module of milkweed.train; got {type(pl_module).__name__}")
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise TypeError(
-                f"densify cannot change parameters under {type(trainer.strategy).__name__}; use --trainer.strategy ddp "
+                f"densify cannot change parameters under {type(trainer.strategy).__name__}; use trainer.strategy=ddp "
                 "or one device"
             )
         if not pl_module.densified and not structured_layers(pl_module.model):
             raise ValueError(
                 "densify finds no structured linear layer in the model; leave it out, or use e.g. "
-                "--model.linear.name monarch"
+                "model.linear.name=monarch"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Work out the step.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
+        """Work out the step."""
         assert isinstance(pl_module, OptimisedModule)
         if not pl_module.densified:
             self._step = self.options.step(trainer.estimated_stepping_batches)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Make the layers dense if it is time; always between two optimiser steps.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-            batch: Not used.
-            batch_idx: Not used.
-        """
+        """Make the layers dense if it is time; always between two optimiser steps."""
         assert isinstance(pl_module, OptimisedModule)
         if not pl_module.densified and trainer.global_step >= self._step:
             self._make_dense(trainer, pl_module)
@@ -172,15 +129,7 @@ class Densify(Callback):
 
 
 def describe(densified: Densified, total: float) -> str:
-    """Say what has become dense.
-
-    Args:
-        densified: What the task remembers.
-        total: Optimiser steps of the whole training.
-
-    Returns:
-        One line.
-    """
+    """Say in one line what has become dense, out of a total of optimiser steps."""
     of = f" of {total:,.0f}" if total != float("inf") else ""
     return (
         f"step {densified.step:,}{of}: {len(densified.layers)} structured layers multiplied out, dense from here on; "
@@ -189,12 +138,7 @@ def describe(densified: Densified, total: float) -> str:
 
 
 def wrap_again(trainer: Trainer, task: LightningModule) -> None:
-    """Let a distributed training average the gradients of the parameters that there are now.
-
-    Args:
-        trainer: The trainer.
-        task: The task, whose parameters have been replaced.
-    """
+    """Let a distributed training average the gradients of the parameters that there are now."""
     wrapped = trainer.strategy.model
     if isinstance(wrapped, DistributedDataParallel):
         # Parameters that stay would otherwise report to the old wrapper too, which waits for those that are gone.

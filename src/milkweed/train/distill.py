@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from milkweed.tasks.distillation import distance
 from milkweed.train.module import OptimisedModule
-from milkweed.train.noise import quietly
 from milkweed.train.optimisation import Optimisation
+from milkweed.train.quiet_lightning import quietly
 
 
 def distill_(
@@ -44,7 +44,7 @@ def distill_(
         The loss of every step.
 
     Raises:
-        TypeError: The batches are no list, or an option of the Trainer is one that is set here.
+        TypeError: The batches are not a list, or an option of the Trainer is one that is set here.
         ValueError: There is no batch, an argument is out of range, the student is in half precision, or the models give
             outputs of different shapes.
         FloatingPointError: The loss is not finite.
@@ -117,16 +117,10 @@ class Distillation(OptimisedModule):
 
 
 def warmup_of(steps: int) -> int:
-    """Decide how long a distillation warms up.
+    """Decide how many of a distillation's steps are warm-up.
 
     AdamW's first steps are as long as the rate whatever the gradient: without a warm-up, a converted model loses in
     them what its projection had kept.
-
-    Args:
-        steps: Of the whole training.
-
-    Returns:
-        Steps of the warm-up.
     """
     return min(max(steps // 10, 10), steps // 2)
 
@@ -154,13 +148,5 @@ class _Losses(pl.Callback):
         self.values: list[float] = []
 
     def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Note a loss; Lightning's hook.
-
-        Args:
-            trainer: Not used.
-            task: Not used.
-            outputs: What the training step gave.
-            batch: Not used.
-            batch_idx: Not used.
-        """
+        """Note a loss."""
         self.values.append(float(outputs["loss"]))

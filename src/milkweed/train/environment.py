@@ -15,15 +15,7 @@ PACKAGES = ("milkweed", "torch", "lightning", "torchmetrics", "jsonargparse", "n
 
 
 def describe_environment(command: list[str], recipe: Path | None = None) -> dict[str, Any]:
-    """Collect versions, machine, threads, the command, and which code it was.
-
-    Args:
-        command: The command line of the run.
-        recipe: The recipe's file, if it is one of the user's.
-
-    Returns:
-        A JSON-able description.
-    """
+    """Collect versions, machine, threads, the command, and which code it was, as plain values for JSON."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,

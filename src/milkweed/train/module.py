@@ -18,13 +18,7 @@ from milkweed.train.optimisation import Optimisation
 
 
 class OptimisedModule(LightningModule):
-    """A model under AdamW, which may become dense on the way.
-
-    Args:
-        model: The model.
-        optimisation: Its rates and their schedule.
-        betas: AdamW's.
-    """
+    """A model under AdamW, which may become dense on the way."""
 
     def __init__(self, model: nn.Module, optimisation: Optimisation, betas: tuple[float, float] = (0.9, 0.999)) -> None:
         super().__init__()
@@ -36,12 +30,7 @@ class OptimisedModule(LightningModule):
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def densify(self, step: int, warmup_steps: int = 0) -> None:
-        """Make all structured linear layers dense; the optimiser has to be made anew.
-
-        Args:
-            step: Optimiser steps done so far.
-            warmup_steps: Steps over which the learning rate of the dense weights rises anew.
-        """
+        """Make all structured linear layers dense; the optimiser has to be made anew."""
         before, layers = self.trainable_parameters(), densify_(self.model)
         self.densified = Densified(step, warmup_steps, layers, before, self.trainable_parameters())
 
@@ -146,11 +135,11 @@ class SequenceModule(OptimisedModule):
         self.task.start_epoch("test")
 
     def on_validation_epoch_end(self) -> None:
-        """Show what the task tells of a whole split."""
+        """Log what the task computes over a whole split."""
         self.log_dict(self.task.figures("val", self.trainer.val_dataloaders))
 
     def on_test_epoch_end(self) -> None:
-        """Show what the task tells of a whole split."""
+        """Log what the task computes over a whole split."""
         self.log_dict(self.task.figures("test", self.trainer.test_dataloaders))
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
@@ -171,7 +160,7 @@ class SequenceModule(OptimisedModule):
         loss = self.task.loss(stage, outputs, batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(self._explain_loss(stage, batch_idx, batch, loss))
-        self.task.measure(stage, outputs.detach(), batch, loss.detach())
+        self.task.update_averages(stage, outputs.detach(), batch, loss.detach())
         self.log_dict(self.task.averages(stage), on_step=False, on_epoch=True, prog_bar=stage != "test")
         return loss
 
@@ -187,10 +176,10 @@ class SequenceModule(OptimisedModule):
         broken = [name for name, value in self.model.named_parameters() if not torch.isfinite(value).all()]
         if broken:
             return (
-                f"{where}: the loss is {loss.item()} because parameters diverged, first {broken[0]}; lower --task.lr "
-                f"(now {lr}), warm up longer, or clip with --trainer.gradient_clip_val 1.0"
+                f"{where}: the loss is {loss.item()} because parameters diverged, first {broken[0]}; lower task.lr "
+                f"(now {lr}), warm up longer, or clip with trainer.gradient_clip_val=1.0"
             )
         return (
             f"{where}: the loss is {loss.item()} though inputs and parameters are finite; "
-            f"lower --task.lr (now {lr}) or train in --trainer.precision 32"
+            f"lower task.lr (now {lr}) or train with trainer.precision=32"
         )

@@ -13,7 +13,7 @@ ROUNDS, TOLERANCE = 50, 1e-6
 
 
 def dense_states(layer: nn.Module, states: Mapping[nn.Parameter, State], carry: bool) -> dict[str, State]:
-    """AdamW's state of the dense layer that a structured one becomes.
+    """AdamW's state of ``weight`` and ``bias`` of the dense layer that a structured one becomes, where there is any.
 
     The bias is the same parameter as before and keeps its state. That of the factors can be carried over to the weight:
     the gradient G of W and that of a factor θ are tied by the product rule: G_θ = Jᵀ G with J = ∂W/∂θ, for two factors
@@ -22,18 +22,10 @@ def dense_states(layer: nn.Module, states: Mapping[nn.Parameter, State], carry: 
 
     - ``exp_avg``: the smallest M with Jᵀ M = m, by conjugate gradients. What the structure could not see of G, its part
       outside the tangent space, is taken to be 0.
-    - ``exp_avg_sq``: v = (J ∘ J)ᵀ V if the entries of G are uncorrelated. Each parameter tells the mean V of the
-      entries that it touches, weighted by J ∘ J; each entry gets the mean, in the same weights, of what it is told. At
-      least M², as a mean square is no smaller than a squared mean.
+    - ``exp_avg_sq``: v = (J ∘ J)ᵀ V if the entries of G are uncorrelated. Each parameter gives the mean V of the
+      entries that it touches, weighted by J ∘ J; each entry gets the mean of these, in the same weights. It is at least
+      M², as a mean square is no smaller than a squared mean.
     - ``step`` stays as it is.
-
-    Args:
-        layer: A `StructuredLinear` or `ConcatLinear`.
-        states: AdamW's state by parameter.
-        carry: Carry the factors' state over; without it the weight has none.
-
-    Returns:
-        States of ``weight`` and ``bias``, as far as there are any.
     """
     parts = [part for part in layer.modules() if isinstance(part, StructuredLinear)]
     biases = [states.get(part.bias) for part in parts if part.bias is not None]
@@ -43,15 +35,7 @@ def dense_states(layer: nn.Module, states: Mapping[nn.Parameter, State], carry: 
 
 
 def weight_state(layer: StructuredLinear, states: Mapping[nn.Parameter, State]) -> State | None:
-    """Carry the state of one layer's factors; see `dense_states`.
-
-    Args:
-        layer: The layer.
-        states: AdamW's state by parameter.
-
-    Returns:
-        The weight's state; None if no factor has been trained.
-    """
+    """Carry the state of one layer's factors over, see `dense_states`; None if no factor has been trained."""
     known = {name: states[p] for name, p in layer.named_parameters() if name != "bias" and states.get(p)}
     if not known:
         return None
@@ -66,12 +50,9 @@ def weight_state(layer: StructuredLinear, states: Mapping[nn.Parameter, State]) 
 
 
 class ProductRule:
-    """The derivative J of a layer's dense weight by its factors, as an operator.
+    """The derivative J of a layer's dense weight by the factors that are named, as an operator.
 
-    Args:
-        layer: The layer.
-        names: Its parameters that count.
-        squared: J ∘ J instead: no factor enters an entry of W twice, so that it is J at the squared factors.
+    With ``squared`` it is J ∘ J: no factor enters an entry of W twice, so that it is J at the squared factors.
     """
 
     def __init__(self, layer: StructuredLinear, names: Iterable[str], squared: bool = False) -> None:
@@ -88,38 +69,17 @@ class ProductRule:
             self._pulled = torch.autograd.grad(self._weight, factors, self._probe, create_graph=True)
 
     def pull(self, dense: Tensor) -> list[Tensor]:
-        """Jᵀ G.
-
-        Args:
-            dense: G, of the weight's shape.
-
-        Returns:
-            One tensor per factor.
-        """
+        """Jᵀ G, a tensor for each factor; G has the weight's shape."""
         return list(torch.autograd.grad(self._weight, self._factors, dense, retain_graph=True))
 
     def push(self, factors: Sequence[Tensor]) -> Tensor:
-        """J d, the change of the weight when the factors change by d.
-
-        Args:
-            factors: One tensor per factor.
-
-        Returns:
-            A tensor of the weight's shape.
-        """
+        """J d, the change of the weight when the factors change by d."""
         return torch.autograd.grad(self._pulled, self._probe, list(factors), retain_graph=True)[0]
 
 
 def smallest_preimage(rule: ProductRule, moments: Sequence[Tensor]) -> Tensor:
-    """Find the smallest M with Jᵀ M = m, in the sense of least squares where there is none.
-
-    Args:
-        rule: J.
-        moments: m, one tensor per factor.
-
-    Returns:
-        M, of the weight's shape.
-    """
+    """The smallest M with Jᵀ M = m, in the sense of least squares where there is none."""
+    # Conjugate gradients for least squares: from zero, every step stays in the range of J, where the smallest M lies.
     residual = list(moments)
     slope = rule.push(residual)
     found, direction, norm = torch.zeros_like(slope), slope, slope.square().sum()
@@ -138,19 +98,13 @@ def smallest_preimage(rule: ProductRule, moments: Sequence[Tensor]) -> Tensor:
 
 
 def spread(rule: ProductRule, moments: Sequence[Tensor]) -> Tensor:
-    """Share mean squares of the factors' gradients out over the entries of the dense weight.
-
-    Args:
-        rule: J ∘ J.
-        moments: v, one tensor per factor.
-
-    Returns:
-        V, of the weight's shape; entries that no factor touches get the mean of the others.
-    """
+    """Share mean squares v of the factors' gradients out over the entries of the dense weight."""
+    # The mean of V over the entries that each parameter touches; then, for every entry, the mean of these over the
+    # parameters that touch it.
     touched = rule.pull(torch.ones_like(rule.push(moments)))
-    told = [v / weight.clamp_min(torch.finfo(v.dtype).tiny) for v, weight in zip(moments, touched, strict=True)]
+    means = [v / weight.clamp_min(torch.finfo(v.dtype).tiny) for v, weight in zip(moments, touched, strict=True)]
     weights = rule.push([torch.ones_like(v) for v in moments])
-    shares = rule.push(told) / weights
+    shares = rule.push(means) / weights
     seen = weights > 0
     return torch.where(seen, shares, shares[seen].mean() if seen.any() else torch.zeros(()))
 

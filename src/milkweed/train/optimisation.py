@@ -22,9 +22,6 @@ class Optimisation:
         warmup_steps: Optimiser steps of linear warm-up.
         schedule: What follows the warm-up: `cosine` down to zero at the end of the training, `linear` down to 2%, or
             `constant`.
-
-    Raises:
-        ValueError: If a value is out of its range.
     """
 
     lr: float = 1e-3
@@ -51,8 +48,8 @@ class Optimisation:
             return warmup_constant(self.warmup_steps)
         if total_steps == math.inf:
             raise ValueError(
-                f"task.schedule={self.schedule} needs to know where the training ends; set --trainer.max_epochs, or "
-                "use --task.schedule constant"
+                f"task.schedule={self.schedule} needs to know where the training ends; set trainer.max_epochs, or "
+                "use task.schedule=constant"
             )
         if self.schedule == "linear":
             return warmup_linear(int(total_steps), self.warmup_steps, final=0.02)

@@ -25,28 +25,15 @@ _MOST_BYTES = 2**24
 
 @dataclass(frozen=True)
 class Repository:
-    """A checkout.
+    """A checkout."""
 
-    Attributes:
-        root: The folder with `.git`.
-        own: Where HEAD and the index lie.
-        common: Where objects and references lie; another folder for a further work tree.
-    """
-
-    root: Path
-    own: Path
-    common: Path
+    root: Path  # the folder with `.git`
+    own: Path  # where HEAD and the index lie
+    common: Path  # where objects and references lie; another folder for a further work tree
 
     @classmethod
     def around(cls, folder: Path) -> "Repository | None":
-        """The checkout that a folder is part of.
-
-        Args:
-            folder: Any folder.
-
-        Returns:
-            The checkout, or None.
-        """
+        """The checkout that a folder is part of, or None."""
         for root in (folder.absolute(), *folder.absolute().parents):
             own = root / ".git"
             if own.is_file():
@@ -58,11 +45,7 @@ class Repository:
         return None
 
     def commit(self) -> str | None:
-        """The commit that is checked out.
-
-        Returns:
-            Its hexadecimal name; None before the first one, or if it is stored in a way not known here.
-        """
+        """The name of the commit that is checked out; None before the first, or if it is stored in an unknown way."""
         head = _text(self.own / "HEAD").strip()
         if not head.startswith("ref:"):
             return head if _COMMIT.fullmatch(head) else None
@@ -80,15 +63,7 @@ class Repository:
         return None
 
     def git(self, commit: str, *arguments: str) -> str | None:
-        """Run a git command that reads this checkout, without its configuration, hooks and filters.
-
-        Args:
-            commit: What HEAD is.
-            *arguments: The command.
-
-        Returns:
-            What it printed; None if it failed, or there is no git.
-        """
+        """What a git command prints that reads this checkout without its configuration, hooks and filters, or None."""
         index = self.own / "index"
         if shutil.which("git") is None or not index.is_file():
             return None
@@ -124,15 +99,9 @@ class Repository:
 
 
 def describe_repository(folder: Path, tracked: str | None = None) -> dict[str, Any] | None:
-    """Say which commit a folder is at.
+    """The `commit` that a folder is at, and whether tracked files differ from it: `dirty`, None if that is unknown.
 
-    Args:
-        folder: Any folder.
-        tracked: A file in it that must be part of the repository: a package may be installed inside of a foreign one.
-
-    Returns:
-        `commit`, and `dirty`: whether tracked files differ from it, None if that cannot be told. None without a
-        repository or commit.
+    ``tracked`` names a file that must be part of the repository: a package may be installed inside of a foreign one.
     """
     try:
         repository = Repository.around(folder)

@@ -1,4 +1,4 @@
-"""A run's config.yaml: written with a checksum in its last line, and read so that nothing is missing in silence."""
+"""A run's config.yaml: a checksum in its last line shows whether all of it is there."""
 
 import hashlib
 import re
@@ -17,13 +17,7 @@ WAY_OUT = "restore it, or start a new run; environment.json beside it holds the 
 
 
 class StoredConfig(dict[str, Any]):
-    """The content of a config.yaml.
-
-    Args:
-        content: The values.
-        path: The file.
-        whole: Whether a checksum says that all of it is there; files of version 0.1.0 have none.
-    """
+    """The content of a config.yaml; `whole` if a checksum says so, which files of version 0.1.0 lack."""
 
     def __init__(self, content: dict[str, Any], path: Path, whole: bool) -> None:
         super().__init__(content)
@@ -31,29 +25,14 @@ class StoredConfig(dict[str, Any]):
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
-    """Write a resolved configuration.
-
-    Args:
-        path: The file to write or replace.
-        config: Nested dictionaries.
-    """
+    """Write a resolved configuration."""
     text = yaml.safe_dump(config, sort_keys=False)
     with atomic_write(path) as temporary:
         temporary.write_text(f"{text}{MARK}{_checksum(text)}\n", encoding="utf-8")
 
 
 def read_config(path: Path) -> StoredConfig:
-    """Read what `write_config` wrote, now or in version 0.1.0.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The configuration; whether one without a checksum is complete is for `check_complete` to say.
-
-    Raises:
-        ValueError: The file is cut off, damaged, or was changed by hand.
-    """
+    """Read what `write_config` wrote; whether one without a checksum is complete, `check_complete` finds out."""
     if path.stat().st_size > LARGEST_FILE:
         raise ValueError(f"{path} is damaged (it is larger than any configuration); {WAY_OUT}")
     try:
@@ -61,7 +40,7 @@ def read_config(path: Path) -> StoredConfig:
         if checksum not in {None, _checksum(body)}:
             raise ValueError(
                 f"{path} does not fit the checksum in its last line: it was changed by hand, or is damaged. Options "
-                "are better changed on the command line, e.g. --trainer.max_epochs 20. To go on with the file as it "
+                "are better changed when the run is resumed, e.g. trainer.max_epochs=20. To go on with the file as it "
                 f"is, delete that line; else {WAY_OUT}"
             )
         content = read_yaml(body)
@@ -77,15 +56,9 @@ def read_config(path: Path) -> StoredConfig:
 
 
 def check_complete(stored: StoredConfig, resolved: dict[str, Any], given: Iterable[str] = ()) -> None:
-    """Refuse a configuration that no checksum vouches for if options are missing, which would become their defaults.
+    """Refuse a configuration without a checksum if options are missing, which would become their defaults.
 
-    Args:
-        stored: What was read.
-        resolved: The same with all defaults filled in.
-        given: Natural names of options that the command line sets anyway; a section's own name stands for all of it.
-
-    Raises:
-        ValueError: Something is missing.
+    ``given`` are options that the command line sets anyway; a section's own name stands for all of it.
     """
     if stored.whole:
         return
@@ -113,8 +86,8 @@ def _missing(stored: Any, resolved: Any, prefix: str = "") -> list[str]:
             found += _missing(stored[key], value, name) if key in stored else _names(value, name)
         return found
     if isinstance(resolved, list) and isinstance(stored, list):
-        pairs = zip(stored, resolved, strict=False)
-        return [name for place, pair in enumerate(pairs) for name in _missing(*pair, f"{prefix}.{place}")]
+        together = zip(stored, resolved, strict=False)
+        return [name for place, pair in enumerate(together) for name in _missing(*pair, f"{prefix}.{place}")]
     return []
 
 

@@ -17,11 +17,7 @@ from milkweed.train.trusted import check_classes
 
 
 class RunFolder:
-    """One run's files.
-
-    Args:
-        path: The folder; it need not exist yet.
-    """
+    """One run's files."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -41,20 +37,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, out: Path, name: str, *, numbered: bool) -> "RunFolder":
-        """Make a new folder, never touching one that exists.
-
-        Args:
-            out: Folder of all runs; created if missing.
-            name: Name of the run.
-            numbered: If the name is taken, use `name-2`, `name-3`, … instead of refusing.
-
-        Returns:
-            The new, empty run.
-
-        Raises:
-            FileExistsError: If the name is taken and `numbered` is false.
-            ValueError: If the name is none of a folder.
-        """
+        """Make a new folder; if the name is taken, refuse it, or if `numbered` use `name-2`, `name-3`, …."""
         check_name(name)
         out.mkdir(parents=True, exist_ok=True)
         number = 1
@@ -65,8 +48,7 @@ class RunFolder:
             except FileExistsError:
                 if not numbered:
                     raise FileExistsError(
-                        f"{folder} exists already and a run is never overwritten; choose another --name, "
-                        "or continue it with --resume auto"
+                        f"{folder} exists already and a run is never overwritten; choose another name, or resume it"
                     ) from None
                 number += 1
             else:
@@ -74,18 +56,7 @@ class RunFolder:
 
     @classmethod
     def newest(cls, out: Path, name: str) -> "RunFolder | None":
-        """The last run of a name, counting `name`, `name-2`, `name-3`, ….
-
-        Args:
-            out: Folder of all runs.
-            name: The name without its number.
-
-        Returns:
-            The run with the highest number, or None if there is none.
-
-        Raises:
-            ValueError: If the name is none of a folder.
-        """
+        """The last run of a name, counting `name`, `name-2`, `name-3`, …; None if there is none."""
         check_name(name)
         numbers = [1] if (out / name).is_dir() else []
         # Compared, not globbed: names may hold brackets and stars.
@@ -99,44 +70,25 @@ class RunFolder:
         return cls(out / (name if number == 1 else f"{name}-{number}"))
 
     def read_config(self, *, trust: bool = False, given: Collection[str] = ()) -> run_config.StoredConfig:
-        """The resolved configuration.
+        """The resolved configuration; a class of unknown origin is refused.
 
-        Args:
-            trust: Whether it may name classes of any origin, whose modules are then imported to build them.
-            given: Import paths that it may name in any case, because the user did.
-
-        Returns:
-            A nested dictionary.
-
-        Raises:
-            FileNotFoundError: If this is no folder of a run.
-            ValueError: If the file is damaged.
-            UntrustedClassError: If it names code that the user has not vouched for.
+        With ``trust`` it may name classes of any origin, and in any case those whose import paths are ``given``.
         """
         if not self.config.is_file():
-            raise FileNotFoundError(f"{self.path} is no run: it has no config.yaml; name a folder such as runs/digits")
+            raise FileNotFoundError(
+                f"{self.path} is not a run: it has no config.yaml; name a folder such as runs/digits"
+            )
         config = run_config.read_config(self.config)
         if not trust:
             check_classes(config, self.config, given)
         return config
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """Write the resolved configuration.
-
-        Args:
-            config: Nested dictionaries.
-        """
+        """Write the resolved configuration."""
         run_config.write_config(self.config, config)
 
     def read_environment(self, warn: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-        """The description of recipe and machine.
-
-        Args:
-            warn: Called with a sentence if the file is damaged; nothing depends on it, and a training writes it anew.
-
-        Returns:
-            What `write_environment` was given, or an empty dictionary.
-        """
+        """The description of recipe and machine; empty, with a warning, if the file is damaged."""
         if not self.environment.is_file():
             return {}
         try:
@@ -147,28 +99,17 @@ class RunFolder:
         return content if isinstance(content, dict) else {}
 
     def write_environment(self, content: dict[str, Any]) -> None:
-        """Write the description of recipe and machine.
-
-        Args:
-            content: JSON-able.
-        """
+        """Write the description of recipe and machine."""
         write_json(self.environment, content)
 
     def checkpoint_files(self) -> list[Path]:
-        """All resumable checkpoints, newest first.
-
-        Returns:
-            Plain files by falling step.
-        """
+        """All resumable checkpoints, newest first."""
         return own_checkpoints(self.checkpoints)
 
     def check_own(self) -> None:
         """Refuse to train in a folder whose checkpoints lie elsewhere: others would be replaced and removed.
 
         The run's folder itself may be a link, which its owner made; what is in it may not lead out of it.
-
-        Raises:
-            OSError: `checkpoints` is a link, or no folder.
         """
         if self.checkpoints.is_symlink():
             raise OSError(
@@ -179,21 +120,11 @@ class RunFolder:
             raise OSError(f"{self.checkpoints} is a file, where a run keeps its checkpoints; move it away")
 
     def newest_checkpoint(self, warn: Callable[[str], None]) -> Path | None:
-        """The newest checkpoint that can be read.
-
-        Args:
-            warn: Called with a sentence on every damaged checkpoint that is skipped.
-
-        Returns:
-            Its path, or None if nothing has been saved yet.
-
-        Raises:
-            CheckpointError: If there are checkpoints but none can be read.
-        """
+        """The newest checkpoint that can be read, or None; `warn` is called for every damaged one."""
         files = list_checkpoints(self.checkpoints)
         for path in files:
             if not is_plain_file(path):
-                warn(f"skipped: checkpoint {path} is a link or no file, which no training makes; delete it")
+                warn(f"skipped: checkpoint {path} is a link or not a file; no training makes such a thing; delete it")
                 continue
             try:
                 read_checkpoint(path)
@@ -204,32 +135,20 @@ class RunFolder:
         if files:
             raise CheckpointError(
                 f"none of the {len(files)} checkpoints in {self.checkpoints} can be read; "
-                "start again under another --name"
+                "start again under another name"
             )
         return None
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one move.
-
-    Args:
-        path: The file to write or replace.
-        content: JSON-able; numbers that are not finite become null.
-    """
+    """Write a JSON file in one move; numbers that are not finite become null."""
     text = json.dumps(finite_numbers(content), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def finite_numbers(content: Any) -> Any:
-    """Put null for NaN and infinity, which JSON does not have.
-
-    Args:
-        content: Nested dictionaries and lists.
-
-    Returns:
-        A copy.
-    """
+    """A copy with null for NaN and infinity, which JSON does not have."""
     if isinstance(content, dict):
         return {key: finite_numbers(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -238,49 +157,27 @@ def finite_numbers(content: Any) -> Any:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name of a run that would lead elsewhere.
-
-    Args:
-        name: The name of one folder; brackets and stars stand for themselves.
-
-    Raises:
-        ValueError: It is empty, all dots and spaces, or holds a separator of folders or a control character.
-    """
+    """Refuse a run's name that is not the name of one folder; brackets and stars stand for themselves."""
     if not name.strip(". ") or any(each in "/\\" or ord(each) < 32 for each in name):
-        raise ValueError(f"--name {name!r} must be the name of one folder, without slashes; --out says where")
+        raise ValueError(f"name={name!r} must be the name of one folder, without slashes; out says where it is")
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written, by trying, without leaving anything behind.
-
-    Args:
-        folder: The folder to be used; if it does not exist, its nearest existing parent is tried.
-
-    Raises:
-        PermissionError: If nothing can be created there.
-        NotADirectoryError: If a part of the path is a file.
-    """
+    """Refuse a folder in which, or in whose nearest existing parent, nothing can be created, by trying."""
     nearest = folder.absolute()
     while not nearest.exists():
         nearest = nearest.parent
     if not nearest.is_dir():
-        raise NotADirectoryError(f"run folder {folder} cannot be created: {nearest} is a file; choose another --out")
+        raise NotADirectoryError(f"run folder {folder} cannot be created: {nearest} is a file; choose another folder")
     try:
         os.rmdir(tempfile.mkdtemp(dir=nearest, prefix=".milkweed-"))
     except OSError as error:
         raise PermissionError(
             f"run folder {folder} cannot be written: {nearest}: {error.strerror}; "
-            "choose another --out or change its permissions"
+            "choose another folder or change its permissions"
         ) from error
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a path is a folder with nothing in it, except a lock.
-
-    Args:
-        folder: Any path.
-
-    Returns:
-        False for files, and for folders that hold anything else.
-    """
+    """Whether a path is a folder with nothing in it, except a lock."""
     return folder.is_dir() and all(path.name == LOCK for path in folder.iterdir())

@@ -26,19 +26,9 @@ class RunInUseError(OSError):
 def locked(folder: Path) -> Iterator[None]:
     """Keep other trainings out of a run's folder while the block runs.
 
-    The file `.lock` names the process, and is locked in the eyes of the system, which frees it when the process ends,
-    however it ends: a file that a killed one leaves is taken over. On file systems that know no locks there is none.
-    Only a file of the folder's own is taken: a link, also a hard one, would let a foreign folder empty other files.
-
-    Args:
-        folder: An existing folder.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        RunInUseError: Another process has it.
-        OSError: There is something at its place that is no lock.
+    The file `.lock` names the process, and the system's lock on it ends with the process, however that ends: a file
+    that a killed one leaves is taken over. On file systems without locks nothing is locked. A link, also a hard one, is
+    refused, as a foreign folder could empty other files by it.
     """
     path = folder / LOCK
     handle = _take(path)
@@ -57,8 +47,8 @@ def _take(path: Path) -> int:
             owner = os.read(handle, 500).decode(errors="replace").strip() or "another process"
             os.close(handle)
             raise RunInUseError(
-                f"run {path.parent} is in use by {owner}; wait until it is done or stop it, or start a run of its own "
-                "under another --name"
+                f"run {path.parent} is in use by {owner}; wait until it is done or stop it, or start a run "
+                "under another name"
             )
         # Whoever had it may have removed the file after it was opened here.
         if _still_there(handle, path):
@@ -85,7 +75,7 @@ def _open(path: Path) -> int:
 
 def _no_lock(path: Path) -> OSError:
     return OSError(
-        f"run {path.parent} cannot be locked: {path} is a link or no plain file, which milkweed never makes; look "
+        f"run {path.parent} cannot be locked: {path} is a link or not a plain file; milkweed never makes one; look "
         "where it comes from, and delete it"
     )
 

@@ -5,52 +5,20 @@ from collections.abc import Callable
 
 
 def warmup_cosine(total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> Callable[[int], float]:
-    """Linear warm-up to 1, then half a cosine down to `final`.
+    """Linear warm-up to 1, then half a cosine down to `final` at the last step; a factor by step (0, 1, …).
 
-    Args:
-        total_steps: Optimiser steps of the whole training, warm-up included.
-        warmup_steps: Steps of the warm-up; step 0 already moves, by 1 / warmup_steps. A training shorter than this, as
-            in a quick trial, is all warm-up.
-        final: Factor at the last step, between 0 and 1.
-
-    Returns:
-        A function from the step (0, 1, …) to the factor, for `torch.optim.lr_scheduler.LambdaLR`.
-
-    Raises:
-        ValueError: If `warmup_steps` is negative or `final` is no fraction.
+    Step 0 already moves, by 1 / warmup_steps. A training shorter than its warm-up, as in a quick trial, is all warm-up.
     """
     return _warmup_then(lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)), total_steps, warmup_steps, final)
 
 
 def warmup_linear(total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> Callable[[int], float]:
-    """Linear warm-up to 1, then a straight line down to `final`.
-
-    Args:
-        total_steps: Optimiser steps of the whole training, warm-up included.
-        warmup_steps: Steps of the warm-up, as for `warmup_cosine`.
-        final: Factor at the last step, between 0 and 1.
-
-    Returns:
-        A function from the step (0, 1, …) to the factor, for `torch.optim.lr_scheduler.LambdaLR`.
-
-    Raises:
-        ValueError: If `warmup_steps` is negative or `final` is no fraction.
-    """
+    """Linear warm-up to 1, as for `warmup_cosine`, then a straight line down to `final`."""
     return _warmup_then(lambda progress: 1.0 - progress, total_steps, warmup_steps, final)
 
 
 def warmup_constant(warmup_steps: int = 0) -> Callable[[int], float]:
-    """Linear warm-up to 1, then 1 for ever.
-
-    Args:
-        warmup_steps: Steps of the warm-up; step 0 already moves, by 1 / warmup_steps.
-
-    Returns:
-        A function from the step (0, 1, …) to the factor, for `torch.optim.lr_scheduler.LambdaLR`.
-
-    Raises:
-        ValueError: If `warmup_steps` is negative.
-    """
+    """Linear warm-up to 1, as for `warmup_cosine`, then 1."""
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps={warmup_steps} must be at least 0")
     return lambda step: min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0

@@ -19,7 +19,7 @@ from milkweed.train.callbacks import MetricsTable, SeedSteps, read_rows, write_r
 from milkweed.train.checkpoint_io import AtomicCheckpointIO, is_plain_file, read_checkpoint
 from milkweed.train.checkpoints import BEST, KeepCheckpoints, load_weights, step_of
 from milkweed.train.densify import Densify
-from milkweed.train.progress import progress_callback
+from milkweed.train.epoch_display import progress_callback
 from milkweed.train.run_folder import RunFolder, write_json
 
 FOLDER_VARIABLE, CHECKPOINT_VARIABLE = "MILKWEED_RUN_FOLDER", "MILKWEED_CHECKPOINT"
@@ -31,34 +31,21 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 @dataclass
 class Session:
-    """The parts of a training.
+    """The parts of a training."""
 
-    Attributes:
-        data: The data module.
-        module: The LightningModule; its `model` is what the run is about, its `metric` what it is judged by.
-        trainer_options: Keyword arguments of Lightning's Trainer, `checkpoint_every_n_steps` and `densify`.
-        seed: The run's seed.
-        folder: Where everything is written.
-        console: Where the training is watched.
-        table: The rows of metrics, of the Trainer that was made last.
-        judge: Its checkpoints.
-    """
-
-    data: SequenceData
+    data: SequenceData  # the data module
+    # The LightningModule; its `model` is what the run is about, its `metric` what it is judged by.
     module: LightningModule
+    # Keyword arguments of Lightning's Trainer, `checkpoint_every_n_steps` and `densify`.
     trainer_options: dict[str, Any]
-    seed: int
-    folder: RunFolder
-    console: Console
-    table: MetricsTable = field(init=False)
-    judge: KeepCheckpoints = field(init=False)
+    seed: int  # the run's seed
+    folder: RunFolder  # where everything is written
+    console: Console  # where the training is watched
+    table: MetricsTable = field(init=False)  # the rows of metrics, of the Trainer that was made last
+    judge: KeepCheckpoints = field(init=False)  # its checkpoints
 
     def make_trainer(self) -> Trainer:
-        """Build the Trainer with this library's callbacks.
-
-        Returns:
-            A Trainer that has written nothing yet.
-        """
+        """Build a Trainer with this library's callbacks; it has written nothing yet."""
         options = dict(self.trainer_options)
         every_n_steps = options.pop("checkpoint_every_n_steps", None)
         self.table = MetricsTable(self.folder.metrics)
@@ -88,27 +75,12 @@ class Session:
         )
 
     def fit(self, trainer: Trainer, checkpoint: Path | None = None) -> None:
-        """Train, from the start or from a checkpoint.
-
-        Args:
-            trainer: What `make_trainer` returned.
-            checkpoint: Where to continue.
-        """
+        """Train, from the start or from a checkpoint."""
         with interruptible(), shared_with_children(self.folder, checkpoint):
             trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint)
 
     def finish(self, trainer: Trainer) -> dict[str, Any]:
-        """Test the best weights and write model, figures and results; `results.json` comes last.
-
-        Args:
-            trainer: The Trainer after `fit`.
-
-        Returns:
-            The content of `results.json`.
-
-        Raises:
-            ValueError: If no epoch has been trained.
-        """
+        """Test the best weights and write model, figures and results; `results.json`, which is returned, comes last."""
         trainer.strategy.barrier("best checkpoint")  # the first process may still be writing it
         best = self._best_checkpoint(trainer)
         densified = getattr(self.module, "densified", None)  # of the last step; the best may be from before
@@ -138,13 +110,13 @@ class Session:
         return results
 
     def _best_checkpoint(self, trainer: Trainer) -> Path:
-        """The best checkpoint; the newest one if it is damaged, which the user is told."""
+        """The best checkpoint; the newest one, with a warning, if it is damaged."""
         best = self.folder.checkpoints / BEST
         found = [path for path in (best, *self.folder.checkpoint_files()) if step_of(path) is not None]
         if not found:
             if is_plain_file(best):
                 read_checkpoint(best)  # says what is wrong with it
-            raise ValueError("no epoch was trained, so there is nothing to test; use --trainer.max_epochs 1 or more")
+            raise ValueError("no epoch was trained, so there is nothing to test; use trainer.max_epochs=1 or more")
         if found[0] != best:
             self._warn(
                 trainer, f"{best} is damaged or missing: {found[0].name}, the newest, is tested and saved instead."
@@ -198,14 +170,7 @@ class Session:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn the end of the interpreter, which Lightning asks for on Ctrl-C and SIGTERM, into an exception of ours.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        TrainingInterrupted: If it was stopped from outside.
-    """
+    """Turn the SystemExit that Lightning raises on Ctrl-C and SIGTERM into `TrainingInterrupted`."""
     try:
         yield
     except SystemExit as stop:
@@ -214,15 +179,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def shared_with_children(folder: RunFolder, checkpoint: Path | None) -> Iterator[None]:
-    """Tell processes that Lightning starts with the same command line which run they belong to.
-
-    Args:
-        folder: The run.
-        checkpoint: Where it continues.
-
-    Yields:
-        Nothing.
-    """
+    """Tell the processes that Lightning starts with the same command line which run they belong to."""
     os.environ[FOLDER_VARIABLE] = str(folder.path.absolute())
     os.environ[CHECKPOINT_VARIABLE] = str(checkpoint.absolute()) if checkpoint else ""
     try:
@@ -232,11 +189,7 @@ def shared_with_children(folder: RunFolder, checkpoint: Path | None) -> Iterator
 
 
 def run_of_parent() -> tuple[RunFolder, Path | None] | None:
-    """The run this process was started for, if it is a child of a distributed training.
-
-    Returns:
-        The folder and the checkpoint to continue from; None in the first process.
-    """
+    """The run that this child of a distributed training is for, and its checkpoint; None in the first process."""
     if FOLDER_VARIABLE not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0":
         return None
     checkpoint = os.environ[CHECKPOINT_VARIABLE]

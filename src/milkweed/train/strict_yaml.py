@@ -39,17 +39,10 @@ for _kind in ("int", "float"):
 
 
 def read_yaml(text: str) -> Any:
-    """Read a YAML document.
+    """Read a YAML document as dictionaries, lists and plain values.
 
-    Args:
-        text: Its text.
-
-    Returns:
-        Dictionaries, lists and plain values.
-
-    Raises:
-        yaml.YAMLError: It is no YAML, names a Python object, holds a key twice, is nested too deep or has too many
-            values; aliases count as often as they are used.
+    Refused are Python objects, keys that stand twice, and what is nested too deep or has too many values; aliases count
+    as often as they are used.
     """
     if len(text) > LARGEST_FILE:
         raise yaml.YAMLError(f"it has {len(text):,} characters, more than any recipe")

@@ -31,6 +31,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from milkweed._registry import registered
+
 KINDS = (
     *(nn.Module, LightningDataModule, Callback, Logger, Profiler, Strategy, Accelerator),
     *(CheckpointIO, ClusterEnvironment, LayerSync, Precision, Optimizer, LRScheduler),
@@ -43,27 +45,12 @@ _PUBLIC = (
 )
 # Every training has them, and they write and remove files where their arguments say.
 _INTERNAL = ("milkweed.train.callbacks.MetricsTable", "milkweed.train.checkpoints.KeepCheckpoints")
-_SHORT = {"data": "milkweed.data", "model": "milkweed.models", "task": "milkweed.tasks"}
+_SECTIONS = ("data", "model", "task")  # whose short names are registered ones
 _SPEC = ("class_path", "init_args", "dict_kwargs")
 _MOST_VALUES = 100_000
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
-_DATA = (
-    str,
-    int,
-    float,
-    bool,
-    bytes,
-    complex,
-    type(None),
-    dict,
-    list,
-    tuple,
-    set,
-    frozenset,
-    date,
-    timedelta,
-    PurePath,
-)
+_DATA = (*(str, int, float, bool, bytes, complex, type(None)), *(dict, list, tuple, set, frozenset))
+_DATA += (date, timedelta, PurePath)
 
 
 class UntrustedClassError(ValueError):
@@ -71,15 +58,9 @@ class UntrustedClassError(ValueError):
 
 
 def check_classes(content: Mapping[str, Any], file: Path, given: Collection[str] = ()) -> None:
-    """Refuse a run's configuration that would import, build or call anything of unknown origin.
+    """Refuse a run's configuration that would import, build or call anything of unknown origin; nothing is imported.
 
-    Args:
-        content: What the file holds.
-        file: The file, for messages.
-        given: Import paths that the user has named too, in a recipe or on the command line.
-
-    Raises:
-        UntrustedClassError: It names something else; nothing has been imported.
+    ``given`` are import paths that the user has named too, in a recipe or on the command line.
     """
     for module in _PUBLIC:
         importlib.import_module(module)
@@ -87,14 +68,7 @@ def check_classes(content: Mapping[str, Any], file: Path, given: Collection[str]
 
 
 def import_paths(values: Any) -> set[str]:
-    """All texts in a user's recipe or options that may be import paths.
-
-    Args:
-        values: Nested dictionaries and lists.
-
-    Returns:
-        The texts, not looked up.
-    """
+    """All texts in a user's recipe or options that may be import paths; they are not looked up."""
     found: set[str] = set()
     waiting = [values]
     while waiting:
@@ -111,8 +85,7 @@ def import_paths(values: Any) -> set[str]:
 def import_named_classes(values: Any) -> None:
     """Import the classes of a recipe, which is code, so that a run made from it may name them by any of their paths.
 
-    Args:
-        values: The recipe's content; a class that cannot be imported is left to whoever builds it.
+    A class that cannot be imported is left to the code that builds it.
     """
     waiting = [values]
     while waiting:
@@ -128,27 +101,13 @@ def import_named_classes(values: Any) -> None:
 
 
 class _Check:
-    """One walk over a configuration.
-
-    Args:
-        file: The file, for messages.
-        given: Import paths that may be used in any case.
-    """
+    """One walk over a configuration."""
 
     def __init__(self, file: Path, given: frozenset[str]) -> None:
         self.file, self.given, self.count = file, given, 0
 
     def visit(self, value: Any, place: str, code: bool) -> None:
-        """Check a value and all in it.
-
-        Args:
-            value: Of the configuration.
-            place: Where it stands.
-            code: Whether a text here may be taken for an import path.
-
-        Raises:
-            UntrustedClassError: It names code of unknown origin, or is longer than any configuration.
-        """
+        """Check a value and all in it; `code` says whether a text here may be taken for an import path."""
         self.count += 1
         if self.count > _MOST_VALUES:
             raise UntrustedClassError(f"{self.file}: {place} unfolds to more than {_MOST_VALUES:,} values")
@@ -177,7 +136,7 @@ class _Check:
             # Dots in keys are levels to the parser.
             if isinstance(key, str) and "." in key and set(key.split(".")) & set(_SPEC):
                 raise UntrustedClassError(
-                    f"{self.file}: {place}.{key} hides a class in its name; write it out in levels"
+                    f"{self.file}: {place}.{key} names a class by a key with dots; write it as nested mappings"
                 )
         if "class_path" not in value:
             for key, each in value.items():
@@ -196,18 +155,17 @@ class _Check:
         if not isinstance(name, str):
             raise UntrustedClassError(f"{self.file}: {place}.class_path={name!r} must be a text")
         if "." not in name:
-            found = vars(sys.modules[_SHORT[place]]).get(name) if place in _SHORT else None
-            return found if isinstance(found, type) else None
+            return registered(place).get(name) if place in _SECTIONS else None
         found = self._require(name, f"{place}.class_path")
         return found if isinstance(found, type) else None
 
     def _require(self, name: str, place: str) -> Any:
         found = loaded(name)
         if name not in self.given and not is_trusted(found):
-            known = "which no program has imported" if found is None else f"which is no class that {_kinds()}"
+            known = "which no program has imported" if found is None else f"which is not a class that {_kinds()}"
             raise UntrustedClassError(
                 f"{self.file}: {place} names {name}, {known}; a run's folder is data, and runs no code. If you trust "
-                "it, add --trust, or name the recipe that it was made from; in Python, import the class first"
+                "it, allow that with trust, or name the recipe that it was made from; in Python, import the class first"
             )
         return found
 
@@ -217,14 +175,7 @@ def _kinds() -> str:
 
 
 def loaded(name: str) -> Any:
-    """Find what an import path names, if importing it would run nothing.
-
-    Args:
-        name: Such as `package.module.Class`.
-
-    Returns:
-        The object; None unless it stands in a module that is loaded.
-    """
+    """The object at an import path such as `package.module.Class`; None unless its module is loaded."""
     module, _, short = name.rpartition(".")
     if module not in sys.modules:
         return None
@@ -233,14 +184,7 @@ def loaded(name: str) -> Any:
 
 
 def is_trusted(found: Any) -> bool:
-    """Whether a file may have an object built.
-
-    Args:
-        found: What an import path names, or None.
-
-    Returns:
-        True for the classes that the head of this module lists.
-    """
+    """Whether a file may have an object built: the head of this module lists the classes."""
     if not isinstance(found, type):
         return False
     if f"{found.__module__}.{found.__qualname__}" in _INTERNAL:
@@ -249,15 +193,7 @@ def is_trusted(found: Any) -> bool:
 
 
 def takes_code(kind: type, argument: str) -> bool:
-    """Whether a text given for an argument of a class may be taken for an import path.
-
-    Args:
-        kind: The class.
-        argument: Name of the argument.
-
-    Returns:
-        False only if its type says that it is data, or it has none, so that texts stay texts.
-    """
+    """Whether a text for a class's argument may be taken for an import path: not if its type is data or missing."""
     for owner in kind.__mro__:
         init = vars(owner).get("__init__")
         if init is None or argument not in inspect.signature(init).parameters:

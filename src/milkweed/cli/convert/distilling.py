@@ -63,4 +63,4 @@ class _Told(pl.Callback):
         Args:
             trainer: Knows how many there will be.
         """
-        self.steps.tell("distilling", trainer.global_step, int(trainer.estimated_stepping_batches))
+        self.steps.count("distilling", trainer.global_step, int(trainer.estimated_stepping_batches))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from milkweed.cli.errors import UsageError
-from milkweed.convert.hub.progress import FolderError
+from milkweed.convert.hub.conversion_progress import FolderError
 
 VALUES = "out|device|dtype|parameters|max_length|batch_size|nblocks|rank|refine"
 SWITCHES = "sequential|permute|overwrite"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from milkweed._files import atomic_write
 from milkweed.convert import ConversionReport
+from milkweed.convert.conversion_report import HEADINGS
 from milkweed.convert.hub.timing import Timing
-from milkweed.convert.report import HEADINGS
 from milkweed.plots.conversion import draw_costs, draw_errors, draw_losses, draw_speed
 from milkweed.train.environment import describe_environment
 

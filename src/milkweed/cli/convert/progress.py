@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from milkweed.convert.hub.progress import Progress
+from milkweed.convert.hub.conversion_progress import Progress
 
 
 class Steps(Progress):
@@ -32,7 +32,7 @@ class Steps(Progress):
         self.progress.reset(self.step, description=escape(text), total=None)
         self.progress.update(self.reading, visible=False)
 
-    def tell(self, text: str, done: int, total: int) -> None:
+    def count(self, text: str, done: int, total: int) -> None:
         """Say how far a step is.
 
         Args:

@@ -8,8 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from milkweed.convert import ConversionReport
+from milkweed.convert.conversion_report import describe
 from milkweed.convert.groups import LayerGroup, by_outcome, by_reason
-from milkweed.convert.report import describe
 
 if TYPE_CHECKING:
     from milkweed.convert.hub.timing import Timing

@@ -1,5 +1,5 @@
 """Checkpoints of other repositories."""
 
-from milkweed.convert.checkpoints import s4
+from milkweed.convert.checkpoints import m2, s4, sashimi
 
-__all__ = ["s4"]
+__all__ = ["m2", "s4", "sashimi"]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from milkweed._files import check_unpacked_size
 from milkweed._suggest import unknown
 from milkweed.convert.checkpoints.numbers import stored_numbers
-from milkweed.convert.files import SUFFIX, read_tensors
+from milkweed.convert.safetensors_files import SUFFIX, read_tensors
 from milkweed.models import M2Bert
 from milkweed.nn import ImplicitFilter
 from milkweed.nn.options import check_kind
@@ -159,7 +159,7 @@ def load_m2_bert(state: Mapping[str, Tensor], *, padding: str = "legacy", dropou
     Raises:
         ValueError: Keys are missing or left over, a shape does not fit, a tensor contradicts what it repeats, or is not
             of finite real numbers.
-        TypeError: ``state`` is no mapping.
+        TypeError: ``state`` is not a mapping.
 
     Source:
         HazyResearch/m2 at 7d359e8.
@@ -212,7 +212,7 @@ def extend_positions(model: M2Bert, length: int, kernels: str = "keep") -> M2Ber
         A new model with copies of all parameters, in the old one's dtype, mode and place.
 
     Raises:
-        TypeError: The model is no M2-BERT, or the length no integer.
+        TypeError: The model is not an M2-BERT, or the length is not an integer.
         ValueError: The choice is unknown, the length is below the model's, or its kernels are explicit.
 
     Source:
@@ -267,7 +267,7 @@ def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for key, value in state.items():
         if not isinstance(key, str):
-            raise ValueError(f"not an M2-BERT state dict: {key!r} is no name of a tensor")
+            raise ValueError(f"not an M2-BERT state dict: {key!r} is not the name of a tensor")
         name = key
         while name.startswith(("model.", "module.")):
             name = name.split(".", 1)[1]
@@ -285,7 +285,7 @@ def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The constructor's options that shapes tell."""
+    """The constructor's options, read off the shapes."""
     try:
         d_input, d_model = tensors[_embedding("word_embeddings")].shape
         first = f"{_LAYER}0.attention.filter_fn."
@@ -348,7 +348,7 @@ def _filter_names(theirs: str, ours: str) -> dict[str, str]:
 
 
 def _repeated(options: Mapping[str, Any]) -> set[str]:
-    """Names of tensors that say again what others or the sizes say."""
+    """Names of tensors that repeat what others or the sizes determine."""
     filters = list(_FILTERS)[: 1 + options["residual_long_conv"]]
     constants = {
         f"{_LAYER}{index}.attention.{name}.{part}"

@@ -1,4 +1,4 @@
-"""Layers of the state-spaces/s4 repository, as this library's."""
+"""Layers of the state-spaces/s4 repository as layers of this library."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def load_s4d_minimal(state: Mapping[str, Tensor]) -> S4D:
     if state["kernel.C"].ndim != 3 or state["kernel.C"].shape[-1] != 2:
         raise ValueError(f"kernel.C must be (H, N/2, 2) real pairs; got shape {tuple(state['kernel.C'].shape)}")
     state = {name: torch.as_tensor(value) for name, value in state.items()}
-    d_model, pairs, _ = state["kernel.C"].shape
-    layer = S4D(d_model, 2 * pairs, init="lin", device="meta", dtype=state["kernel.C"].dtype)
+    d_model, half, _ = state["kernel.C"].shape
+    layer = S4D(d_model, 2 * half, init="lin", device="meta", dtype=state["kernel.C"].dtype)
     renamed = {
         "C": state["kernel.C"][None],
         "log_dt": state["kernel.log_dt"],
@@ -72,7 +72,7 @@ def load_s4(state: Mapping[str, Tensor], **options: Any) -> S4 | S4D:
     Args:
         state: Its tensors, keys ``layer.kernel.…``, ``layer.D`` and ``output_linear.0.…`` in version 4, or
             ``kernel.kernel.…``, ``D`` and ``output_linear.…`` in version 3. Cut off what stands before them.
-        **options: What tensors do not tell, as arguments of [`milkweed.nn.S4`][] or [`milkweed.nn.S4D`][]: e.g.
+        **options: What tensors do not determine, as arguments of [`milkweed.nn.S4`][] or [`milkweed.nn.S4D`][]: e.g.
             ``discretization`` where it is not zoh (diagonal) or bilinear (low rank), ``activation``, ``decay`` (theirs:
             ``real_transform``) or ``output`` where it is not GLU.
 

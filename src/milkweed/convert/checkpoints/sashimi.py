@@ -1,4 +1,4 @@
-"""The SaShiMi backbone of the state-spaces/s4 repository, as this library's."""
+"""The SaShiMi backbone of the state-spaces/s4 repository as a model of this library."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load_sashimi(
         d_input: Different tokens, or features with ``encoder="linear"``.
         d_output: Outputs per step.
         encoder: As in [`milkweed.models.Sashimi`][].
-        **options: What tensors do not tell about the layers, see [`milkweed.convert.checkpoints.s4.load_s4`][].
+        **options: What tensors do not determine about the layers, see [`milkweed.convert.checkpoints.s4.load_s4`][].
 
     Returns:
         The model in evaluation mode.

@@ -11,9 +11,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from milkweed._files import atomic_write, inside, read_json_file, stays_inside
-from milkweed.convert.files import overlap
-from milkweed.convert.hub.progress import FolderError
-from milkweed.convert.report import ConversionReport
+from milkweed.convert.conversion_report import ConversionReport
+from milkweed.convert.hub.conversion_progress import FolderError
+from milkweed.convert.safetensors_files import overlap
 
 REPORT = "conversion.json"
 # Tokenizers, templates, licences; never code, weights or files that only look like text.
@@ -24,15 +24,7 @@ LARGEST_SIDE_FILE = 64 * 2**20
 
 @contextmanager
 def staged(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Give an empty folder beside `out` that takes its place when the block ends well, and else vanishes.
-
-    Args:
-        out: The folder to make or replace.
-        overwrite: Replace what this function's caller wrote there earlier.
-
-    Yields:
-        The folder to write to.
-    """
+    """Give an empty folder beside `out` that takes its place when the block ends well, and else vanishes."""
     out = out.expanduser().resolve()
     check_out(out, overwrite)
     staging = out.with_name(f".{out.name}-{secrets.token_hex(4)}")
@@ -54,17 +46,7 @@ def staged(out: Path, overwrite: bool) -> Iterator[Path]:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Report a failure to write as a matter of `out`.
-
-    Args:
-        out: The folder.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        FolderError: The block met an error of the file system.
-    """
+    """Turn an error of the file system into a `FolderError` that names `out`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -73,47 +55,22 @@ def writing(out: Path) -> Iterator[None]:
 
 
 def check_apart(source: Path, out: Path) -> None:
-    """Refuse to write into the model that is read, or around it.
-
-    Args:
-        source: The model's folder.
-        out: The folder to make.
-
-    Raises:
-        FolderError: One lies in the other.
-    """
+    """Refuse to write into the model that is read, or around it."""
     source, out = source.resolve(), out.expanduser().resolve()
     if source == out or source in out.parents or out in source.parents:
         raise FolderError(overlap(source, out, "out"))
 
 
-def check_space(folder: Path, rehearsal: ConversionReport, dtype: str | None) -> None:
-    """Refuse a disk on which the model will not fit.
-
-    Args:
-        folder: Where it is to be written.
-        rehearsal: How many parameters it will have.
-        dtype: Of the parameters; None counts the smaller ones, since stored ones may be.
-
-    Raises:
-        FolderError: There is too little space.
-    """
-    parameters = min(rehearsal.model_parameters, rehearsal.model_parameters_after)
+def check_space(folder: Path, preview: ConversionReport, dtype: str | None) -> None:
+    """Refuse a disk on which the model will not fit."""
+    parameters = min(preview.model_parameters, preview.model_parameters_after)
     needed, free = parameters * (4 if dtype == "float32" else 2), shutil.disk_usage(folder).free
     if free < needed:
         raise FolderError(f"out needs {needed / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB are free on its disk")
 
 
 def copy_side_files(source: Path, folder: Path) -> list[str]:
-    """Copy the tokenizer and other small files that belong to a model, as data.
-
-    Args:
-        source: The dense model's folder.
-        folder: The converted one's.
-
-    Returns:
-        The names of files that are left out, as they are links that leave the dense model's folder.
-    """
+    """Copy the tokenizer and other small files, as data; gives the names left out, links that leave the folder."""
     names = [path.name for path in sorted(source.iterdir()) if _is_side_file(path) and path.name not in WRITTEN_BY_US]
     for module in _sentence_transformers_modules(source):
         # Such modules have small weights of their own.
@@ -153,15 +110,7 @@ def _sentence_transformers_modules(source: Path) -> list[str]:
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """Refuse a place that holds what must not be replaced.
-
-    Args:
-        out: The folder to make or replace.
-        overwrite: Whether to replace an earlier result.
-
-    Raises:
-        FolderError: It is a file, or holds something else.
-    """
+    """Refuse a place that holds what must not be replaced."""
     if not out.exists():
         return
     if not out.is_dir():

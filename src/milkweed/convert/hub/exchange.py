@@ -1,4 +1,4 @@
-"""A model with the layers of a plan, for a while."""
+"""A model that has the layers of a plan for the length of a block."""
 
 from __future__ import annotations
 
@@ -13,15 +13,7 @@ from milkweed.convert.sites import replace
 
 @contextmanager
 def exchanged(model: nn.Module, plan: ConversionPlan) -> Iterator[None]:
-    """Put the layers of a plan into a model while the block runs.
-
-    Args:
-        model: The dense model.
-        plan: The plan for it.
-
-    Yields:
-        Nothing.
-    """
+    """Put the layers of a plan into a model while the block runs."""
     dense = {line.names: model.get_submodule(line.name) for line in plan.report.converted}
     try:
         for names in dense:

@@ -13,21 +13,21 @@ from typing import Any
 from torch import nn
 
 from milkweed.convert.apply import convert_
-from milkweed.convert.configs import LayerConfig, MonarchConfig
-from milkweed.convert.hub.batches import WatchedBatches, make_batches
+from milkweed.convert.conversion_report import ConversionReport
+from milkweed.convert.hub.conversion_progress import FolderError, Progress
 from milkweed.convert.hub.destination import REPORT, check_space, copy_side_files, staged, writing
 from milkweed.convert.hub.inputs import check_runs
 from milkweed.convert.hub.memory import give_back, inner_layers_only
-from milkweed.convert.hub.progress import FolderError, Progress
 from milkweed.convert.hub.source import Source, check_device, find_source, load_model, quiet_transformers
+from milkweed.convert.hub.text_batches import WatchedBatches, make_batches
 from milkweed.convert.hub.timing import Timing, time_model
 from milkweed.convert.passes.budget import Budget
 from milkweed.convert.passes.select import select
 from milkweed.convert.plan import ConversionPlan, plan_conversion
 from milkweed.convert.pretrained import save_pretrained
-from milkweed.convert.report import ConversionReport
 from milkweed.convert.rules import Rules, default_rules
 from milkweed.convert.sites import find_sites
+from milkweed.nn.structured_linear import LayerConfig, MonarchConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -133,13 +133,13 @@ def convert_folder(
     with quiet_transformers(), nullcontext() if place is None else staged(place, overwrite) as folder:
         steps.begin(f"reading {source.name if isinstance(source, Source) else source}")
         found = source if isinstance(source, Source) else find_source(os.fspath(source), place)
-        rehearsal = rehearse(found, options.rules, parameters, candidates)
+        preview = plan_without_weights(found, options.rules, parameters, candidates)
         if folder is not None:
-            check_space(folder, rehearsal, dtype)
-        model = load_model(found, rehearsal, dtype, device, steps)
+            check_space(folder, preview, dtype)
+        model = load_model(found, preview, dtype, device, steps)
         if train is not None:
             _check_trainable(model)
-        plan, batches = _plan(found, model, rehearsal, options, steps)
+        plan, batches = _plan(found, model, preview, options, steps)
         if folder is None or place is None:
             return FolderConversion(plan.report)
         done = _convert(model, plan, batches, train, steps)
@@ -155,23 +155,10 @@ def convert_folder(
     return done
 
 
-def rehearse(
+def plan_without_weights(
     source: Source, rules: Rules, parameters: float | None = None, candidates: Sequence[LayerConfig | None] = ()
 ) -> ConversionReport:
-    """Plan without numbers, which finds what does not fit, or no budget allows, before weights are read.
-
-    Args:
-        source: The model.
-        rules: What becomes what.
-        parameters: The budget, if there is one.
-        candidates: What layers may become under it.
-
-    Returns:
-        The plan's report, without errors.
-
-    Raises:
-        ValueError: A rule matches nothing, a configuration fits no layer, or no candidates are within the budget.
-    """
+    """Plan without numbers, which finds what does not fit, or no budget allows, before weights are read."""
     model = source.skeleton()
     if parameters is not None:
         sites = {site.name: site for site in find_sites(model)}
@@ -184,15 +171,15 @@ def rehearse(
 
 
 def _plan(
-    source: Source, model: nn.Module, rehearsal: ConversionReport, options: _Options, steps: Progress
+    source: Source, model: nn.Module, preview: ConversionReport, options: _Options, steps: Progress
 ) -> tuple[ConversionPlan, WatchedBatches | None]:
-    def tell(text: str, done: int, total: int) -> None:
-        steps.tell(text, done, total)
+    def follow(text: str, done: int, total: int) -> None:
+        steps.count(text, done, total)
         give_back()
 
     batches = None
     # A budget and an order of units are judged by the model's outputs.
-    with inner_layers_only(model, rehearsal, whole_outputs=options.permute or options.parameters is not None):
+    with inner_layers_only(model, preview, whole_outputs=options.permute or options.parameters is not None):
         if options.texts:
             steps.begin(f"tokenising {len(options.texts):,} texts")
             batches = make_batches(source, model, list(options.texts), options.max_length, options.batch_size, steps)
@@ -206,7 +193,7 @@ def _plan(
             permute=options.permute,
             parameters=options.parameters,
             candidates=options.candidates,
-            progress=tell,
+            progress=follow,
         )
     return plan, batches
 

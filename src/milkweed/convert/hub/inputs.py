@@ -9,23 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed.convert.calibrate import evaluating, run_batch
+from milkweed.convert.hub.conversion_progress import FolderError
 from milkweed.convert.hub.exchange import exchanged
-from milkweed.convert.hub.progress import FolderError
+from milkweed.convert.input_moments import evaluating, run_batch
 from milkweed.convert.plan import ConversionPlan
 
 SAMPLES_PER_TOKEN = 320  # 20 ms of sound at 16 kHz, as models of speech cut it
 
 
 def longest_input(model: nn.Module) -> int | None:
-    """Count the tokens that a model has positions for.
-
-    Args:
-        model: A transformers model.
-
-    Returns:
-        How many at most, or None if there is no such limit.
-    """
+    """How many tokens a model has positions for; None if there is no such limit."""
     limit = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(limit, int):
         return None
@@ -39,14 +32,7 @@ def longest_input(model: nn.Module) -> int | None:
 
 
 def known_tokens(model: Any) -> int | None:
-    """Count the tokens that a model has embeddings for.
-
-    Args:
-        model: A transformers model.
-
-    Returns:
-        How many, or None if it reads no tokens, or more than them.
-    """
+    """How many tokens a model has embeddings for; None if it does not read tokens alone."""
     try:
         embeddings = model.get_input_embeddings()
     except NotImplementedError:  # several towers
@@ -55,15 +41,7 @@ def known_tokens(model: Any) -> int | None:
 
 
 def with_decoder(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give the decoder of an encoder-decoder the same texts, each token to be guessed from those before it.
-
-    Args:
-        model: A transformers model.
-        batch: ``input_ids`` and perhaps ``attention_mask``.
-
-    Returns:
-        The batch, with arguments for the decoder if there is one.
-    """
+    """Give the decoder of an encoder-decoder the same texts, each token to be guessed from those before it."""
     if "decoder_input_ids" not in inspect.signature(model.forward).parameters:
         return batch
     config: Any = model.config
@@ -79,16 +57,9 @@ def with_decoder(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor
 
 
 def example_inputs(model: nn.Module, batch: int, length: int) -> dict[str, Tensor] | None:
-    """Make inputs for a model up.
+    """Make up inputs for a model: tokens, images or sound, in its dtype and on its device.
 
-    Args:
-        model: A transformers model.
-        batch: How many.
-        length: Tokens of each, fewer if the model has fewer positions.
-
-    Returns:
-        Arguments by name, in the dtype and on the device of the model, or None if it reads neither tokens, nor images,
-        nor sound, or does not run on what was made up.
+    None if it reads something else, or does not run on what was made up; tokens are fewer where positions are.
     """
     found = _made_up(model, batch, length)
     if found is None:
@@ -99,18 +70,7 @@ def example_inputs(model: nn.Module, batch: int, length: int) -> dict[str, Tenso
 
 
 def failure(model: nn.Module, inputs: Any) -> Exception | None:
-    """Run a model once.
-
-    Args:
-        model: The model.
-        inputs: What it is called with.
-
-    Returns:
-        The error, or None.
-
-    Raises:
-        OutOfMemoryError: Memory is short, which says nothing about the model.
-    """
+    """The error that one run of a model raises, or None; a lack of memory is raised, as the model is not its cause."""
     try:
         with evaluating(model):
             run_batch(model, inputs)
@@ -122,16 +82,7 @@ def failure(model: nn.Module, inputs: Any) -> Exception | None:
 
 
 def check_runs(model: nn.Module, plan: ConversionPlan, batches: list[Any] | None) -> None:
-    """Refuse a plan whose model would not run, as where a module reads the weight of a layer itself.
-
-    Args:
-        model: The dense model; its layers are exchanged for a while.
-        plan: The plan for it.
-        batches: That it can be called with; else inputs are made up.
-
-    Raises:
-        FolderError: The model runs dense but not converted; the layer is named.
-    """
+    """Refuse a plan whose model would not run, e.g. where a module reads the weight of a layer itself."""
     inputs = batches[-1] if batches else example_inputs(model, 1, 16)
     if inputs is None:
         return
@@ -148,14 +99,7 @@ def check_runs(model: nn.Module, plan: ConversionPlan, batches: list[Any] | None
 
 
 def first_line(error: BaseException) -> str:
-    """Shorten an error.
-
-    Args:
-        error: Any.
-
-    Returns:
-        The first line of its message that is not blank, or its kind.
-    """
+    """The first line of an error's message that is not blank, or its kind."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from milkweed.convert.report import ConversionReport
+from milkweed.convert.conversion_report import ConversionReport
 
 
 def give_back() -> None:
@@ -19,24 +19,17 @@ def give_back() -> None:
 
 
 @contextmanager
-def inner_layers_only(model: nn.Module, rehearsal: ConversionReport, whole_outputs: bool) -> Iterator[None]:
+def inner_layers_only(model: nn.Module, preview: ConversionReport, whole_outputs: bool) -> Iterator[None]:
     """Let a transformers model compute only what its inner layers read, while the block runs.
 
     Keys and values of all layers, kept for tokens to come, and outputs over a whole vocabulary can each take more
-    memory than the model itself.
-
-    Args:
-        model: The model.
-        rehearsal: Which layers are to be converted: if the head is, it sees all inputs.
-        whole_outputs: Leave the outputs as they are; else they are those of the last position.
-
-    Yields:
-        Nothing.
+    memory than the model itself. Outputs are those of the last position, unless ``whole_outputs`` are wanted or the
+    head is converted, which then sees all inputs.
     """
     configs: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
     found = {id(config): config for config in configs}
     caching = [config for config in found.values() if getattr(config, "use_cache", False)]
-    converted = {model.get_submodule(name) for line in rehearsal.converted for name in line.names}
+    converted = {model.get_submodule(name) for line in preview.converted for name in line.names}
     head = _head(model)
     cut = head is not None and head not in converted and not whole_outputs
     handle = head.register_forward_pre_hook(_last_position) if head is not None and cut else None

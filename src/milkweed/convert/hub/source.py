@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from milkweed._files import UnsafeFileError, read_json_file
 from milkweed.convert.bounds import check_counts, check_tables, without_numbers
-from milkweed.convert.files import read_header
-from milkweed.convert.hub import files as hub_files
+from milkweed.convert.conversion_report import ConversionReport
+from milkweed.convert.hub import transformers_files
+from milkweed.convert.hub.conversion_progress import FolderError, Progress
 from milkweed.convert.hub.destination import check_apart
 from milkweed.convert.hub.inputs import first_line
-from milkweed.convert.hub.progress import FolderError, Progress
 from milkweed.convert.pretrained import CONVERTED_FILE_NAME
-from milkweed.convert.report import ConversionReport
+from milkweed.convert.safetensors_files import read_header
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 # Weights in the first folder, everything else that is data; patterns of the hub match slashes too.
@@ -32,33 +32,18 @@ PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A saved model.
+    """A saved model."""
 
-    Attributes:
-        name: As it was asked for.
-        folder: Where its files are.
-        config: Its transformers config.
-        kind: Its class, by the architecture that config.json names.
-        stored: Its tensors, without numbers.
-    """
-
-    name: str
-    folder: Path
-    config: Any
-    kind: Any
-    stored: dict[str, Tensor]
+    name: str  # as it was asked for
+    folder: Path  # where its files are
+    config: Any  # its transformers config
+    kind: Any  # its class, by the architecture that config.json names
+    stored: dict[str, Tensor]  # its tensors, without numbers
 
     def tokenizer(self) -> Any:
-        """Read the tokenizer.
-
-        Returns:
-            What transformers makes of it.
-
-        Raises:
-            FolderError: There is none, or it cannot be read.
-        """
+        """Read the tokenizer."""
         try:
-            found = hub_files.read_tokenizer(self.folder)
+            found = transformers_files.read_tokenizer(self.folder)
             # Where files are missing, transformers may make a tokenizer that knows no word.
             reason = "it knows no word" if set(found.get_vocab()) <= set(found.all_special_tokens) else None
         except Exception as error:  # tokenizers raises plain ones
@@ -71,14 +56,7 @@ class Source:
         return found
 
     def skeleton(self) -> nn.Module:
-        """Build the model without numbers.
-
-        Returns:
-            It, on the meta device.
-
-        Raises:
-            FolderError: Its config describes none.
-        """
+        """Build the model without numbers, on the meta device."""
         try:
             with without_numbers(self.stored):
                 model: nn.Module = self.kind(self.config)
@@ -91,18 +69,7 @@ class Source:
 
 
 def find_source(name: str, out: Path | None) -> Source:
-    """Find a model and check that it can be read, but do not read its weights yet.
-
-    Args:
-        name: A folder, or a name on the hub, from which it is then downloaded.
-        out: Where the converted model goes, which must be elsewhere.
-
-    Returns:
-        The model.
-
-    Raises:
-        FolderError: There is no such model, or it is of another kind.
-    """
+    """Find a model, in a folder or on the hub, and check that it can be read, but do not read its weights yet."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if folder.exists():
@@ -125,29 +92,13 @@ def find_source(name: str, out: Path | None) -> Source:
     return Source(name, folder, config, kind, stored)
 
 
-def load_model(
-    source: Source, rehearsal: ConversionReport, dtype: str | None, device: str, steps: Progress
-) -> nn.Module:
-    """Read the weights.
-
-    Args:
-        source: The model.
-        rehearsal: Which layers are to be converted.
-        dtype: Of the parameters; as stored if None.
-        device: Where they go.
-        steps: Told what is going on.
-
-    Returns:
-        The model in evaluation mode.
-
-    Raises:
-        FolderError: The weights are corrupt or do not fit the config.
-    """
+def load_model(source: Source, preview: ConversionReport, dtype: str | None, device: str, steps: Progress) -> nn.Module:
+    """Read the weights into a model in evaluation mode."""
     import transformers
 
     steps.begin(f"loading {source.name}")
     try:
-        model, found = hub_files.read_model(
+        model, found = transformers_files.read_model(
             source.kind,
             source.folder,
             config=source.config,
@@ -158,13 +109,13 @@ def load_model(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise FolderError(f"the weights of {source.name} cannot be read: {first_line(error)}") from error
     missing = sorted(found["missing_keys"])
-    lost = {f"{line.name}.weight" for line in rehearsal.converted} & set(missing)
+    lost = {f"{line.name}.weight" for line in preview.converted} & set(missing)
     if lost:
         raise FolderError(
             f"{source.name} lacks {min(lost)}; its config.json names {source.kind.__name__}, another model"
         )
     if missing:
-        steps.warn(f"{source.name} lacks {', '.join(missing)}: random numbers, as transformers would load it")
+        steps.warn(f"{source.name} lacks {', '.join(missing)}: these start at random, as in transformers")
     unused = sorted(found["unexpected_keys"])
     if unused:
         steps.warn(
@@ -176,14 +127,7 @@ def load_model(
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that is not there.
-
-    Args:
-        name: As typed.
-
-    Raises:
-        FolderError: There is no such device.
-    """
+    """Refuse a device that is not there."""
     try:
         torch.empty(1, device=name).add(1).cpu()
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
@@ -213,7 +157,7 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (OSError, ValueError) as error:
         raise FolderError(
-            f"{name} is no folder here, and the hub did not give it ({first_line(error)}); check the name, or "
+            f"{name} is not a folder here, and the hub did not provide it ({first_line(error)}); check the name, or "
             "download the model and give its folder"
         ) from error
 
@@ -242,7 +186,7 @@ def _check_weights(name: str, folder: Path) -> dict[str, Tensor]:
             )
         raise FolderError(f"{name} holds no {WEIGHTS} and no {INDEX}; weights of other kinds are not read")
     try:
-        shards = hub_files.weight_files(folder)
+        shards = transformers_files.weight_files(folder)
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
             raise FolderError(f"{index} names {missing[0]}, which is not there; download it again")
@@ -268,7 +212,7 @@ def _classes(name: str, folder: Path, architecture: str | None) -> tuple[Any, An
     import transformers
 
     try:
-        config = hub_files.read_config(folder)
+        config = transformers_files.read_config(folder)
     except UnsafeFileError as error:
         raise FolderError(str(error)) from error
     except Exception as error:  # transformers and its checks of values have many kinds
@@ -277,11 +221,11 @@ def _classes(name: str, folder: Path, architecture: str | None) -> tuple[Any, An
             f"({first_line(error)}); code that comes with a model is not run"
         ) from error
     if architecture is None:
-        return config, hub_files.model_class(config)
+        return config, transformers_files.model_class(config)
     kind = getattr(transformers, architecture, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise FolderError(
-            f"{name}/config.json names the architecture {architecture!r}, which is no model of transformers "
+            f"{name}/config.json names the architecture {architecture!r}, which is not a model of transformers "
             f"{transformers.__version__}; code that comes with a model is not run"
         )
     return config, kind

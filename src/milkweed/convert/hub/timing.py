@@ -9,9 +9,9 @@ import time
 import torch
 from torch import Tensor, nn
 
-from milkweed.convert.calibrate import evaluating, run_batch
 from milkweed.convert.hub.exchange import exchanged
 from milkweed.convert.hub.inputs import example_inputs
+from milkweed.convert.input_moments import evaluating, run_batch
 from milkweed.convert.plan import ConversionPlan
 
 BATCH, LENGTH, MOST_RUNS, PATIENCE = 8, 128, 7, 30.0  # PATIENCE in seconds, for all runs
@@ -19,28 +19,16 @@ BATCH, LENGTH, MOST_RUNS, PATIENCE = 8, 128, 7, 30.0  # PATIENCE in seconds, for
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Medians of alternating runs.
+    """Medians of alternating runs."""
 
-    Attributes:
-        shape: Of the inputs.
-        device: Where the model was.
-        before: Seconds of the dense model.
-        after: Seconds of the converted one.
-        runs: Of each.
-    """
-
-    shape: tuple[int, ...]
-    device: str
-    before: float
-    after: float
-    runs: int
+    shape: tuple[int, ...]  # of the inputs
+    device: str  # where the model was
+    before: float  # seconds of the dense model
+    after: float  # seconds of the converted one
+    runs: int  # of each
 
     def summary(self) -> str:
-        """Say how long the model takes.
-
-        Returns:
-            Both times and their ratio.
-        """
+        """Say in one line how long the model takes, dense and converted."""
         shape = " × ".join(map(str, self.shape))
         return (
             f"the whole model on {self.device}, inputs {shape}: {1e3 * self.before:,.0f} ms dense, "
@@ -48,11 +36,7 @@ class Timing:
         )
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values for a file.
-
-        Returns:
-            Times in seconds under names that say so, and how many times as fast the converted model is.
-        """
+        """Plain values for a file; the names say that times are in seconds."""
         return {
             "inputs": list(self.shape),
             "device": self.device,
@@ -64,14 +48,9 @@ class Timing:
 
 
 def time_model(model: nn.Module, plan: ConversionPlan) -> Timing | None:
-    """Run a model dense and converted by turns.
+    """Run a model dense and converted by turns, its layers exchanged for a while.
 
-    Args:
-        model: The dense model; its layers are exchanged for a while.
-        plan: The plan for it.
-
-    Returns:
-        The times at 8 × 128 tokens, fewer if they do not fit; None for a model whose inputs cannot be made up.
+    Inputs are 8 × 128 tokens, fewer if memory is short; None for a model whose inputs cannot be made up.
     """
     batch = BATCH
     while batch:

@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from milkweed.convert.budget import check_budget, choose_within
-from milkweed.convert.calibrate import Calibration, model_outputs
-from milkweed.convert.configs import LayerConfig
+from milkweed.convert.budget_search import check_budget, choose_within
 from milkweed.convert.costs import count_parameters, dense_costs, structured_costs
-from milkweed.convert.passes.base import Draft, Pass
+from milkweed.convert.input_moments import Calibration, model_outputs
+from milkweed.convert.passes.base import Draft, Pass, ProgressCallback
 from milkweed.convert.passes.layer import project_site
 from milkweed.convert.sites import LinearSite, replace
+from milkweed.nn.structured_linear import LayerConfig
 
 # The model is run once for every layer and candidate: on few batches.
 _BATCHES_TO_COMPARE = 4
 
 
 class Budget:
-    """A number of parameters for the layers of a model, and what may become of each.
+    """A number of parameters for the layers of a model, or a share if at most 1, and what may become of each.
 
-    Args:
-        sites: The layers to convert by name.
-        parameters: At most this many parameters in all of them, or this share of what they have now if at most 1.
-        candidates: What they may become; None keeps a layer dense. One that would not make a layer smaller is none
-            for it.
-        named: Layers that are converted all the same: they take what makes them no smaller, and must fit a candidate.
-
-    Raises:
-        TypeError: The number or a candidate is of another type.
-        ValueError: There is no candidate, none fits some layer, or even the cheapest ones exceed the budget.
+    Among the candidates None keeps a layer dense. One that would not make a layer smaller does not count for it; layers
+    that are named take it all the same, and must fit a candidate.
     """
 
     def __init__(
@@ -77,22 +69,9 @@ class Budget:
         model: nn.Module,
         calibration: Calibration,
         batches: Sequence[Any],
-        tell: Callable[[str, int, int], None],
+        progress: ProgressCallback,
     ) -> dict[str, LayerConfig | None]:
-        """Pick for each layer by the error that it alone causes in the model's outputs.
-
-        Args:
-            model: The dense model.
-            calibration: What its layers read.
-            batches: What the model is run on.
-            tell: Called with what is done, how many layers are done and how many there are.
-
-        Returns:
-            The candidate of each layer by name.
-
-        Raises:
-            ValueError: The model's outputs cannot be compared.
-        """
+        """Pick for each layer by the error that it alone causes in the model's outputs."""
         looked_at = batches[:: -(-len(batches) // _BATCHES_TO_COMPARE)]
         dense = model_outputs(model, looked_at)
         if not all(outputs.isfinite().all() for outputs in dense):
@@ -107,7 +86,7 @@ class Budget:
                     changed = _outputs_with(model, self.sites[name], layer, looked_at)
                     error = _mean_squared_error(changed, dense)
                 options[name].append((size, error, config))
-            tell("comparing candidates", done, len(self.sizes))
+            progress("comparing candidates", done, len(self.sizes))
         return choose_within(options, self.most)
 
 
@@ -125,8 +104,8 @@ def _checked(candidates: Iterable[LayerConfig | None]) -> list[LayerConfig | Non
 
 
 def _mean_squared_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    pairs = list(zip(found, expected, strict=True))
-    return sum(float((a - b).square().sum(dtype=torch.float64)) for a, b in pairs) / sum(b.numel() for _, b in pairs)
+    squares = (float((a - b).square().sum(dtype=torch.float64)) for a, b in zip(found, expected, strict=True))
+    return sum(squares) / sum(each.numel() for each in expected)
 
 
 def _outputs_with(model: nn.Module, site: LinearSite, layer: nn.Module, batches: Sequence[Any]) -> list[Tensor]:
@@ -139,39 +118,23 @@ def _outputs_with(model: nn.Module, site: LinearSite, layer: nn.Module, batches:
 
 
 class WithinBudget(Pass):
-    """Chooses one candidate for each selected layer, after calibration.
-
-    Args:
-        parameters: As for `Budget`.
-        candidates: As there.
-    """
+    """Chooses one candidate for each selected layer, after calibration."""
 
     def __init__(self, parameters: float, candidates: Sequence[LayerConfig | None]) -> None:
         self.parameters, self.candidates = parameters, candidates
 
     def check(self, draft: Draft) -> None:
-        """Refuse a budget out of reach; see the base class.
-
-        Args:
-            draft: The conversion.
-        """
+        """Refuse a budget out of reach."""
         self.budget = Budget(
             {name: draft.sites[name] for name in draft.choices}, self.parameters, self.candidates, draft.named
         )
 
     def run(self, draft: Draft) -> None:
-        """Choose; see the base class.
-
-        Args:
-            draft: The conversion.
-
-        Raises:
-            ValueError: There was no calibration.
-        """
+        """Choose a candidate for every layer."""
         if draft.moments is None:
             raise ValueError("a budget needs calibration before it")
-        chosen = self.budget.choose(draft.model, draft.moments, list(draft.batches), draft.tell)
+        chosen = self.budget.choose(draft.model, draft.moments, list(draft.batches), draft.progress)
         for name in (name for name, config in chosen.items() if config is None):
             alone = None not in self.budget.candidates and set(self.budget.sizes[name]) == {None}
-            draft.reasons[name] = "no candidate fits it and saves anything" if alone else "dense within the budget"
+            draft.reasons[name] = "no candidate that fits it saves anything" if alone else "dense within the budget"
         draft.choices = {name: config for name, config in chosen.items() if config is not None}

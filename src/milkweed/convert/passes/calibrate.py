@@ -1,8 +1,8 @@
-"""Looking at what the layers to convert read; `milkweed.convert.calibrate` has the statistics."""
+"""Observing what the layers to convert read; `milkweed.convert.input_moments` has the statistics."""
 
 from __future__ import annotations
 
-from milkweed.convert.calibrate import Calibration
+from milkweed.convert.input_moments import Calibration
 from milkweed.convert.passes.base import Draft, Pass
 
 
@@ -10,10 +10,6 @@ class Calibrate(Pass):
     """Gives a draft the moments of its layers' inputs; batches are run when they are first asked for."""
 
     def run(self, draft: Draft) -> None:
-        """Make the moments; see the base class.
-
-        Args:
-            draft: The conversion.
-        """
+        """Make the moments."""
         layers = {name: draft.sites[name].module for name in draft.choices}
         draft.moments = Calibration(draft.model, layers, draft.batches)

@@ -5,45 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from milkweed.convert.calibrate import InputMoments
-from milkweed.convert.configs import LayerConfig
+from milkweed.convert.input_moments import InputMoments
 from milkweed.convert.sites import LinearSite
-from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
+from milkweed.nn.structured_linear import ConcatLinear, LayerConfig, StructuredLinear
 
 
 def project_site(site: LinearSite, config: LayerConfig, moments: InputMoments | None) -> nn.Module:
-    """Convert one layer.
+    """Convert one layer; without numbers, on the meta device, if the dense one is there.
 
-    Args:
-        site: The layer.
-        config: What it becomes.
-        moments: Of its inputs x: the outputs for these are kept, not the weights. A bias then takes E[(W - M) x].
-
-    Returns:
-        The converted layer; on the meta device, without numbers, if the dense one is.
-
-    Raises:
-        ValueError: The layer cannot have this configuration, or its weight is not finite.
+    With moments of its inputs x the outputs for these are kept, not the weights, and a bias takes E[(W - M) x].
     """
     parts = [_project(site.name, linear, config, moments) for linear in site.linears()]
     return parts[0] if len(parts) == 1 else ConcatLinear(parts).train(site.module.training)
 
 
 def project_linear(name: str, linear: nn.Linear, config: LayerConfig, covariance: Tensor | None) -> StructuredLinear:
-    """Project one matrix, and name the layer if that fails.
-
-    Args:
-        name: Of the layer that it is part of.
-        linear: The matrix and its bias.
-        config: What it becomes.
-        covariance: Of its inputs; if it is zero, as where inputs never vary, weights are kept as without one.
-
-    Returns:
-        The structured layer.
-
-    Raises:
-        ValueError: The layer cannot have this configuration, or its weight or bias is not finite.
-    """
+    """Project one matrix and its bias, and name the layer if that fails."""
     if linear.bias is not None and not linear.bias.isfinite().all():
         raise ValueError(f"layer {name!r} cannot be converted: its bias holds NaN or infinity")
     try:
@@ -71,16 +48,9 @@ def _project(name: str, linear: nn.Linear, config: LayerConfig, moments: InputMo
 def weight_and_output_error(
     site: LinearSite, layer: nn.Module, moments: InputMoments | None
 ) -> tuple[float | None, float | None]:
-    """Measure how far a converted layer is from the dense one.
+    """‖W − M‖ / ‖W‖, and √(E‖y − ŷ‖² / E‖W x‖²) of the outputs y and ŷ where there are moments.
 
-    Args:
-        site: The dense layer.
-        layer: The converted one, from `project_site` with these moments.
-        moments: Of the inputs.
-
-    Returns:
-        ‖W − M‖ / ‖W‖, and √(E‖y − ŷ‖² / E‖W x‖²) of the outputs y and ŷ where there are moments; None on the meta
-        device.
+    The converted layer is that of `project_site` with these moments. Both are None on the meta device.
     """
     lost = whole = lost_output = whole_output = 0.0
     parts = layer.parts if isinstance(layer, ConcatLinear) else [layer]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from milkweed.convert.calibrate import evaluating
+from milkweed.convert.input_moments import evaluating
 from milkweed.convert.passes.base import Draft, Pass
 from milkweed.convert.sites import LinearSite
 
@@ -21,14 +21,7 @@ def measured_speedups(
 ) -> dict[str, float]:
     """Time converted layers against the dense ones, each kind once: sizes, configuration and dtype.
 
-    Args:
-        sites: The dense layers by name.
-        layers: The converted ones by name.
-        tokens: Inputs at a time.
-
-    Returns:
-        Time of the dense layer over that of the converted one, as medians of alternating runs, by name; nothing for
-        layers on the meta device.
+    Given are medians of alternating runs, dense over converted, by name; nothing for layers on the meta device.
     """
     known: dict[object, float] = {}
     found: dict[str, float] = {}
@@ -71,19 +64,11 @@ def _finish(device: torch.device) -> None:
 
 
 class Measure(Pass):
-    """Times converted layers against the dense ones.
-
-    Args:
-        tokens: Inputs at a time.
-    """
+    """Times converted layers against the dense ones."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
 
     def run(self, draft: Draft) -> None:
-        """Measure; see the base class.
-
-        Args:
-            draft: The conversion.
-        """
+        """Measure the layers."""
         draft.speedups = measured_speedups(draft.sites, draft.layers, self.tokens)

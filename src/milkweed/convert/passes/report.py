@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from milkweed.convert.conversion_report import ConversionReport
 from milkweed.convert.costs import dense_costs, layer_costs
 from milkweed.convert.layer_report import KeptMatrix, LayerReport
 from milkweed.convert.passes.base import Draft
 from milkweed.convert.passes.survey import share_in
-from milkweed.convert.report import ConversionReport
 
 
 def report(draft: Draft, kept: Sequence[KeptMatrix]) -> ConversionReport:
-    """Report on a conversion.
-
-    Args:
-        draft: The conversion, all passes done.
-        kept: What stays beside the linear layers, from `milkweed.convert.passes.survey`.
-
-    Returns:
-        The report.
-    """
+    """Report on a conversion of which all passes are done, and on the matrices that `survey` found."""
     return ConversionReport(
         tuple(_line(draft, name) for name in draft.sites),
         sum(p.numel() for p in draft.model.parameters()),

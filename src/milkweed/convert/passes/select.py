@@ -6,44 +6,25 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from milkweed.convert.configs import LayerConfig
 from milkweed.convert.costs import Costs, dense_costs, structured_costs
 from milkweed.convert.passes.base import Draft, Pass
 from milkweed.convert.rules import HEADS, Rule, Rules, match_rules
 from milkweed.convert.sites import LinearSite, has_ordinary_weight
+from milkweed.nn.structured_linear import LayerConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What becomes of the linear layers of a model.
+    """What becomes of the linear layers of a model."""
 
-    Args:
-        choices: The configuration of each layer to convert, by name.
-        reasons: Why the others stay, by name.
-        named: The layers to convert that a rule names exactly.
-        notes: What a user should know about it.
-    """
-
-    choices: dict[str, LayerConfig]
-    reasons: dict[str, str]
-    named: frozenset[str] = frozenset()
-    notes: tuple[str, ...] = ()
+    choices: dict[str, LayerConfig]  # the configuration of each layer to convert, by name
+    reasons: dict[str, str]  # why the others stay, by name
+    named: frozenset[str] = frozenset()  # the layers to convert that a rule names exactly
+    notes: tuple[str, ...] = ()  # what a user should know about it
 
 
 def select(sites: Mapping[str, LinearSite], rules: Rules) -> Selection:
-    """Apply rules to the linear layers of a model, whether or not the layers can have what the rules say.
-
-    Args:
-        sites: The layers by name.
-        rules: As for `milkweed.plan_conversion`.
-
-    Returns:
-        The selection.
-
-    Raises:
-        TypeError: A rule names a layer that cannot be converted, or selects quantised or sparse weights.
-        ValueError: A rule matches nothing, or no layer is selected.
-    """
+    """Apply rules to the linear layers of a model, whether or not the layers can have what the rules say."""
     matched = match_rules(rules, list(sites.values()))
     choices: dict[str, LayerConfig] = {}
     reasons: dict[str, str] = {}
@@ -70,18 +51,8 @@ def select(sites: Mapping[str, LinearSite], rules: Rules) -> Selection:
 def keep_useful(selection: Selection, sites: Mapping[str, LinearSite]) -> Selection:
     """Leave layers dense that are too small for their configuration, or that it would not make smaller.
 
-    A layer that a rule names exactly is taken at the rule's word. Where not one layer would become smaller, all are:
-    the alternative would be to do nothing.
-
-    Args:
-        selection: From `select`.
-        sites: The layers by name.
-
-    Returns:
-        The selection that is left.
-
-    Raises:
-        ValueError: A layer that is named exactly cannot have its configuration, or none can.
+    A layer that a rule names exactly is converted in any case. Where not one layer would become smaller, all are
+    converted: the alternative would be to do nothing.
     """
     fits, unfit, useless = {}, {}, {}
     for name, config in selection.choices.items():
@@ -133,22 +104,13 @@ def _why_useless(config: LayerConfig, costs: Costs, dense: Costs) -> str:
 
 
 class Select(Pass):
-    """Applies rules.
-
-    Args:
-        rules: As for `milkweed.plan_conversion`.
-        useful: Leave dense what would be no smaller or is too small; a budget sees to that itself.
-    """
+    """Applies rules; ``useful`` leaves dense what would be no smaller or is too small, which a budget does itself."""
 
     def __init__(self, rules: Rules, *, useful: bool = True) -> None:
         self.rules, self.useful = rules, useful
 
     def run(self, draft: Draft) -> None:
-        """Choose the layers; see the base class.
-
-        Args:
-            draft: The conversion.
-        """
+        """Choose the layers."""
         found = select(draft.sites, self.rules)
         if self.useful:
             found = keep_useful(found, draft.sites)

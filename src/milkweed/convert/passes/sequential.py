@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed.convert.calibrate import (
+from milkweed.convert.input_moments import (
     InputMoments,
     ReachedError,
     Reading,
@@ -21,10 +21,9 @@ from milkweed.convert.calibrate import (
     strips,
     valid_rows,
 )
-from milkweed.convert.configs import LayerConfig
 from milkweed.convert.passes.layer import project_linear
 from milkweed.convert.sites import LinearSite, replace
-from milkweed.nn.structured_linear import ConcatLinear
+from milkweed.nn.structured_linear import ConcatLinear, LayerConfig
 
 # Directions that the converted model hardly reads keep the dense weight: a share of the mean eigenvalue.
 _RIDGE = 1e-2
@@ -61,21 +60,9 @@ def project_sequentially(
     model gives the same layer, W' = E[W x zᵀ] E[z zᵀ]⁻¹, and W' is projected for inputs z. Errors of earlier layers are
     thus made good where they can be. Where there is a bias, moments are centred and the bias takes the mean. Inputs are
     paired by their places, so that models which choose inputs by their values, as mixtures of experts do, are better
-    projected without this.
+    projected without this. Batches are run once for every group of layers that read one input.
 
-    Args:
-        model: The dense model; it is not changed.
-        choices: What each layer becomes, by name.
-        sites: The layers by name.
-        batches: As for `milkweed.convert.calibrate.Calibration`; run once for every group of layers that read one
-            input.
-        advance: Called with the number of layers done after each group.
-
-    Returns:
-        The converted layers and their relative output errors √(E‖y − ŷ‖² / E‖y‖²), bias aside, by name.
-
-    Raises:
-        ValueError: A layer is never reached, reads NaN or infinity, or inputs that cannot be paired.
+    Given are the converted layers and their relative output errors √(E‖y − ŷ‖² / E‖y‖²), bias aside, by name.
 
     Source:
         The regression on converted inputs is that of layer-wise quantisation, e.g. GPFQ (arXiv 2201.11113); the
@@ -155,8 +142,8 @@ def _moments(model: nn.Module, converted: nn.Module, name: str, once: bool, batc
             )
         for x, z in zip(read, found, strict=True):
             total = total or _PairedMoments(x.shape[-1], x.device)
-            for pair in zip(valid_rows(x, mask), valid_rows(z, mask), strict=True):
-                total.add(*pair)
+            for rows in zip(valid_rows(x, mask), valid_rows(z, mask), strict=True):
+                total.add(*rows)
     if total is None or not total.x.count:
         raise ValueError(f"calibration never reached layer {name!r}; skip it with the rule {{{name!r}: None}}")
     if not (total.x.is_finite() and total.z.is_finite()):

@@ -15,15 +15,7 @@ from milkweed.nn.structured_linear import AdaptedLinear, ConcatLinear, Structure
 
 
 def survey(model: nn.Module, sites: Iterable[LinearSite]) -> tuple[KeptMatrix, ...]:
-    """List the matrices of a model that belong to none of its linear layers.
-
-    Args:
-        model: Any module.
-        sites: Its linear layers.
-
-    Returns:
-        A line for each parameter, stored weight or quantised weight of two dimensions or more, in the model's order.
-    """
+    """List the matrices of a model that are in none of its linear layers, stored and quantised ones too, in order."""
     linear = {name: site for site in sites for name in site.names}
     weights = {id(p): site.name for site in linear.values() for p in site.module.parameters()}
     found: dict[int, tuple[list[str], Tensor, str]] = {}
@@ -41,16 +33,7 @@ def survey(model: nn.Module, sites: Iterable[LinearSite]) -> tuple[KeptMatrix, .
 
 
 def share_in(model: nn.Module, sites: Iterable[LinearSite], kept: Iterable[KeptMatrix]) -> float:
-    """Tell how much of a model is in its linear layers.
-
-    Args:
-        model: The model.
-        sites: Its linear layers.
-        kept: From `survey`; of it, quantised and stored weights count that are no parameters of the model.
-
-    Returns:
-        The share of all numbers.
-    """
+    """The share of a model's numbers, with the stored and quantised ones that are kept, in its linear layers."""
     named = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     stored = sum(line.parameters for line in kept if named.isdisjoint(line.names))
     linear = {id(p): p.numel() for site in sites for p in site.module.parameters()}
@@ -128,4 +111,4 @@ def _reason(module: nn.Module, tensor: Tensor, name: str, structured: str | None
         return f"it is a convolution ({kind})"
     if sum(size > 1 for size in tensor.shape) > 2:
         return f"it holds {math.prod(tensor.shape[:-2]):,} matrices in one tensor ({kind}), as fused experts do"
-    return f"it belongs to {kind}, which is no linear layer that can be replaced"
+    return f"it belongs to {kind}, which is not a linear layer that can be replaced"

@@ -72,7 +72,7 @@ class Gpt2(Model):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         if d_input != d_output:
-            raise ValueError(f"GPT-2 tells the tokens that it reads: d_output={d_output} must be d_input={d_input}")
+            raise ValueError(f"GPT-2 predicts the tokens that it reads: d_output={d_output} must be d_input={d_input}")
         if d_model % heads:
             raise ValueError(f"heads must divide d_model; got heads={heads}, d_model={d_model}")
         if vocabulary is not None and len(vocabulary) != d_input:
@@ -95,7 +95,7 @@ class Gpt2(Model):
             Logits for the next token at every step, (B, L, d_output).
 
         Raises:
-            ValueError: The inputs are no tokens, or too many.
+            ValueError: The inputs are not tokens, or too many.
         """
         inputs = tokens_without_padding(inputs, lengths)
         check_tokens(inputs, self.d_input)
@@ -103,7 +103,7 @@ class Gpt2(Model):
             raise ValueError(f"this Gpt2 was built for contexts up to length={self.length}; got {tuple(inputs.shape)}")
         # Without a mask transformers looks for packed sequences by value, and meta tensors have none.
         mask = inputs.new_ones(1, 1, inputs.shape[1], inputs.shape[1]).bool() if inputs.is_meta else None
-        # transformers cannot tell the heads of no sequences.
+        # transformers fails to split the heads of an empty batch.
         given = inputs if inputs.shape[0] else inputs.new_zeros(1, inputs.shape[1])
         logits: Tensor = self.gpt2(input_ids=given, attention_mask=mask, use_cache=False).logits
         return logits if inputs.shape[0] else logits[:0]

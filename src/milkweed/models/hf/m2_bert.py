@@ -36,7 +36,7 @@ except ModuleNotFoundError as error:
 
 POOLINGS = ("attention", "cls", "mean")
 _PROBLEMS = ("multi_label_classification", "regression", "single_label_classification")
-# What transformers' collators give where nothing is to be told.
+# What transformers' collators give where nothing is to be predicted.
 _IGNORED = -100
 _ELSEWHERE = (
     "for M2-BERT's published files use from_plain(load_m2_bert(read_m2_checkpoint(...))) of "
@@ -110,10 +110,6 @@ class M2BertConfig(PretrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Make a config from its values; see transformers.
 
-        Args:
-            config_dict: As ``save_pretrained`` of these classes wrote them.
-            **kwargs: As there.
-
         Returns:
             As there.
 
@@ -128,11 +124,7 @@ class M2BertConfig(PretrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """Find the values of a config; see transformers.
-
-        Args:
-            pretrained_model_name_or_path: A folder or a name on the hub.
-            **kwargs: As there.
+        """Find the values of a config in a folder or on the hub; see transformers.
 
         Returns:
             As there.
@@ -147,15 +139,7 @@ class M2BertConfig(PretrainedConfig):
 
     @classmethod
     def of(cls, model: M2Bert, **options: Any) -> Self:
-        """Describe a plain model.
-
-        Args:
-            model: The model.
-            **options: Further options, e.g. ``pooling``.
-
-        Returns:
-            The config of the same architecture.
-        """
+        """Describe a plain model; further options of the config, e.g. ``pooling``, may be given."""
         given = model.options
         named = {theirs: given[ours] for theirs, ours in _OPTIONS.items()}
         if given["head"] == "classification":
@@ -220,11 +204,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
 
 
 class M2BertModel(M2BertPreTrainedModel):
-    """The encoder alone.
-
-    Args:
-        config: What it is.
-    """
+    """The encoder alone."""
 
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__(config)
@@ -232,19 +212,11 @@ class M2BertModel(M2BertPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Give the token embedding.
-
-        Returns:
-            The module.
-        """
+        """The token embedding."""
         return self.encoder.tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding.
-
-        Args:
-            value: The module.
-        """
+        """Replace the token embedding."""
         self.encoder.tokens = value  # type: ignore[assignment]
 
     def forward(
@@ -273,7 +245,7 @@ class M2BertModel(M2BertPreTrainedModel):
             that shape.
 
         Raises:
-            ValueError: There are no inputs or two, or the mask is no padding on the right.
+            ValueError: There are no inputs or two, or the mask is not padding on the right.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -290,11 +262,7 @@ class M2BertModel(M2BertPreTrainedModel):
 
 
 class M2BertForMaskedLM(M2BertPreTrainedModel):
-    """The encoder with logits of tokens, whose decoder is the token embedding.
-
-    Args:
-        config: What it is.
-    """
+    """The encoder with logits of tokens, whose decoder is the token embedding."""
 
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__(config)
@@ -305,16 +273,7 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """Change the number of tokens, see transformers; new tokens get a bias of 0.
-
-        Args:
-            new_num_tokens: As there.
-            pad_to_multiple_of: As there.
-            mean_resizing: As there.
-
-        Returns:
-            The token embedding.
-        """
+        """Change the number of tokens, see transformers; new tokens get a bias of 0."""
         embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         old = self.head.bias
         bias = old.new_zeros(embedding.num_embeddings)
@@ -333,16 +292,9 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> MaskedLMOutput | tuple[Tensor, ...]:
-        """Tell tokens.
+        """Predict tokens; the inputs are those of [`milkweed.models.hf.m2_bert.M2BertModel`][].
 
-        Args:
-            input_ids: As in `M2BertModel`, as everything but labels.
-            attention_mask: As there.
-            token_type_ids: As there.
-            inputs_embeds: As there.
-            labels: (B, L) tokens, -100 where none is to be told.
-            output_hidden_states: As there.
-            return_dict: As there.
+        ``labels`` are (B, L) tokens, -100 where none is to be predicted.
 
         Returns:
             ``logits`` (B, L, vocab_size) and with labels the ``loss``.
@@ -358,8 +310,7 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
 class M2BertForSequenceClassification(M2BertPreTrainedModel):
     """The encoder with a classifier of the first token's output, or a regression with one label.
 
-    Args:
-        config: What it is, with ``num_labels`` and, for several labels at once, ``problem_type``.
+    The config has ``num_labels`` and, for several labels at once, ``problem_type``.
     """
 
     def __init__(self, config: M2BertConfig) -> None:
@@ -378,16 +329,9 @@ class M2BertForSequenceClassification(M2BertPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Classify.
+        """Classify; the inputs are those of [`milkweed.models.hf.m2_bert.M2BertModel`][].
 
-        Args:
-            input_ids: As in `M2BertModel`, as everything but labels.
-            attention_mask: As there.
-            token_type_ids: As there.
-            inputs_embeds: As there.
-            labels: (B,) classes; numbers for regression; (B, num_labels) numbers 0 or 1 for several labels at once.
-            output_hidden_states: As there.
-            return_dict: As there.
+        ``labels`` are (B,) classes; numbers for regression; (B, num_labels) numbers 0 or 1 for several labels at once.
 
         Returns:
             ``logits`` (B, num_labels) and with labels the ``loss``.
@@ -439,11 +383,7 @@ class TextEncodingOutput(ModelOutput):
 
 
 class M2BertForTextEncoding(M2BertPreTrainedModel):
-    """The encoder with one vector per text.
-
-    Args:
-        config: What it is, with ``pooling``.
-    """
+    """The encoder with one vector per text, made as ``pooling`` of the config says."""
 
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__(config)
@@ -460,15 +400,9 @@ class M2BertForTextEncoding(M2BertPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> TextEncodingOutput | tuple[Tensor, ...]:
-        """Encode texts.
+        """Encode texts; the inputs are those of [`milkweed.models.hf.m2_bert.M2BertModel`][].
 
-        Args:
-            input_ids: As in `M2BertModel`.
-            attention_mask: As there; means leave the padding out, with ``padding="legacy"`` too.
-            token_type_ids: As there.
-            inputs_embeds: As there.
-            output_hidden_states: As there.
-            return_dict: As there.
+        Means leave the padding out, with ``padding="legacy"`` too.
 
         Returns:
             ``sentence_embedding`` (B, hidden_size) and ``last_hidden_state``.
@@ -526,7 +460,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         strange = labels[(labels != _IGNORED) & ((labels < 0) | (labels >= count))]
         if strange.numel():
             raise ValueError(
-                f"labels must be in 0 .. {count - 1}, or {_IGNORED} where nothing is to be told; got {int(strange[0])}"
+                f"labels must be in 0 .. {count - 1}, or {_IGNORED} where nothing is predicted; got {int(strange[0])}"
             )
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten().long(), ignore_index=_IGNORED)
 

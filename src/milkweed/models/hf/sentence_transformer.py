@@ -36,7 +36,7 @@ def save_sentence_transformer(
         raise NotADirectoryError(f"{folder} is a file; name a folder, which may be new")
     config = model.config
     if config.pooling == "attention":
-        raise ValueError("pooling='attention' is none of sentence-transformers'; use 'mean' or 'cls'")
+        raise ValueError("sentence-transformers has no pooling='attention'; use 'mean' or 'cls'")
     if config.padding == "legacy":
         raise ValueError(
             "padding='legacy' reads the padding, and sentence-transformers pads to the longest text of a batch, so "

@@ -14,6 +14,7 @@ from milkweed import ops
 from milkweed._registry import register
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
 from milkweed.nn.structured_linear.config import LayerConfig
+from milkweed.nn.structured_linear.hidden_units import BlockColumns, BlockRows, GroupedUnits
 from milkweed.structures import BlockDiagonal, Chain, project_block_diagonal
 
 
@@ -115,6 +116,20 @@ class BlockDiagonalConfig(LayerConfig):
 
     nblocks: int = 4
     name: ClassVar[str] = "block_diagonal"
+
+    def hidden_units(self, weight: Tensor, covariance: Tensor, energy: float, *, rows: bool) -> GroupedUnits:
+        """See the layer from its hidden units; see the base class.
+
+        Args:
+            weight: (m, n).
+            covariance: (n, n).
+            energy: Of its outputs.
+            rows: Whether the units are its outputs.
+
+        Returns:
+            The view.
+        """
+        return (BlockRows if rows else BlockColumns)(weight, covariance, energy, self.nblocks)
 
 
 def check_nblocks(in_features: int, out_features: int, nblocks: int) -> None:

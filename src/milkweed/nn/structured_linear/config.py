@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from milkweed._registry import find, requires
 from milkweed.nn.structured_linear.base import StructuredLinear
+from milkweed.nn.structured_linear.hidden_units import GroupedUnits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,20 @@ class LayerConfig:
         with torch.device("meta"):
             layer = self._layer()(linear.in_features, linear.out_features, **options)
         return layer.to(linear.weight.dtype)
+
+    def hidden_units(self, weight: Tensor, covariance: Tensor, energy: float, *, rows: bool) -> GroupedUnits | None:
+        """See the layer from the hidden units that it makes or reads, so that a conversion can put them in order.
+
+        Args:
+            weight: (m, n), in float64.
+            covariance: (n, n), of its inputs, in float64.
+            energy: Of its outputs; losses are shares of it.
+            rows: Whether the units are its outputs, else they are its inputs.
+
+        Returns:
+            The view; None, unless a subclass gives one, where the order of units makes no known difference.
+        """
+        return None
 
     def _layer(self) -> Any:
         return find("linear", self.name, f"{type(self).__name__}.name")

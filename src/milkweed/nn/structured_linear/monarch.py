@@ -16,6 +16,7 @@ from milkweed._registry import register
 from milkweed._suggest import unknown
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, orthogonal_blocks, uniform_with_variance
 from milkweed.nn.structured_linear.config import LayerConfig
+from milkweed.nn.structured_linear.hidden_units import GroupedUnits, MonarchColumns, MonarchRows
 from milkweed.structures import Monarch, monarch_shapes, project_monarch
 from milkweed.structures.transforms import monarch_hadamard
 
@@ -173,6 +174,21 @@ class MonarchConfig(LayerConfig):
         return MonarchLinear.from_linear(
             linear, self.nblocks, self.rank, input_covariance=input_covariance, refine=refine
         )
+
+    def hidden_units(self, weight: Tensor, covariance: Tensor, energy: float, *, rows: bool) -> GroupedUnits:
+        """See the layer from its hidden units; see the base class.
+
+        Args:
+            weight: (m, n).
+            covariance: (n, n).
+            energy: Of its outputs.
+            rows: Whether the units are its outputs.
+
+        Returns:
+            The view.
+        """
+        shapes = monarch_shapes(weight.shape[1], weight.shape[0], self.nblocks, self.rank)
+        return (MonarchRows if rows else MonarchColumns)(weight, covariance, energy, *shapes)
 
 
 def _kaiming(layer: MonarchLinear) -> None:

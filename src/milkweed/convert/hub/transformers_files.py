@@ -20,65 +20,28 @@ _KERNELS = ("attn_implementation", "experts_implementation")
 
 
 def read_config(folder: str | os.PathLike[str]) -> Any:
-    """Read a model's config.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        The config of transformers.
-
-    Raises:
-        UnsafeFileError: Its model is code that lies in the folder or on the hub, or is an adapter of another model.
-        ValueError: transformers does not know the model, or a file is damaged.
-    """
+    """Read a model's config; code in the folder or on the hub is refused, and an adapter of another model."""
     import transformers
 
     return _read(transformers.AutoConfig, folder)
 
 
 def read_generation_config(folder: str | os.PathLike[str]) -> Any:
-    """Read how a model generates.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        The generation config of transformers.
-    """
+    """Read how a model generates."""
     import transformers
 
     return _read(transformers.GenerationConfig, folder)
 
 
 def read_tokenizer(name: str | os.PathLike[str]) -> Any:
-    """Read a tokenizer.
-
-    Args:
-        name: A folder, or a name on the hub, from which it is fetched.
-
-    Returns:
-        What transformers makes of it.
-    """
+    """Read a tokenizer from a folder or, by its name, from the hub."""
     import transformers
 
     return _read(transformers.AutoTokenizer, name)
 
 
 def read_model(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
-    """Read a model with its weights, which must be safetensors.
-
-    Args:
-        kind: Its class.
-        folder: The folder.
-        **options: As of ``from_pretrained``.
-
-    Returns:
-        As that does.
-
-    Raises:
-        UnsafeFileError: As of `read_config`, or an adapter lies beside the weights.
-    """
+    """Read a model of a class with its weights, which must be safetensors."""
     # transformers would add it if peft is installed, and pass it over if not.
     if (Path(folder) / ADAPTER).is_file():
         raise UnsafeFileError(
@@ -89,14 +52,7 @@ def read_model(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any
 
 
 def model_class(config: Any) -> Any:
-    """Find the class of the bare model that a config describes, in transformers and in what the user registered.
-
-    Args:
-        config: A config of transformers.
-
-    Returns:
-        The class.
-    """
+    """The class of the bare model of a config, in transformers and in what the user registered."""
     import torch
     import transformers
 
@@ -105,17 +61,7 @@ def model_class(config: Any) -> Any:
 
 
 def shards(folder: Path) -> list[Path]:
-    """List the files over which a model's weights are spread.
-
-    Args:
-        folder: The model's, with an index.
-
-    Returns:
-        The files.
-
-    Raises:
-        ValueError: The index is damaged, or names a file outside of the folder or of another kind.
-    """
+    """The files over which the index of a folder spreads a model's weights, all of them inside it."""
     index = read_json_file(folder / INDEX)
     names = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(names, dict) or not all(str(name).endswith(".safetensors") for name in names.values()):
@@ -124,14 +70,7 @@ def shards(folder: Path) -> list[Path]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the files that hold a model's weights.
-
-    Args:
-        folder: The model's.
-
-    Returns:
-        The single file, or all shards; none if there are neither.
-    """
+    """The single file of a model's weights, or all shards; none if there are neither."""
     single = folder / "model.safetensors"
     if single.is_file():
         return [single]
@@ -182,7 +121,7 @@ def _check_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _check_kernels(file: Path, values: Any) -> None:
-    """Refuse an attention, or whatever else, that is code on the hub: ``owner/name``."""
+    """Refuse an implementation of attention or experts that is code on the hub: ``owner/name``."""
     if isinstance(values, list):
         for each in values:
             _check_kernels(file, each)
@@ -199,7 +138,7 @@ def _check_kernels(file: Path, values: Any) -> None:
 
 
 def _check_tokenizer_file(folder: Path, key: str, value: Any) -> None:
-    """Refuse a file elsewhere that would be read in place of one of the folder; where there is one, that is read."""
+    """Refuse a tokenizer file outside of the folder that would be read because there is none inside."""
     if not (key.endswith("_file") and isinstance(value, str)) or "\0" in value:
         return
     if not (folder / Path(value).name).is_file() and any(Path(each).is_file() for each in (value, folder / value)):

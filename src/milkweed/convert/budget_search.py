@@ -11,25 +11,12 @@ T = TypeVar("T")
 
 
 def choose_within(options: Mapping[str, Sequence[tuple[int, float, T]]], budget: int) -> dict[str, T]:
-    """Pick an option for each layer, the sum of errors small and the sum of costs within a budget.
-
-    Every layer starts at its cheapest option; then the step that lowers the error most per parameter is taken, over the
-    lower convex hull of each layer's options, until the next step does not fit. The steps and their order do not depend
-    on the budget, so a higher budget never gives a layer a worse option. At budgets where a step ends this is the
-    optimum; between them it is less than one step away from it.
-
-    Args:
-        options: For each layer its options: cost, error and what stands for it; those whose error is NaN or infinite
-            are left out.
-        budget: The most that all costs together may be.
-
-    Returns:
-        The option of each layer.
-
-    Raises:
-        ValueError: A layer has no option, or even the cheapest ones exceed the budget.
-    """
-    # An error that is no finite number compares with nothing: such an option is none.
+    """Pick an option (cost, error, what it stands for) for each layer: little error, costs within a budget."""
+    # Every layer starts at its cheapest option; then the step that lowers the error most per parameter is taken, over
+    # the lower convex hull of each layer's options, until the next step does not fit. The steps and their order do not
+    # depend on the budget, so a higher budget never gives a layer a worse option. At budgets where a step ends this is
+    # the optimum; between them it is less than one step away from it.
+    # Errors that are NaN or infinite cannot be compared: such options are left out.
     options = {name: [each for each in found if math.isfinite(each[1])] for name, found in options.items()}
     check_budget({name: [cost for cost, _, _ in found] for name, found in options.items()}, budget)
     hulls = {name: _lower_hull(found) for name, found in options.items()}
@@ -50,16 +37,7 @@ def choose_within(options: Mapping[str, Sequence[tuple[int, float, T]]], budget:
 
 
 def check_budget(costs: Mapping[str, Sequence[int]], budget: int, whole: int | None = None) -> None:
-    """Refuse a budget that no choice meets.
-
-    Args:
-        costs: What each layer's options cost.
-        budget: The most that all costs together may be.
-        whole: What the budget was given as a share of, if it was.
-
-    Raises:
-        ValueError: A layer has no option, or even the cheapest ones exceed the budget.
-    """
+    """Refuse a budget that no choice meets; ``whole`` is what it was given as a share of, if it was."""
     for name, found in costs.items():
         if not found:
             raise ValueError(
@@ -84,6 +62,7 @@ def _lower_hull(options: Sequence[tuple[int, float, T]]) -> list[tuple[int, floa
     for option in sorted(options, key=lambda each: (each[0], each[1])):
         if hull and option[1] >= hull[-1][1]:
             continue  # dearer and no better
+        # The last point lies above the line from the one before it to the new one: it is no corner of the hull.
         while len(hull) > 1 and _slope([hull[-2], option], 0) <= _slope(hull, len(hull) - 2):
             hull.pop()
         hull.append(option)

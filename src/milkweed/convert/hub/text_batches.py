@@ -7,20 +7,15 @@ from typing import Any
 
 from torch import nn
 
+from milkweed.convert.hub.conversion_progress import FolderError, Progress
 from milkweed.convert.hub.inputs import failure, first_line, known_tokens, longest_input, with_decoder
 from milkweed.convert.hub.memory import give_back
-from milkweed.convert.hub.progress import FolderError, Progress
 from milkweed.convert.hub.source import Source
 from milkweed.convert.sites import find_sites
 
 
 class WatchedBatches(list[dict[str, Any]]):
-    """Batches that show how far each pass over them is, and after it return the memory that the model's work took.
-
-    Args:
-        batches: The batches.
-        steps: Told about every pass.
-    """
+    """Batches that show how far each pass over them is, and after it return the memory that the model's work took."""
 
     def __init__(self, batches: list[dict[str, Any]], steps: Progress) -> None:
         super().__init__(batches)
@@ -34,22 +29,7 @@ class WatchedBatches(list[dict[str, Any]]):
 def make_batches(
     source: Source, model: nn.Module, texts: list[str], max_length: int, batch_size: int, steps: Progress
 ) -> WatchedBatches:
-    """Tokenise texts and pad those of similar length together, the longest first.
-
-    Args:
-        source: Has the tokenizer.
-        model: Has an embedding for each token, and perhaps a longest input.
-        texts: The texts.
-        max_length: Most tokens of each.
-        batch_size: Texts in each batch.
-        steps: Told about passes over the batches, and warned if there are few tokens.
-
-    Returns:
-        The batches.
-
-    Raises:
-        FolderError: The tokenizer is missing, or does not fit the model, or the model needs more than texts.
-    """
+    """Tokenise texts and pad those of similar length together, the longest first."""
     tokenizer = source.tokenizer()
     if tokenizer.pad_token is None:
         # Any token does, since the mask hides it.

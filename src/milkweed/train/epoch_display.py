@@ -6,22 +6,13 @@ from rich.console import Console
 
 
 class EpochLines(Callback):
-    """Print one line after every epoch, for logs and pipes.
-
-    Args:
-        console: Where to print.
-    """
+    """Print one line after every epoch, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the epoch's metrics.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
+        """Print the epoch's metrics."""
         if trainer.is_global_zero:
             of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
             metrics = "  ".join(f"{name} {value:.4f}" for name, value in sorted(trainer.callback_metrics.items()))
@@ -31,12 +22,5 @@ class EpochLines(Callback):
 
 
 def progress_callback(console: Console) -> Callback:
-    """Choose the display that suits the console.
-
-    Args:
-        console: Where the training is watched.
-
-    Returns:
-        A callback for the Trainer.
-    """
+    """Choose the display that suits the console."""
     return RichProgressBar(leave=False) if console.is_terminal else EpochLines(console)

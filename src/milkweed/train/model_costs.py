@@ -10,41 +10,25 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One module of a model.
+class LayerCosts:
+    """One module of a model."""
 
-    Attributes:
-        name: Its own name; the model's class name for the root.
-        kind: Class name.
-        level: Depth below the root, 0 for the root.
-        parameters: Trainable parameters, those of its parts included.
-        flops: FLOPs of one forward pass, those of its parts included.
-    """
-
-    name: str
-    kind: str
-    level: int
-    parameters: int
-    flops: int
+    name: str  # its own name; the model's class name for the root
+    kind: str  # class name
+    level: int  # depth below the root, 0 for the root
+    parameters: int  # trainable parameters, those of its parts included
+    flops: int  # FLOPs of one forward pass, those of its parts included
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a model costs on one batch.
+class ModelCosts:
+    """What a model costs on one batch."""
 
-    Attributes:
-        layers: All modules, depth first.
-        parameter_bytes: Parameters and buffers.
-        gradient_bytes: Gradients; AdamW's state is twice this.
-        activation_bytes: Tensors that autograd keeps between forward and backward; temporaries are not in it.
-        uncounted: Custom operators that ran without a FLOP formula.
-    """
-
-    layers: list[Layer]
-    parameter_bytes: int
-    gradient_bytes: int
-    activation_bytes: int
-    uncounted: list[str]
+    layers: list[LayerCosts]  # all modules, depth first
+    parameter_bytes: int  # parameters and buffers
+    gradient_bytes: int  # gradients; AdamW's state is twice this
+    activation_bytes: int  # tensors that autograd keeps between forward and backward; temporaries are not in it
+    uncounted: list[str]  # custom operators that ran without a FLOP formula
 
     @property
     def training_bytes(self) -> int:
@@ -53,11 +37,7 @@ class Report:
 
 
 class CustomOperators(TorchDispatchMode):
-    """Collects the operators of this library that have no FLOP formula.
-
-    Args:
-        counted: Operators with a formula.
-    """
+    """Collects the operators of this library that have no FLOP formula."""
 
     def __init__(self, counted: set) -> None:
         super().__init__()
@@ -71,16 +51,8 @@ class CustomOperators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def measure(model: nn.Module, inputs: torch.Tensor) -> Report:
-    """Run one forward pass on the meta device.
-
-    Args:
-        model: A model on the meta device.
-        inputs: (batch, length, features), or (batch, length) tokens, on the meta device.
-
-    Returns:
-        The costs.
-    """
+def model_costs(model: nn.Module, inputs: torch.Tensor) -> ModelCosts:
+    """Run one forward pass on the meta device: inputs (batch, length, features), or (batch, length) tokens."""
     lengths = torch.full(inputs.shape[:1], inputs.shape[1], device="meta")
     counter = FlopCounterMode(display=False)
     operators = CustomOperators(set(counter.flop_registry))
@@ -89,7 +61,7 @@ def measure(model: nn.Module, inputs: torch.Tensor) -> Report:
     own = {*storages(model.parameters()), *storages(model.buffers())}
     kept = {key: tensor for key, tensor in storages(saved).items() if key not in own}
     trainable = [p for p in model.parameters() if p.requires_grad]
-    return Report(
+    return ModelCosts(
         layers=list_layers(model, counter),
         parameter_bytes=sum(t.nbytes for t in [*model.parameters(), *model.buffers()]),
         gradient_bytes=sum(p.nbytes for p in trainable),
@@ -100,11 +72,7 @@ def measure(model: nn.Module, inputs: torch.Tensor) -> Report:
 
 @contextlib.contextmanager
 def saved_tensors():
-    """Collect what autograd saves for the backward pass.
-
-    Yields:
-        A list that fills.
-    """
+    """Collect what autograd saves for the backward pass, in a list that fills."""
     saved: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -116,27 +84,12 @@ def saved_tensors():
 
 
 def storages(tensors) -> dict[int, torch.Tensor]:
-    """One tensor per storage: views of the same memory count once.
-
-    Args:
-        tensors: Tensors, held alive by the caller.
-
-    Returns:
-        Tensors by the identity of their storage; on the meta device all data pointers are 0.
-    """
+    """One tensor for each storage, by its identity: on the meta device all data pointers are 0."""
     return {tensor.untyped_storage()._cdata: tensor for tensor in tensors}
 
 
-def list_layers(model: nn.Module, counter: FlopCounterMode) -> list[Layer]:
-    """Put parameters and FLOPs beside every module.
-
-    Args:
-        model: The model.
-        counter: Has counted one forward pass.
-
-    Returns:
-        All modules, depth first.
-    """
+def list_layers(model: nn.Module, counter: FlopCounterMode) -> list[LayerCosts]:
+    """Put parameters and FLOPs beside every module, depth first."""
     counts = counter.get_flop_counts()
     root = type(model).__name__
     layers = []
@@ -144,5 +97,5 @@ def list_layers(model: nn.Module, counter: FlopCounterMode) -> list[Layer]:
         flops = sum(counts.get(f"{root}.{path}" if path else root, {}).values())
         parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
         level = path.count(".") + 1 if path else 0
-        layers.append(Layer(path.rpartition(".")[2] or root, type(module).__name__, level, parameters, flops))
+        layers.append(LayerCosts(path.rpartition(".")[2] or root, type(module).__name__, level, parameters, flops))
     return layers

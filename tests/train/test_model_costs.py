@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from milkweed.train.measure import measure
+from milkweed.train.model_costs import model_costs
 
 
 class Net(nn.Module):
@@ -16,7 +16,7 @@ class Net(nn.Module):
 
 def test_counts_are_exact_for_two_linear_layers():
     with torch.device("meta"):
-        report = measure(Net(), torch.zeros(4, 7, 3))
+        report = model_costs(Net(), torch.zeros(4, 7, 3))
     tokens = 4 * 7
     layers = {layer.name: layer for layer in report.layers}
     assert layers["first"].flops == 2 * tokens * 3 * 5

@@ -1,4 +1,4 @@
-"""Messages of Lightning that tell our users nothing they could act upon."""
+"""Messages of Lightning that users cannot act upon, and how they are silenced."""
 
 import logging
 import warnings

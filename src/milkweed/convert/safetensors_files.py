@@ -38,18 +38,7 @@ _DTYPES = {
 
 
 def file_in(path: str | os.PathLike[str], name: str) -> Path:
-    """Find the file that a path stands for.
-
-    Args:
-        path: A folder, or a file name ending in ``.safetensors``.
-        name: The file's name in a folder.
-
-    Returns:
-        The file, which need not exist.
-
-    Raises:
-        TypeError: The path is of another kind.
-    """
+    """The file that a path stands for: itself if it ends in ``.safetensors``, else the one in this folder."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be a folder or a file name ending in {SUFFIX}; got {path!r}")
     path = Path(path)
@@ -57,19 +46,7 @@ def file_in(path: str | os.PathLike[str], name: str) -> Path:
 
 
 def read_header(file: Path, writer: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read what a file says that it holds, and none of its numbers.
-
-    Args:
-        file: The file.
-        writer: The function that writes such files, for messages.
-
-    Returns:
-        The tensors by name, on the meta device, and the file's metadata.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is truncated, no safetensors file, or has a header that is too large or has a name twice.
-    """
+    """Read a file's tensors, on the meta device, and its metadata, but no numbers; messages name the writer."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; give the folder or file that {writer} wrote")
     try:
@@ -79,7 +56,7 @@ def read_header(file: Path, writer: str) -> tuple[dict[str, Tensor], dict[str, s
         entries.pop("__metadata__", None)
         unknown = sorted({entry["dtype"] for entry in entries.values()} - _DTYPES.keys())
         if unknown:
-            raise ValueError(f"its dtype {unknown[0]} is none that is read; these are: {', '.join(_DTYPES)}")
+            raise ValueError(f"its dtype {unknown[0]} is not supported; supported are: {', '.join(_DTYPES)}")
         tensors = {
             name: torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="meta")
             for name, entry in entries.items()
@@ -92,20 +69,7 @@ def read_header(file: Path, writer: str) -> tuple[dict[str, Tensor], dict[str, s
 def read_tensors(
     file: Path, writer: str, device: torch.device | str = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read all of a file into memory of its own, so that nothing happens to the tensors if the file changes later.
-
-    Args:
-        file: The file.
-        writer: The function that writes such files, for messages.
-        device: Where the tensors go.
-
-    Returns:
-        The tensors by name, and the file's metadata.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is as of `read_header`, or there is no such device.
-    """
+    """Read a file's tensors and metadata into memory of their own, which later changes of the file do not reach."""
     header, _ = read_header(file, writer)
     check_device(device)
     try:
@@ -117,15 +81,7 @@ def read_tensors(
 
 @contextmanager
 def writing(file: Path) -> Iterator[None]:
-    """Report a disk that is full, or another failure to write a file, as safetensors and Python differ in that.
-
-    Args:
-        file: The file.
-
-    Raises:
-        DiskFullError: The disk is full.
-        OSError: The block could not write; it names the file and the reason.
-    """
+    """Report a full disk, or another failure to write a file: safetensors and Python differ in that."""
     try:
         yield
     except DiskFullError:
@@ -142,14 +98,7 @@ def _own(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 def check_device(device: torch.device | str) -> None:
-    """Refuse a device on which there are no numbers, or that is not there.
-
-    Args:
-        device: The device.
-
-    Raises:
-        ValueError: It is one of these.
-    """
+    """Refuse a device on which there are no numbers, or that is not there."""
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA asserts
@@ -160,28 +109,12 @@ def check_device(device: torch.device | str) -> None:
 
 
 def overlap(source: Path, out: Path, argument: str) -> str:
-    """Say that a converted model is to be written where the dense one is that it comes from.
-
-    Args:
-        source: The dense model's folder.
-        out: Where to write.
-        argument: What the user calls that.
-
-    Returns:
-        The message.
-    """
+    """The message that a converted model would be written where the dense one is."""
     return f"{argument} {out} overlaps with the model that is read, {source}; choose a folder beside it"
 
 
 def written_by_milkweed(file: Path) -> bool:
-    """Tell this library's files from those of others.
-
-    Args:
-        file: An existing file.
-
-    Returns:
-        Whether its metadata names milkweed; False for a file that cannot be read.
-    """
+    """Whether a file's metadata names milkweed; False for a file that cannot be read."""
     try:
         with safe_open(file, framework="pt") as stored:
             return "milkweed" in (stored.metadata() or {})

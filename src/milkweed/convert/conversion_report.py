@@ -157,15 +157,7 @@ HEADINGS = ("layer", "shape", "becomes", "padding", "parameters", "FLOPs", "weig
 
 
 def describe(spec: dict[str, Any], parts: int = 1) -> str:
-    """Write a layer's configuration for people.
-
-    Args:
-        spec: ``{"name": "monarch", "nblocks": 4}``.
-        parts: Matrices side by side.
-
-    Returns:
-        ``monarch, nblocks 4``.
-    """
+    """Write a layer's configuration for people: ``monarch, nblocks 4``."""
     options = ", ".join(f"{key} {value}" for key, value in spec.items() if key != "name")
     return (f"{parts} x " if parts > 1 else "") + f"{spec['name']}, {options}"
 

@@ -20,12 +20,7 @@ _ROWS, _HEIGHT = 1024, 256
 
 
 class InputMoments:
-    """Mean and spread of the inputs x of one layer, summed up in little more than half the memory of a matrix.
-
-    Args:
-        n: Size of each input.
-        device: Where they are.
-    """
+    """Mean and spread of the inputs of one layer, summed up in little more than half the memory of a matrix."""
 
     def __init__(self, n: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
@@ -35,25 +30,11 @@ class InputMoments:
 
     @staticmethod
     def bytes(n: int) -> int:
-        """Tell what moments need.
-
-        Args:
-            n: Size of each input.
-
-        Returns:
-            Bytes.
-        """
+        """Bytes that the moments of inputs of size n take."""
         return sum(8 * (stop - start) * stop for start, stop in strips(n))
 
     def add(self, x: Tensor) -> Tensor:
-        """Take inputs in; products are of their precision, float32 at least, and are added up in float64.
-
-        Args:
-            x: (rows, n), at least one row; `valid_rows` gives not too many.
-
-        Returns:
-            (rows + 1, n): what was added is the product of its transpose with it.
-        """
+        """Add inputs (rows, n); returns a matrix (rows + 1, n) whose transpose times itself is what was added."""
         wide = x.double()
         mean = wide.mean(0)
         # Sums of squares about zero would lose what is small beside the mean.
@@ -69,14 +50,7 @@ class InputMoments:
         return centred
 
     def covariance(self, centred: bool) -> Tensor:
-        """Give the second moments.
-
-        Args:
-            centred: For a layer with a bias, which makes up for the mean of any error.
-
-        Returns:
-            E[x xᵀ] in float64, centred less E[x] E[x]ᵀ; exactly symmetric.
-        """
+        """E[x xᵀ] in float64, exactly symmetric; less E[x] E[x]ᵀ if centred, as for a layer with a bias."""
         found = self.mean.new_empty(len(self.mean), len(self.mean))
         for strip, (start, stop) in self._by_strips():
             rows = torch.div(strip, self.count, out=found[start:stop, :stop])
@@ -88,15 +62,7 @@ class InputMoments:
         return found
 
     def energy(self, weight: Tensor, centred: bool) -> float:
-        """Give the mean square of a layer's outputs.
-
-        Args:
-            weight: (m, n).
-            centred: Whether about their mean.
-
-        Returns:
-            E‖weight x‖², products in the weight's precision.
-        """
+        """E‖weight x‖² of a weight (m, n), about the mean if centred; products are in the weight's precision."""
         found = 0.0
         for strip, (start, stop) in self._by_strips():
             passed = weight[:, start:stop] @ (strip / self.count).to(weight.dtype)
@@ -107,14 +73,7 @@ class InputMoments:
         return found
 
     def reordered(self, order: Tensor) -> InputMoments:
-        """Put the inputs into another order.
-
-        Args:
-            order: (n,), which of them stands at each place.
-
-        Returns:
-            The moments of the reordered inputs.
-        """
+        """The moments of reordered inputs; ``order`` (n,) says which of them stands at each place."""
         found = InputMoments(len(order), order.device)
         found.count, found.mean = self.count, self.mean[order]
         whole = self.covariance(centred=True).mul_(self.count)
@@ -123,11 +82,7 @@ class InputMoments:
         return found
 
     def is_finite(self) -> bool:
-        """Tell whether all inputs were finite and could be squared.
-
-        Returns:
-            Whether they were.
-        """
+        """Whether all inputs were finite and could be squared."""
         return all(bool(each.isfinite().all()) for each in (self.mean, *self._strips))
 
     def _by_strips(self) -> Iterator[tuple[Tensor, tuple[int, int]]]:
@@ -136,14 +91,7 @@ class InputMoments:
 
 
 def strips(n: int) -> list[tuple[int, int]]:
-    """Cut the rows of a large matrix, so that what is done to it takes little memory.
-
-    Args:
-        n: Rows.
-
-    Returns:
-        First row of each strip, and the one after its last.
-    """
+    """The first row of each strip of a matrix and the one after its last: work on strips takes little memory."""
     return [(start, min(start + _HEIGHT, n)) for start in range(0, n, _HEIGHT)]
 
 
@@ -188,17 +136,7 @@ class Calibration:
             )
 
     def __getitem__(self, name: str) -> InputMoments:
-        """Give the moments of a layer, after a run over the batches if they are not at hand.
-
-        Args:
-            name: The layer's.
-
-        Returns:
-            The moments.
-
-        Raises:
-            ValueError: There is no batch, a layer was never reached, or it read NaN or infinity.
-        """
+        """The moments of a layer, after a run over the batches if they are not at hand."""
         if name not in self._moments:
             (group,) = (group for group in self._groups if name in group)
             self._moments.clear()  # before, not after, the others are gathered
@@ -245,15 +183,7 @@ class Calibration:
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:
-    """Call a model with a batch, moved to where its parameters are.
-
-    Args:
-        model: The model.
-        batch: A mapping of keyword arguments, a tuple or list of arguments, or one tensor.
-
-    Returns:
-        The model's output.
-    """
+    """Call a model with a batch, moved to its device: a mapping, a tuple or list, or one tensor."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def move(value: Any) -> Any:
@@ -271,23 +201,14 @@ class ReachedError(Exception):
 
 
 def run_until_reached(model: nn.Module, batch: Any) -> None:
-    """Call a model with a batch, perhaps not to its end.
-
-    Args:
-        model: The model; a hook may raise `ReachedError`.
-        batch: As for `run_batch`.
-    """
+    """Call a model with a batch, to its end or until a hook raises `ReachedError`."""
     with suppress(ReachedError):
         run_batch(model, batch)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode without gradients, and every module back into its own mode afterwards.
-
-    Args:
-        model: The model.
-    """
+    """Put a model into evaluation mode without gradients, and every module back into its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -299,15 +220,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def attention_mask(batch: Any, layer: str = "") -> Tensor | None:
-    """Find which positions of a batch count.
-
-    Args:
-        batch: As for `run_batch`.
-        layer: Name of the layer whose inputs are meant: those of a decoder beside an encoder have a mask of their own.
-
-    Returns:
-        A boolean mask (B, L), or None if all do.
-    """
+    """The mask (B, L) of the positions that a layer reads, None for all; a decoder may have one of its own."""
     mask = batch.get(_mask_name(batch, layer)) if isinstance(batch, Mapping) else None
     return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
@@ -318,18 +231,7 @@ def _mask_name(batch: Any, layer: str) -> str:
 
 
 def model_outputs(model: nn.Module, batches: Iterable[Any]) -> list[Tensor]:
-    """Run a model in evaluation mode and keep its first output of more than one dimension, padding aside.
-
-    Args:
-        model: The model.
-        batches: As for `run_batch`.
-
-    Returns:
-        (rows, n) for each batch, in float32 at least.
-
-    Raises:
-        ValueError: There is no such output.
-    """
+    """Each batch's first output of two dimensions or more, (rows, n) in float32 at least, without padding."""
     found = []
     with evaluating(model):
         for batch in batches:
@@ -347,15 +249,7 @@ def model_outputs(model: nn.Module, batches: Iterable[Any]) -> list[Tensor]:
 
 
 def valid_rows(x: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
-    """Flatten a layer's inputs to rows, without those of padding, some at a time.
-
-    Args:
-        x: (..., n).
-        mask: (B, L) or None; used where it has x's leading shape.
-
-    Returns:
-        (rows, n) each; none where no position counts.
-    """
+    """Flatten inputs (..., n) to rows (rows, n), some at a time, without the padding of a mask (B, L) that fits."""
     rows = x.reshape(-1, x.shape[-1])
     if mask is None or x.shape[:-1] != mask.shape or mask.all():
         chunks: Iterable[Tensor] = rows.split(_ROWS)
@@ -383,18 +277,7 @@ def _in_features(layer: nn.Module) -> int:
 
 
 def tensor_read(name: str, inputs: tuple[Any, ...]) -> Tensor:
-    """Take what a layer was called with.
-
-    Args:
-        name: The layer's.
-        inputs: Its arguments.
-
-    Returns:
-        The first argument.
-
-    Raises:
-        ValueError: There is none, it is no tensor, or has no numbers.
-    """
+    """The tensor that a layer was called with; a ValueError if there is none, or it has no numbers."""
     if not inputs or not isinstance(inputs[0], Tensor):
         raise ValueError(
             f"layer {name!r} is not called with a tensor as its first argument, as linear layers are; skip it with "
@@ -407,42 +290,20 @@ def tensor_read(name: str, inputs: tuple[Any, ...]) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """A tensor as a layer read it; it may be changed in place before the next layer reads it, or be gone.
+    """A tensor as a layer read it; it may be changed in place before the next layer reads it, or be gone."""
 
-    Args:
-        x: Refers to the tensor, but does not keep it.
-        version: How often it had been changed, None if that is not counted.
-        mask: What the batch calls the mask of its positions.
-    """
-
-    x: weakref.ref[Tensor]
-    version: int | None
-    mask: str
+    x: weakref.ref[Tensor]  # refers to the tensor, but does not keep it
+    version: int | None  # how often it had been changed, None if that is not counted
+    mask: str  # what the batch calls the mask of its positions
 
     @classmethod
     def of(cls, name: str, inputs: tuple[Any, ...], batch: Any) -> Reading:
-        """Note what a layer was called with.
-
-        Args:
-            name: The layer's.
-            inputs: Its arguments.
-            batch: What the model was called with.
-
-        Returns:
-            The first argument; see `tensor_read`.
-        """
+        """Note what a layer was called with, and which mask of the model's batch is its own."""
         x = tensor_read(name, inputs)
         return cls(weakref.ref(x), None if x.is_inference() else x._version, _mask_name(batch, name))
 
     def same_as(self, other: Reading) -> bool:
-        """Tell whether two layers read the same numbers.
-
-        Args:
-            other: What the other one read.
-
-        Returns:
-            Whether they did, as far as can be known.
-        """
+        """Whether two layers read the same numbers, as far as can be known."""
         known = self.version is not None and self.x() is not None
         return known and self.x() is other.x() and (self.version, self.mask) == (other.version, other.mask)
 
