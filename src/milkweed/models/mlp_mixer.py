@@ -21,16 +21,24 @@ class MixerBlock(nn.Module):
         d_model: Channels.
         token_dim: Hidden size of the MLP over time.
         channel_dim: Hidden size of the MLP over channels.
-        linear: The linear layer as plain values.
+        linear: The linear layer of the MLP over channels as plain values.
+        token_linear: That of the MLP over time.
         dropout: Probability, at the end of each MLP.
     """
 
     def __init__(
-        self, length: int, d_model: int, token_dim: int, channel_dim: int, linear: Mapping[str, Any], dropout: float
+        self,
+        length: int,
+        d_model: int,
+        token_dim: int,
+        channel_dim: int,
+        linear: Mapping[str, Any],
+        token_linear: Mapping[str, Any],
+        dropout: float,
     ) -> None:
         super().__init__()
         self.token_norm, self.channel_norm = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
-        self.tokens = Mlp(length, token_dim, linear, dropout)
+        self.tokens = Mlp(length, token_dim, token_linear, dropout)
         self.channels = Mlp(d_model, channel_dim, linear, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,9 +65,10 @@ class MlpMixer(Model):
         depth: Number of blocks.
         token_dim: Hidden size of the MLPs over time; ``2 * length`` by default.
         channel_dim: Hidden size of the MLPs over channels; ``2 * d_model`` by default.
-        linear: The linear layer of all MLPs as plain values: ``{"name": "dense"}`` or, e.g.,
+        linear: The linear layer of the MLPs over channels as plain values: ``{"name": "dense"}`` or, e.g.,
             ``{"name": "monarch", "nblocks": 4}``.
         dropout: Probability, at the end of each MLP.
+        token_linear: The linear layer of the MLPs over time, e.g. dense for short sequences; ``linear`` by default.
 
     Raises:
         ValueError: A size is below 1.
@@ -84,8 +93,10 @@ class MlpMixer(Model):
         channel_dim: int | None = None,
         linear: Mapping[str, Any] | None = None,
         dropout: float = 0.0,
+        token_linear: Mapping[str, Any] | None = None,
     ) -> None:
         linear = check_spec("linear", {"name": "dense"} if linear is None else linear)
+        token_linear = token_linear if token_linear is None else check_spec("token_linear", token_linear)
         super().__init__(
             d_input=d_input,
             d_output=d_output,
@@ -96,6 +107,7 @@ class MlpMixer(Model):
             channel_dim=channel_dim,
             linear=linear,
             dropout=dropout,
+            token_linear=token_linear,
         )
         for name, value in (
             ("d_input", d_input),
@@ -111,7 +123,15 @@ class MlpMixer(Model):
         self.d_input, self.length = d_input, length
         self.encoder = nn.Linear(d_input, d_model)
         self.blocks = nn.ModuleList(
-            MixerBlock(length, d_model, token_dim or 2 * length, channel_dim or 2 * d_model, linear, dropout)
+            MixerBlock(
+                length,
+                d_model,
+                token_dim or 2 * length,
+                channel_dim or 2 * d_model,
+                linear,
+                token_linear or linear,
+                dropout,
+            )
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(d_model)
