@@ -37,6 +37,13 @@ def test_batches_have_the_promised_shapes():
     assert abs(data.split("train").inputs.mean().item()) < 1e-5
 
 
+def test_rows_are_the_pixels_in_steps_of_eight():
+    pixels, rows = Digits(), Digits(rows=True)
+    assert (rows.length, rows.d_input) == (8, 8)
+    assert torch.equal(rows.split("test").inputs.flatten(1), pixels.split("test").inputs.flatten(1))
+    assert rows.split("test").lengths.unique().item() == 8
+
+
 def test_batch_sizes_are_checked_against_data_and_processes():
     data = Digits(batch_size=7)
     with pytest.raises(ValueError, match=r"batch_size=7 .* 2 of them; use e\.g\. data\.batch_size=6"):

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import milkweed as mw
 from milkweed.models import LinearMemory, MlpMixer, SequenceModel, build_model
+from milkweed.nn import MonarchLinear
 
 # Every option away from its default, so that one that is not kept would show.
 CASES = {
@@ -50,6 +51,7 @@ CASES = {
             "channel_dim": 48,
             "linear": {"name": "monarch", "nblocks": 4},
             "dropout": 0.1,
+            "token_linear": {"name": "dense"},
         },
     ),
 }
@@ -172,6 +174,17 @@ def test_monarch_mixer_is_smaller():
         sum(p.numel() for p in MlpMixer(1, 10, 64, linear={"name": name}).parameters()) for name in ("dense", "monarch")
     )
     assert monarch < 0.45 * dense
+
+
+def test_mixer_has_its_own_layers_along_the_sequence():
+    monarch, dense = {"name": "monarch", "nblocks": 4}, {"name": "dense"}
+    with pytest.raises(ValueError, match="nblocks=4 needs in_features >= 13; got in_features=8"):
+        MlpMixer(1, 3, 8, d_model=32, depth=1, linear=monarch)
+    (block,) = MlpMixer(1, 3, 8, d_model=32, depth=1, linear=monarch, token_linear=dense).blocks
+    assert isinstance(block.channels.up, MonarchLinear)
+    assert isinstance(block.tokens.up, torch.nn.Linear)
+    with pytest.raises(ValueError, match="token_linear must be a mapping with a name"):
+        MlpMixer(1, 3, 8, token_linear="dense")
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,7 @@ def test_what_cannot_be_made_dense_is_refused_before_training():
 # ---- runs of the command line
 
 OPTIONS = [
+    *("--data.rows", "false", "--model.channel_dim", "32", "--model.token_linear", "null"),
     *("--model.d_model", "16", "--model.depth", "1", "--data.batch_size", "32", "--data.limit", "96"),
     *("--trainer.max_epochs", "4", "--trainer.checkpoint_every_n_steps", "1", "--trainer.densify.at", str(SWITCH)),
     *("--trainer.densify.state", "carry", "--trainer.densify.warmup_steps", "3"),

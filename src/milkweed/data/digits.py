@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits, 8 × 8 images read pixel by pixel: 64 steps of one feature."""
+"""scikit-learn's handwritten digits: 8 × 8 images as 64 steps of one pixel, or 8 steps of a row."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from milkweed.data.batches import ArrayDataset
 
 
 class Digits(SequenceClassificationData):
-    """1,797 handwritten digits that ship with scikit-learn, as sequences of 64 grey levels.
+    """1,797 handwritten digits that ship with scikit-learn, as sequences of 64 grey levels or of 8 rows.
 
     Inputs are standardised: (grey level 0 … 16 - mean) / std over all pixels of the training split. A model trained on
     them wants new images in the same way; the attributes `mean` and `std` hold the two numbers after `setup`.
@@ -19,14 +19,14 @@ class Digits(SequenceClassificationData):
         batch_size: Samples per optimiser step over all processes together.
         seed: Decides the order of the training samples, nothing else.
         limit: At most this many samples per split, for trials.
+        rows: Whether a step is a row of 8 grey levels; otherwise it is one grey level.
     """
 
-    length = 64
-    d_input = 1
     class_names = tuple("0123456789")
 
-    def __init__(self, batch_size: int = 64, seed: int = 0, limit: int | None = None) -> None:
+    def __init__(self, batch_size: int = 64, seed: int = 0, limit: int | None = None, rows: bool = False) -> None:
         super().__init__(batch_size, seed, limit)
+        self.length, self.d_input = (8, 8) if rows else (64, 1)
 
     def load(self) -> dict[str, ArrayDataset]:
         """Read the digits from scikit-learn, split and standardise them."""
@@ -39,7 +39,8 @@ class Digits(SequenceClassificationData):
         images, targets = load_digits(return_X_y=True)
         parts = stratified_split(targets)
         self.mean, self.std = float(images[parts["train"]].mean()), float(images[parts["train"]].std())
-        inputs = torch.from_numpy((images - self.mean) / self.std).float().unsqueeze(-1)
+        inputs = torch.from_numpy((images - self.mean) / self.std).float()
+        inputs = inputs.reshape(-1, self.length, self.d_input)
         labels = torch.from_numpy(targets).long()
         return {name: ArrayDataset(inputs[chosen], labels[chosen]) for name, chosen in parts.items()}
 

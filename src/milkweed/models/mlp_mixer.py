@@ -17,11 +17,18 @@ class MixerBlock(nn.Module):
     """One MLP over time and one over channels, each in a residual branch."""
 
     def __init__(
-        self, length: int, d_model: int, token_dim: int, channel_dim: int, linear: Mapping[str, Any], dropout: float
+        self,
+        length: int,
+        d_model: int,
+        token_dim: int,
+        channel_dim: int,
+        linear: Mapping[str, Any],
+        token_linear: Mapping[str, Any],
+        dropout: float,
     ) -> None:
         super().__init__()
         self.token_norm, self.channel_norm = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
-        self.tokens = Mlp(length, token_dim, linear, dropout)
+        self.tokens = Mlp(length, token_dim, token_linear, dropout)
         self.channels = Mlp(d_model, channel_dim, linear, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,9 +48,10 @@ class MlpMixer(Model):
         depth: Number of blocks.
         token_dim: Hidden size of the MLPs over time; ``2 * length`` by default.
         channel_dim: Hidden size of the MLPs over channels; ``2 * d_model`` by default.
-        linear: The linear layer of all MLPs as plain values: ``{"name": "dense"}`` or, e.g.,
+        linear: The linear layer of the MLPs over channels as plain values: ``{"name": "dense"}`` or, e.g.,
             ``{"name": "monarch", "nblocks": 4}``.
         dropout: Probability, at the end of each MLP.
+        token_linear: The linear layer of the MLPs over time, e.g. dense for short sequences; ``linear`` by default.
 
     Raises:
         ValueError: A size is below 1.
@@ -68,8 +76,10 @@ class MlpMixer(Model):
         channel_dim: int | None = None,
         linear: Mapping[str, Any] | None = None,
         dropout: float = 0.0,
+        token_linear: Mapping[str, Any] | None = None,
     ) -> None:
         linear = check_spec("linear", {"name": "dense"} if linear is None else linear)
+        token_linear = token_linear if token_linear is None else check_spec("token_linear", token_linear)
         super().__init__(
             d_input=d_input,
             d_output=d_output,
@@ -80,6 +90,7 @@ class MlpMixer(Model):
             channel_dim=channel_dim,
             linear=linear,
             dropout=dropout,
+            token_linear=token_linear,
         )
         for name, value in (
             ("d_input", d_input),
@@ -95,7 +106,15 @@ class MlpMixer(Model):
         self.d_input, self.length = d_input, length
         self.encoder = nn.Linear(d_input, d_model)
         self.blocks = nn.ModuleList(
-            MixerBlock(length, d_model, token_dim or 2 * length, channel_dim or 2 * d_model, linear, dropout)
+            MixerBlock(
+                length,
+                d_model,
+                token_dim or 2 * length,
+                channel_dim or 2 * d_model,
+                linear,
+                token_linear or linear,
+                dropout,
+            )
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(d_model)
