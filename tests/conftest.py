@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Triton kernels run in its interpreter, on the CPU; it must be asked for before a kernel is defined.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import gc
 import tempfile
 
 import pytest
@@ -38,3 +39,8 @@ def pytest_collection_modifyitems(config, items):
     leave = left_out(items)
     config.hook.pytest_deselected(items=[item for item in items if item in leave])
     items[:] = [item for item in items if item not in leave]
+
+
+def pytest_collection_finish():
+    # What is imported by now stays: without this every `gc.collect()` of a test would look through all of it.
+    gc.freeze()
