@@ -44,3 +44,7 @@ def pytest_collection_modifyitems(config, items):
 def pytest_collection_finish():
     # What is imported by now stays: without this every `gc.collect()` of a test would look through all of it.
     gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
