@@ -1,14 +1,22 @@
-# `make demo` trains and prints a table, `make test` checks everything, `make docs` writes the site to build/site.
+# `make demo` trains and prints a table, `make test` checks everything in minutes (`make test-all` with every case),
+# `make docs` writes the site to build/site.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test test-all lint pytest docs bench clean
 
 demo: .venv/installed
 	$(BIN)/milkweed demo
 
-test: lint
-	$(BIN)/pytest -n 2
+# Beside each other, so that both cores have work until the end.
+test: .venv/installed
+	$(MAKE) --jobs=2 lint pytest
+
+test-all: lint
+	$(BIN)/pytest --all -n 2 --dist worksteal
+
+pytest: .venv/installed
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -108,6 +108,7 @@ def test_the_page_needs_nothing_else_and_escapes_names(folder):
     assert "Inputs 8 × 40" in page
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("model", ["bert", "gpt2"])
 def test_distillation_brings_the_outputs_nearer(folder, model, capsys):
     common = [model, "--calibrate", "text.txt", "--nblocks", "4", "--rank", "1", "--batch-size", "8"]

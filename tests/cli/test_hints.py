@@ -91,6 +91,7 @@ def test_folders_of_runs_are_told_from_recipes(tmp_path, monkeypatch, capsys):
     assert "did you mean runs/digits?" in refused("evaluate digits", capsys)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("recipe", ["digits", "digits-mixer", "digits-monarch", "m2-bert-mlm", "m2-gpt", "shakespeare"])
 def test_help_lists_every_option_and_each_works(recipe, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")

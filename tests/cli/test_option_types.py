@@ -16,39 +16,41 @@ from milkweed.train.callbacks import read_rows
 from milkweed.train.run_folder import RunFolder
 
 NUMBERS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
-CASES = [
-    *((name, text) for name in NUMBERS for text in ("0", "1", "2", "0.5", "1.0", "null")),
-    *(("val_check_interval", text) for text in ("1", "2", "0.5", "1.0")),
-    *(("gradient_clip_val", text) for text in ("0", "1", "1.0", "0.5", "null")),
-    *(("devices", text) for text in ("1", "2", "auto", "[0]", "-1", "'1'")),
-    *(("deterministic", text) for text in ("true", "false", "warn")),
-    *(("precision", text) for text in ("32", "'32'", "bf16-mixed", "64")),
-    *(("num_sanity_val_steps", text) for text in ("0", "1", "-1")),
-    *(("logger", text) for text in ("true", "false")),
-    *(("benchmark", text) for text in ("true", "false")),
-]
+VALUES = {
+    **dict.fromkeys(NUMBERS, ("0", "1", "2", "0.5", "1.0", "null")),
+    "val_check_interval": ("1", "2", "0.5", "1.0"),
+    "gradient_clip_val": ("0", "1", "1.0", "0.5", "null"),
+    "devices": ("1", "2", "auto", "[0]", "-1", "'1'"),
+    "deterministic": ("true", "false", "warn"),
+    "precision": ("32", "'32'", "bf16-mixed", "64"),
+    "num_sanity_val_steps": ("0", "1", "-1"),
+    "logger": ("true", "false"),
+    "benchmark": ("true", "false"),
+}
+# Each value once, one for every option at a time.
+ROUNDS = [{name: texts[n] for name, texts in VALUES.items() if n < len(texts)} for n in range(6)]
 
 
 def same(found, expected):
     return type(found) is type(expected) and found == expected
 
 
-@pytest.mark.parametrize(("name", "text"), CASES)
-def test_command_line_recipe_and_stored_config_agree(name, text, tmp_path):
-    expected = yaml.safe_load(text)
+@pytest.mark.parametrize("texts", ROUNDS, ids=range(6))
+def test_command_line_recipe_and_stored_config_agree(texts, tmp_path):
+    expected = {name: yaml.safe_load(text) for name, text in texts.items()}
     values = find_recipe("digits").values
-    typed = resolve(values, split_overrides([f"--trainer.{name}", text])[1])
-    written = resolve(values | {"trainer": values["trainer"] | {name: expected}}, [])
-    if name == "precision" and expected == "32":
-        expected = 32  # Lightning takes both, and the parser the number first
+    typed = resolve(values, split_overrides([f"--trainer.{name}={text}" for name, text in texts.items()])[1])
+    written = resolve(values | {"trainer": values["trainer"] | expected}, [])
+    if expected.get("precision") == "32":
+        expected["precision"] = 32  # Lightning takes both, and the parser the number first
     for config in (typed, written):
-        assert same(config["trainer"][name], expected)
         RunFolder(tmp_path).write_config(config)
         stored = RunFolder(tmp_path).read_config()
-        assert same(stored["trainer"][name], expected)
         again = resolve(stored, [])
-        assert same(again["trainer"][name], expected)
-        assert same(build(again).trainer_options[name], expected)
+        built = build(again).trainer_options
+        for name, value in expected.items():
+            for found in (config["trainer"], stored["trainer"], again["trainer"], built):
+                assert same(found[name], value), name
 
 
 @pytest.mark.parametrize("parts", [(float, int, type(None)), (int, float, type(None)), (str, float, bool, int)])

@@ -45,6 +45,7 @@ def test_the_command_alone_draws(folder, capsys):
         assert image.format == "PNG"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ssm.BASES)
 def test_every_basis(folder, capsys, name):
     # A size of its own is chosen for each, at which the past is read back well enough to be seen.

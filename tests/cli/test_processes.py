@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from milkweed.cli import main
 from milkweed.convert import load_pretrained
 
 SMALL = [
@@ -23,9 +24,15 @@ def command(out, *options):
 
 
 def finish(out, *options):
+    """A training of its own process, with all the processes that it starts."""
     done = subprocess.run(command(out, *options), capture_output=True, text=True, timeout=170, check=False)
     assert done.returncode == 0, done.stderr
     return done
+
+
+def train(out, *options):
+    """The same training in this process, which has imported everything already."""
+    return main(command(out, *options)[3:])
 
 
 def start_and_wait(out, step, *options):
@@ -49,17 +56,20 @@ def weights(folder):
     return load_pretrained(folder).state_dict()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("options", [(), ("--trainer.checkpoint_every_n_steps", "3")], ids=["epochs", "steps"])
-def test_killed_training_resumes_bit_for_bit(tmp_path, options):
+def test_killed_training_resumes_bit_for_bit(tmp_path, options, capsys):
     options = (*options, "--model.dropout", "0.2", "--trainer.max_epochs", "12")
-    finish(tmp_path / "whole", *options)
+    assert train(tmp_path / "whole", *options) == 0
+    capsys.readouterr()
     process = start_and_wait(tmp_path / "killed", 2 * STEPS_PER_EPOCH + 1, *options)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
     killed = tmp_path / "killed" / "digits"
     assert not (killed / "results.json").exists()
-    assert "Continuing" in finish(tmp_path / "killed", "--resume", "auto", *options).stdout
+    assert train(tmp_path / "killed", "--resume", "auto", *options) == 0
+    assert "Continuing" in capsys.readouterr().out
     whole = tmp_path / "whole" / "digits"
     assert rows(killed) == rows(whole)
     assert len(rows(whole)) == 12
@@ -67,13 +77,10 @@ def test_killed_training_resumes_bit_for_bit(tmp_path, options):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_interrupt_says_how_to_go_on(tmp_path):
+def test_interrupt_says_how_to_go_on(tmp_path, capsys):
     process = start_and_wait(tmp_path, STEPS_PER_EPOCH, "--trainer.max_epochs", "10000")
-    second = subprocess.run(
-        command(tmp_path, "--resume", "auto"), capture_output=True, text=True, timeout=170, check=False
-    )
-    assert second.returncode == 2
-    assert f"in use by process {process.pid} " in second.stderr
+    assert train(tmp_path, "--resume", "auto") == 2
+    assert f"in use by process {process.pid} " in capsys.readouterr().err
     process.send_signal(signal.SIGINT)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -87,7 +94,7 @@ def test_interrupt_says_how_to_go_on(tmp_path):
 def test_two_processes_train_the_same_as_one(tmp_path):
     # Few steps: each is several exchanges between processes, slow where cores are scarce.
     options = ("--model.dropout", "0", "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "3")
-    finish(tmp_path, *options, "--name", "one")
+    assert train(tmp_path, *options, "--name", "one") == 0
     done = finish(tmp_path, *options, "--name", "two", "--trainer.strategy", "ddp", "--trainer.devices", "2")
     assert done.stdout.count("results in") == 1
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
@@ -103,19 +110,26 @@ def test_two_processes_train_the_same_as_one(tmp_path):
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_two_processes_make_layers_dense_as_one_does(tmp_path):
-    def train(name, *more):
-        options = [
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("then", [2, 1])
+def test_two_processes_make_layers_dense_as_one_does(tmp_path, then):
+    def options(name, processes, *more):
+        return [
+            *("train", "digits-monarch", "--trainer.devices", str(processes)),
+            *("--trainer.strategy", "ddp" if processes > 1 else "auto"),
             *("--out", str(tmp_path), "--name", name, "--model.d_model", "16", "--model.depth", "1"),
             *("--model.dropout", "0", "--data.batch_size", "32", "--data.limit", "96", "--trainer.max_epochs", "2"),
             *("--trainer.densify.at", "4", "--trainer.densify.state", "carry", *more),
         ]
-        start = [sys.executable, "-m", "milkweed", "train", "digits-monarch"]
-        done = subprocess.run([*start, *options], capture_output=True, text=True, timeout=170, check=False)
+
+    def distributed(*options):
+        done = subprocess.run(
+            [sys.executable, "-m", "milkweed", *options], capture_output=True, text=True, timeout=170, check=False
+        )
         assert done.returncode == 0, done.stderr
 
-    train("one")
-    train("two", "--trainer.strategy", "ddp", "--trainer.devices", "2")
+    assert main(options("one", 1)) == 0
+    distributed(*options("two", 2))
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert len(one) == len(two) == 2
     for expected, found in zip(one, two, strict=True):
@@ -126,5 +140,10 @@ def test_two_processes_make_layers_dense_as_one_does(tmp_path):
     for name in expected:
         # Sums in another order, which AdamW's first steps magnify, with or without the switch.
         torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
-    train("two", "--resume", "auto", "--trainer.max_epochs", "3")
+    # A run of two processes may go on in one.
+    resumed = options("two", then, "--resume", "auto", "--trainer.max_epochs", "3")
+    if then == 1:
+        assert main(resumed) == 0
+    else:
+        distributed(*resumed)
     assert len(rows(tmp_path / "two")) == 3

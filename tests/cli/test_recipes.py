@@ -43,6 +43,7 @@ METRICS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_recipe_trains_two_steps(name, tmp_path, capsys):
     assert main(["train", name, "--out", str(tmp_path), *TWO_STEPS, *SMALLER.get(name, [])]) == 0
@@ -50,6 +51,8 @@ def test_every_recipe_trains_two_steps(name, tmp_path, capsys):
     load_pretrained(tmp_path / name)
 
 
+# Those that the test above leaves out of a plain run.
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_recipe_can_be_inspected(name, capsys):
     assert main(["inspect", name, *NEEDED.get(name, [])]) == 0

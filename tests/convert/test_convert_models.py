@@ -13,6 +13,7 @@ from milkweed.nn import MonarchLinear
 from milkweed.nn.structured_linear import ConcatLinear
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("sequential", [False, True])
 @pytest.mark.parametrize("family", BUILDERS)
 def test_every_family_there_and_back(family, sequential, tmp_path):

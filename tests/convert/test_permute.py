@@ -276,6 +276,7 @@ def in_double(data):
     return [{k: v.double() if v.is_floating_point() else v for k, v in batch.items()} for batch in data]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("sequential", [False, True])
 @pytest.mark.parametrize("family", BUILDERS)
 def test_a_plan_is_that_of_the_model_in_the_other_order(family, sequential, tmp_path):

@@ -105,6 +105,7 @@ NOTING = {"DDP": ddp, "AveragedModel": AveragedModel, "compiled DDP": lambda mod
 ALL = TRANSPARENT | NOTING
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ALL)
 def test_a_wrapped_model_is_saved_as_the_model_inside(name, tmp_path, process_group):
     model, x = sequence_model(), torch.randn(2, 5, 2)
@@ -123,6 +124,7 @@ def test_a_model_of_ones_own_is_saved_as_well(name, tmp_path, process_group):
     assert mw.save_pretrained(ALL[name](net()), tmp_path / "wrapped").read_bytes() == plain
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("called_before", [False, True])
 @pytest.mark.parametrize("name", TRANSPARENT)
 def test_conversion_goes_through(name, called_before, tmp_path):
@@ -159,6 +161,7 @@ def test_calibration_sees_layers_that_ran_compiled(name, options):
     assert reports[0] == reports[1]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", TRANSPARENT)
 def test_adapters_go_through(name, tmp_path):
     x, plain, wrapped = torch.randn(4, 16), net(), TRANSPARENT[name](net())

@@ -107,6 +107,7 @@ def literal(model, text):
     return literal_norm(model.norm, x) @ model.encoder.weight.T
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("length", [1, 2, 13])
 @pytest.mark.parametrize("options", [{}, {"heads": 12}, {"heads": 1, "mixer_options": {"kernel": "explicit"}}])
 def test_values_and_gradients_are_those_of_the_sums(options, length):
@@ -163,6 +164,7 @@ def test_outputs_depend_on_the_past_alone(options):
     assert (jacobian[~future] > 1e-8).all()
 
 
+@pytest.mark.sampled
 @MIXERS
 @pytest.mark.parametrize("length", [1, 64, 67])
 def test_steps_equal_forward(length, options):
@@ -267,6 +269,7 @@ def test_it_learns_to_repeat_what_was_four_tokens_ago():
     assert loss < 0.1
 
 
+@pytest.mark.sampled(3)
 @MIXERS
 def test_compiles_whole(options):
     model, u = build(dropout=0.0, depth=1, **options), tokens(2, 33)

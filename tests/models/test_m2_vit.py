@@ -172,6 +172,7 @@ def test_gradient_checkpointing(options):
         torch.testing.assert_close(a, p.grad)
 
 
+@pytest.mark.sampled(2)
 @BOTH
 def test_compiles_whole(options):
     model, x = M2Vit(**options | {"dropout": 0.0}), images(4)

@@ -54,6 +54,7 @@ def trained_on(model, inputs, lengths):
     return [y.detach(), *(p.grad for p in model.parameters() if p.grad is not None), *model.buffers()]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", FEATURES)
 @pytest.mark.parametrize("fill", [float("nan"), float("inf"), 1e3])
 def test_features(case, fill):
@@ -65,6 +66,7 @@ def test_features(case, fill):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", TOKENS)
 @pytest.mark.parametrize("fill", [-100, 6, 10_000])
 def test_tokens(case, fill):
@@ -76,6 +78,7 @@ def test_tokens(case, fill):
         assert torch.equal(each, expected)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
 @pytest.mark.parametrize(
     "case", ["sequence-s4d-layer-last", "sequence-long_conv-batch-mean", "sashimi", "memory-state"]

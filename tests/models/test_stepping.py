@@ -11,6 +11,7 @@ def build(pooling="none", encoder="linear", **options):
     return SequenceModel(5, 7, 6, 3, layer, pooling=pooling, encoder=encoder, **options).double()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("pooling", ["none", "last", "mean"])
 @pytest.mark.parametrize(
     "options",

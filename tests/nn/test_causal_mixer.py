@@ -139,6 +139,7 @@ def test_gradients(kind):
     contract.check_float32_gradients(trained(build(kind, seq_len=100), 0.2), 100, 1e-4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("kind", "order"), [(kind, 2) for kind in KINDS] + [("kronecker", 4), ("chebyshev", 3)])
 def test_compiles(kind, order):
     layer, u = trained(build(kind, order=order)), torch.randn(2, 33, 4)
@@ -149,12 +150,14 @@ def test_compiles(kind, order):
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.sampled
 @kinds
 @orders
 def test_exports_with_a_dynamic_length(kind, order):
     contract.check_compiles_and_exports(trained(build(kind, order=order, seq_len=200)).double(), longest=200)
 
 
+@pytest.mark.sampled(3)
 @kinds
 def test_compiles_with_a_dynamic_length(kind):
     layer = trained(build(kind, seq_len=120, heads=2)).double()
@@ -177,6 +180,7 @@ def test_precision_copies_and_meta(kind):
     contract.check_meta(lambda device: build(kind, device=device))
 
 
+@pytest.mark.sampled
 @kinds
 @pytest.mark.parametrize("length", [1, 63, 251, 1000])
 def test_sizes_and_shapes(kind, length):

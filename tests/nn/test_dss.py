@@ -169,6 +169,7 @@ class TestLayer:
         expected = torch.nn.functional.glu(y, -1)
         torch.testing.assert_close(layer(u), expected, rtol=1e-9, atol=1e-9)
 
+    @pytest.mark.sampled(2)
     def test_all_parameters_have_gradients(self, options):
         layer = build(**options, dtype=torch.float64)
         names, values = zip(*layer.named_parameters(), strict=True)
@@ -179,6 +180,7 @@ class TestLayer:
 
         assert gradcheck(function, values)
 
+    @pytest.mark.sampled(2)
     def test_compiles_and_exports(self, options):
         contract.check_compiles_and_exports(build(**options))
 

@@ -98,6 +98,7 @@ def test_reading_with_a_causal_mixer_keeps_the_past(construction):
     torch.testing.assert_close(y[1, :20], clean[1, :20], rtol=0, atol=1e-5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", CAUSAL | OTHERS)
 def test_empty_batches(kind):
     check_empty_batch((CAUSAL | OTHERS)[kind](), torch.randn(1, L, D))

@@ -131,6 +131,7 @@ class TestContract:
             assert tensor.isfinite().all()
         assert u.grad[1, 5:].abs().max() == 0
 
+    @pytest.mark.sampled(2)
     def test_compiles_and_exports(self, variant):
         layer, u = mixer(variant, l_max=160), torch.randn(2, 33, 4)
         compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")

@@ -83,6 +83,7 @@ def test_padding(spec):
     assert not u.grad[1, 9:].any()
 
 
+@pytest.mark.sampled(3)
 @every
 def test_compiles_and_exports(spec):
     contract.check_compiles_and_exports(build(spec).double(), longest=200)
@@ -95,6 +96,7 @@ def test_precision_copies_and_meta(spec):
     contract.check_meta(lambda device: build(spec, device))
 
 
+@pytest.mark.sampled
 @every
 @pytest.mark.parametrize("length", [1, 63, 199])
 def test_inside_a_network(spec, length):

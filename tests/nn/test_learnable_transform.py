@@ -92,6 +92,7 @@ def test_leading_dimensions_and_strides():
     torch.testing.assert_close(layer(x.T), layer(x.T.contiguous()))
 
 
+@pytest.mark.sampled
 @starts
 @modes
 def test_gradients(start, unitary):
@@ -173,6 +174,7 @@ def test_unitary_wherever_the_parameters_are(start, n):
     assert [factor.shape for factor in layer._factors()] == [factor.shape for factor in free._factors()]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("start", ["dft", "dct"])
 @modes
 def test_compiles(start, unitary):

@@ -100,9 +100,11 @@ class TestContract:
     def test_copies(self, kernel, bidirectional):
         contract.check_copies(build(kernel, bidirectional))
 
+    @pytest.mark.sampled
     def test_compiles_and_exports(self, kernel, bidirectional):
         contract.check_compiles_and_exports(build(kernel, bidirectional, l_max=200), longest=200)
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize("gates", [False, True])
     def test_all_parameters_have_gradients(self, layer, gates):
         names, values = zip(*layer.named_parameters(), strict=True)

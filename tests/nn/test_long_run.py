@@ -2,6 +2,7 @@ import pytest
 from tests.nn import long_run
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", long_run.LAYERS)
 def test_200_steps_stay_finite_and_learn(name):
     found = long_run.train(long_run.LAYERS[name], 200)

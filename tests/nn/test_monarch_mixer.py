@@ -157,6 +157,7 @@ def test_padding(start):
     contract.check_padding(layer, torch.randn(3, 20, 8, dtype=torch.float64), [20, 1, 13])
 
 
+@pytest.mark.sampled
 @starts
 def test_gradients(start):
     layer = trained(build(start, d_model=3, seq_len=4).double())
@@ -170,6 +171,7 @@ def test_gradients(start):
     contract.check_float32_gradients(build(start, seq_len=100), 100, 1e-4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("start", "order"), [("dft", 2), ("dft", 3), ("random", 2)])
 def test_compiles(start, order):
     layer, x = trained(build(start, order=order)), torch.randn(2, 17, 8)

@@ -36,6 +36,7 @@ def off(found, expected):
     return ((found.detach().float() - expected).norm() / expected.norm()).item()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("half", HALVES, ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_cast_layer_is_close_to_the_layer(name, half):
@@ -55,6 +56,7 @@ def test_images():
     assert off(copy.deepcopy(layer).bfloat16()(u.bfloat16()), layer(u).detach()) < 0.03
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("half", HALVES, ids=str)
 @pytest.mark.parametrize("name", ["s4", "s4d", "long_conv", "gated_mixer"])
 def test_a_cast_model_is_close_to_the_model(name, half):

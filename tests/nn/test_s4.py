@@ -11,7 +11,6 @@ from milkweed import ssm
 from milkweed.nn import S4
 
 BASES = [*(name for name, basis in ssm.BASES.items() if basis.correction is not None), "hippo"]
-GRID = [(i, d, b) for i in BASES for d in ("bilinear", "zoh") for b in (False, True)]
 LENGTHS = [1, 2, 63, 101]
 
 
@@ -57,7 +56,10 @@ def unrolled(layer, u, rate=1.0):
     return torch.nn.functional.glu(y, -1)
 
 
-@pytest.mark.parametrize(("init", "discretization", "bidirectional"), GRID)
+@pytest.mark.sampled
+@pytest.mark.parametrize("init", BASES)
+@pytest.mark.parametrize("discretization", ["bilinear", "zoh"])
+@pytest.mark.parametrize("bidirectional", [False, True])
 class TestContract:
     @pytest.fixture
     def layer(self, init, discretization, bidirectional):

@@ -16,7 +16,6 @@ from milkweed.nn import S4D
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "s4d_minimal.safetensors"
 INITS = [*ssm.DIAGONAL_INITS, *ssm.COMBINATIONS]
-GRID = [(i, d, b) for i in INITS for d in ("zoh", "bilinear") for b in (False, True)]
 LENGTHS = [1, 2, 63, 101]
 
 
@@ -55,7 +54,10 @@ def unrolled(layer, u, rate=1.0):
     return torch.nn.functional.glu(y @ layer.mix.output.weight.detach().T + layer.mix.output.bias.detach(), -1)
 
 
-@pytest.mark.parametrize(("init", "discretization", "bidirectional"), GRID)
+@pytest.mark.sampled
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("discretization", ["zoh", "bilinear"])
+@pytest.mark.parametrize("bidirectional", [False, True])
 class TestContract:
     @pytest.fixture
     def layer(self, init, discretization, bidirectional):

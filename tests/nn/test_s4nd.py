@@ -114,6 +114,7 @@ class TestContract:
         assert layer(u).isfinite().all()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["s4", "s4d"])
 @pytest.mark.parametrize("options", [{}, {"channels": 2, "kernel_rank": 2, "gate": True, "bandlimit": 0.9}])
 def test_all_parameters_have_gradients(kind, options):

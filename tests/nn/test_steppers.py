@@ -51,6 +51,7 @@ def test_moved_and_saved(name):
     assert all(tensor.is_meta for tensor in (*other.to("meta").parameters(), *other.buffers()))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", FIXED_STATES)
 def test_exported(name):
     torch.manual_seed(0)
@@ -64,6 +65,7 @@ def test_exported(name):
     torch.testing.assert_close(torch.stack(outputs, 1), layer(u).detach(), **TIGHT)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("pooling", ["mean", "last", "none"])
 def test_a_network_is_exported(pooling):
     torch.manual_seed(0)

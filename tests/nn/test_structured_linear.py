@@ -76,9 +76,11 @@ class TestContract:
         layer = build(case, dtype=torch.float64)
         contract.check_to_linear(layer, weight(layer))
 
+    @pytest.mark.sampled(2)
     def test_gradients(self, case):
         contract.check_gradients(build(case, dtype=torch.float64))
 
+    @pytest.mark.sampled(2)
     def test_compiles_and_exports(self, case):
         contract.check_compiles_and_exports(build(case))
 
@@ -91,6 +93,7 @@ class TestContract:
     def test_meta(self, case):
         contract.check_meta(lambda **kwargs: build(case, **kwargs))
 
+    @pytest.mark.sampled(2)
     def test_functional_transforms(self, case):
         contract.check_functional_transforms(build(case, dtype=torch.float64), build(case, dtype=torch.float64))
 
@@ -113,6 +116,7 @@ INITIALISED = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("build", INITIALISED.values(), ids=INITIALISED.keys())
 @pytest.mark.parametrize("sizes", [(1024, 1024), (256, 1024), (1024, 256)])
 def test_output_variance_is_that_of_a_dense_layer(build, sizes):
@@ -285,6 +289,7 @@ def test_wrong_dtype():
         MonarchLinear(16, 16)(torch.randn(2, 16, dtype=torch.float64))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("backend", ["eager", "reference", "triton"])
 @pytest.mark.parametrize("case", CASES)
 def test_activation_in_the_same_pass(case, backend):

@@ -43,6 +43,7 @@ def test_kernel_and_gradients(length):
     assert_same_gradients(found, exact, inputs, exact_inputs)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("length", [1, 63, 1000, 1500])
 def test_batches_share_a_system(length):
     a, b, _ = draw_float32(2, modes=17)
@@ -53,6 +54,7 @@ def test_batches_share_a_system(length):
         assert_same_gradients(found, exact, inputs, exact_inputs)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("length", [1, 2, 63, 997, 1500])
 def test_state_and_gradients(length):
     a, b, _ = draw_float32(3)
@@ -77,6 +79,7 @@ def test_some_gradients(needed):
         assert_same_gradients(found, exact, (a, b), (exact_a, exact_b))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["legs", "legt", "fout"])
 def test_error_at_16k(name):
     """As in test_kernel_truth, in the coordinates and at the steps of layers."""
@@ -101,6 +104,7 @@ def three_tf32_passes(self, a, b, total, precision, *rest):
     return interpreter.TensorHandle(product + total.data, total.dtype.scalar)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["legsd", "fout"])
 def test_error_at_16k_with_the_precision_of_devices(name, monkeypatch):
     # With squares in three passes too, the first errs by 2e-4.

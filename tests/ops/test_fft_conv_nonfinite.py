@@ -39,6 +39,7 @@ def way(request, monkeypatch):
         monkeypatch.setattr(eager._Plan, "__init__", unasked)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("lags", [1, 7, 40])
@@ -55,6 +56,7 @@ def test_causal(lags, value, backend, way):
         torch.testing.assert_close(y[~reached].double(), clean[~reached], rtol=0, atol=1e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("place", ["u", "kernel", "reverse_kernel", "skip", "pre_gate", "post_gate", "all"])
 def test_everything_at_once(place, backend, way):
@@ -69,6 +71,7 @@ def test_everything_at_once(place, backend, way):
         assert_same_pattern(y, expected(u, kernel, extras), scale)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("place", ["grad", "u", "kernel", "reverse_kernel", "skip", "pre_gate", "post_gate"])
 def test_gradients(place, way):
     for value, lags, t in itertools.product(VALUES, (3, 20), (0, 2, 9, 19)):
@@ -136,6 +139,7 @@ def test_finite_numbers_whose_transform_overflows():
     torch.testing.assert_close(y[u > 2], torch.full_like(y[u > 2], 3e38))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("backend", ["eager", "reference", "float64"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_frozen_kernels(reverse, backend, way):

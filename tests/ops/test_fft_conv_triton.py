@@ -61,6 +61,7 @@ def check(arguments, error):
         assert distance <= error * (terms if name == "skip" else b.norm()), (name, distance / b.norm())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", ERRORS)
 @pytest.mark.parametrize("length", [1, 63, 300, 997])
 def test_everything_at_once(length, dtype):
@@ -73,6 +74,7 @@ def test_any_part_may_be_missing(names):
     check(draw(200, names=names), 1e-6)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", ERRORS)
 @pytest.mark.parametrize(("lags", "reverse"), [(20, 11), (1, 30), (40, 1)])
 def test_short_kernels_take_windows(lags, reverse, dtype):
@@ -99,6 +101,7 @@ def test_transforms_split_through_memory(dtype):
     check(arguments, 1e-6 if dtype == torch.float32 else 8e-3)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("points", plans._UNMEASURED)
 def test_every_tile(points, monkeypatch):
     for name in ("_LARGEST", "_LARGEST_SUM"):

@@ -26,6 +26,7 @@ def filtered(u, kernel, reverse, points, kept):
     return convolve(u, smooth[:, :length], smooth[:, points - length :].flip(-1))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("length", [1, 2, 63, 200, 331])
 def test_equals_the_kernel_it_was_made_of(length, backend):
@@ -46,6 +47,7 @@ def test_equals_the_kernel_it_was_made_of(length, backend):
     )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bandwidth", [1.0, 0.6, 0.25, 0.01, 1e-9])
 def test_frequencies_that_are_left_out(bandwidth, backend):

@@ -56,6 +56,7 @@ def test_the_blocks_of_the_truth_are_a_plain_loop():
     assert (errors(unrolled(a, b, c, 1000), torch.stack(lags, -1)) < 1e-12).all()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("method", ssm.DISCRETIZATIONS)
 @pytest.mark.parametrize("name", ssm.BASES)
 def test_dense_route(name, method):
@@ -64,6 +65,7 @@ def test_dense_route(name, method):
     assert_dense_route(a, b, torch.randn(b.shape, dtype=torch.float64), 1e-4)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("method", ssm.DISCRETIZATIONS)
 @pytest.mark.parametrize("name", NORMAL)
 def test_dense_and_cauchy_routes_in_the_coordinates_of_layers(name, method):
@@ -81,6 +83,7 @@ def test_dense_and_cauchy_routes_in_the_coordinates_of_layers(name, method):
             assert (errors(ssm.cauchy_kernel(*system, length), exact) < 1e-9).all()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("method", ssm.DISCRETIZATIONS)
 @pytest.mark.parametrize("name", ssm.DIAGONAL_INITS)
 def test_diagonal_route(name, method):

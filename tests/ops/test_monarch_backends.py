@@ -85,6 +85,7 @@ def launches(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("backend", ["eager", "reference"])
@@ -92,12 +93,14 @@ def test_values_and_gradients(backend, shape, dtype):
     check(ops.monarch_mm, exact, draw(shape, dtype), "gelu", backend)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_values_and_gradients_in_triton(shape, dtype, launches):
     check(ops.monarch_mm, exact, draw(shape, dtype), "gelu", "triton")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_activations(backend, activation):
@@ -130,6 +133,7 @@ def test_any_shape_in_triton(shape, rows):
         assert all(torch.equal(grad, torch.zeros_like(grad)) for grad in grads)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (0, 3), (1, 2)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_of_some_inputs_only(backend, wanted):
@@ -193,6 +197,7 @@ def test_compiles(backend):
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast(backend, dtype):

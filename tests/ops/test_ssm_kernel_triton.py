@@ -29,6 +29,7 @@ def in_float64(tensors):
     return [t.detach().double().requires_grad_() for t in tensors]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("modes", [1, 8, 37])
 def test_kernel_and_gradients(length, modes):
@@ -63,6 +64,7 @@ def test_error_at_16k(dt):
     assert relative(ops.diagonal_ssm_kernel(c, dt_a, 16384, backend="triton"), kernel(c, dt_a, 16384)) < 1e-6
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ssm.DIAGONAL_INITS)
 def test_initialisations_of_layers_at_16k(name):
     dt = torch.tensor([1e-4, 1e-1], dtype=torch.float64)

@@ -13,6 +13,7 @@ from tests.ops.triton_offline import SHARED, Compiled
 pytest.importorskip("triton")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("arch", SHARED)
 def test_compiles_for(arch):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

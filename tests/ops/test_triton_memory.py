@@ -119,6 +119,7 @@ def test_every_subset_of_gradients_of_the_convolution(monkeypatch):
                 assert_near(grad, exact, 1e-5, (wanted, name))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("_channel_blocks")
 @pytest.mark.parametrize("present", subsets(OPTIONS, 0), ids="-".join)
 def test_every_subset_of_options_of_the_convolution(monkeypatch, present):
@@ -153,6 +154,7 @@ def test_memory_of_split_transforms(monkeypatch):
     check_subsets(monkeypatch, convolve, literal, tensors, wanted_sets=[("pre_gate",), NAMES])
 
 
+@pytest.mark.sampled
 @pytest.mark.usefixtures("_channel_blocks")
 @pytest.mark.parametrize("length", [1, 2, 256, 257])
 @pytest.mark.parametrize("batch", [1, 2])
@@ -189,6 +191,7 @@ def transposed(t):
     return t.mT.contiguous().mT
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("view", [strided, transposed])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 2, 3, 7), (4, 8, 5, 4, 7, 33), (3, 7, 5, 3, 4, 9)], ids=str)
 @pytest.mark.parametrize("launches", [1, 2])
@@ -227,6 +230,7 @@ def test_memory_of_a_block_diagonal_multiply(monkeypatch, view):
     check_subsets(monkeypatch, ours, exact, tensors)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("view", [strided, transposed])
 @pytest.mark.parametrize("length", [1, 65, 1100])
 def test_memory_of_diagonal_state_spaces(monkeypatch, view, length):

@@ -96,6 +96,7 @@ def one_argument_each():
                 yield pytest.param(way, name, id=f"{way}-{name}")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("way", "name"), list(one_argument_each()), indirect=["way"])
 def test_one_number(monkeypatch, way, name):
     length, lags, reverse, _ = way
@@ -107,6 +108,7 @@ def test_one_number(monkeypatch, way, name):
     check(monkeypatch, tensors)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_every_kind_and_dtype(monkeypatch, bad, dtype):

@@ -285,6 +285,7 @@ def test_float32(kind, digits):
     assert (half.double() - exact).norm() <= 8e-3 * exact.norm()
 
 
+@pytest.mark.sampled
 @kinds
 @pytest.mark.parametrize("digits", [(3, 2), (2, 2, 2)], ids=str)
 def test_gradients(kind, digits):

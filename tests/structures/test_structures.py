@@ -208,12 +208,14 @@ def test_contract(build, dtype, tmp_path):
     contract.check_counts(matrix, parameters)
 
 
+@pytest.mark.sampled
 @every
 @both
 def test_gradients(build, dtype):
     contract.check_gradients(build(dtype)[0])
 
 
+@pytest.mark.sampled
 @every
 @both
 @pytest.mark.parametrize("batch", [(0,), (0, 3)])
