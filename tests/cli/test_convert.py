@@ -215,7 +215,7 @@ def test_overwriting_replaces_only_what_the_command_wrote(folder, capsys):
         (["bert", "--out", "."], "cannot be put in place as a whole"),
         (["bert", "--out", "x", "--calibrate", "no.txt"], "--calibrate no.txt does not exist"),
         (["bert", "--out", "x", "--calibrate", "blank.txt"], "--calibrate blank.txt is empty"),
-        (["bert", "--out", "x", "--calibrate", "binary.txt"], "is not UTF-8 text"),
+        (["bert", "--out", "x", "--calibrate", "binary.txt"], "is no UTF-8 text"),
         (["bert", "--out", "x", "--calibrate", "zeros.txt"], "holds binary data"),
         (["untold", "--out", "x", "--calibrate", "text.txt"], "untold has no tokenizer that transformers can read"),
         (["bert", "--out", "x", "--layers", "re:.*dens"], "--layers: rule 're:.*dens' matches none of the 13"),

@@ -64,7 +64,7 @@ def test_nan_in_the_inputs_is_named(task):
 
 def test_diverged_parameters_are_named(task):
     task.model.head.bias.data.fill_(float("inf"))
-    with pytest.raises(FloatingPointError, match=r"parameters diverged, first head\.bias; lower --task\.lr"):
+    with pytest.raises(FloatingPointError, match=r"parameters diverged, first head\.bias; lower task\.lr"):
         task.training_step(batch(), 0)
 
 
