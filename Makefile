@@ -10,7 +10,7 @@ demo: .venv/installed
 
 # Beside each other, so that both cores have work until the end.
 test: .venv/installed
-	$(MAKE) --jobs=2 lint pytest
+	$(MAKE) --no-print-directory --jobs=2 lint pytest
 
 test-all: lint
 	$(BIN)/pytest --all -n 2 --dist worksteal

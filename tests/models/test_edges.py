@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.contracts.sequence_layer import check_empty_batch, check_past_is_kept
+from tests.contracts.sequence_layer import check_compiled_empty_batch, check_empty_batch, check_past_is_kept
 
 from milkweed import models
 
@@ -63,10 +63,19 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_empty_batches(kind):
+def model_and_inputs(kind):
     if kind == "gpt2":
         pytest.importorskip("transformers")
     build, shape = MODELS[kind]
-    inputs = torch.randint(5, (1, *shape)) if len(shape) == 1 else torch.randn(1, *shape)
-    check_empty_batch(build(), inputs)
+    return build(), torch.randint(5, (1, *shape)) if len(shape) == 1 else torch.randn(1, *shape)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_empty_batches(kind):
+    check_empty_batch(*model_and_inputs(kind))
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("kind", MODELS)
+def test_compiled_empty_batches(kind):
+    check_compiled_empty_batch(*model_and_inputs(kind))

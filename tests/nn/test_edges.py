@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.contracts.sequence_layer import check_empty_batch, check_past_is_kept
+from tests.contracts.sequence_layer import check_compiled_empty_batch, check_empty_batch, check_past_is_kept
 
 from milkweed import nn
 
@@ -98,10 +98,15 @@ def test_reading_with_a_causal_mixer_keeps_the_past(construction):
     torch.testing.assert_close(y[1, :20], clean[1, :20], rtol=0, atol=1e-5)
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", CAUSAL | OTHERS)
 def test_empty_batches(kind):
     check_empty_batch((CAUSAL | OTHERS)[kind](), torch.randn(1, L, D))
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("kind", CAUSAL | OTHERS)
+def test_compiled_empty_batches(kind):
+    check_compiled_empty_batch((CAUSAL | OTHERS)[kind](), torch.randn(1, L, D))
 
 
 @pytest.mark.parametrize("kind", [k for k in CAUSAL if k != "dss"])
