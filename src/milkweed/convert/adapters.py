@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed.convert.record import structured_layers
 from milkweed.convert.rules import HEADS, Rule, match_configs, matches, nothing_matched
 from milkweed.convert.sites import (
@@ -93,6 +94,7 @@ AdapterRules = Mapping[Rule, AdapterConfig | None] | Sequence[tuple[Rule, Adapte
 
 
 @through_wrappers(changes=True)
+@checked
 def add_adapters_(
     model: nn.Module, rules: AdapterRules | AdapterConfig | None = None, *, train: str | Sequence[str] = ()
 ) -> list[str]:
@@ -135,6 +137,7 @@ def add_adapters_(
 
 
 @through_wrappers(changes=True)
+@checked
 def remove_adapters_(model: nn.Module) -> list[str]:
     """Take all adapters off, in place; everything stays frozen as it is.
 
@@ -221,6 +224,7 @@ class MergedAdapters:
 
 
 @through_wrappers(changes=True)
+@checked
 def merge_adapters_(model: nn.Module, *, keep: bool = False) -> MergedAdapters:
     """Add all updates to the weights, in place: plain dense layers of W + scale · M with the same outputs.
 

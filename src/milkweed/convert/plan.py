@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed.convert.calibrate import Calibration
 from milkweed.convert.candidates import Budget, count_parameters
 from milkweed.convert.configs import LayerConfig
@@ -44,6 +45,7 @@ class ConversionPlan:
 
 
 @through_wrappers(changes=False)
+@checked
 def plan_conversion(
     model: nn.Module,
     rules: Rules | LayerConfig | None = None,

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from milkweed._arguments import checked
 from milkweed.convert.configs import LayerConfig, MonarchConfig
 from milkweed.convert.sites import LinearSite
 
@@ -21,6 +22,7 @@ C = TypeVar("C")
 HEADS = r"re:(.*\.)?(lm_head|classifier|score|head|heads|pooler|cls|qa_outputs|decoder_head|embed\w*)(\..*)?"
 
 
+@checked
 def default_rules(config: LayerConfig | None = None) -> dict[Rule, Choice]:
     """Convert every linear layer save the output heads.
 

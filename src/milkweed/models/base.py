@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import check_tensor, checked
 from milkweed._suggest import unknown
-from milkweed.ops._common import check_tensor
 
 _registered: dict[str, type[Model]] = {}
 
@@ -38,6 +38,7 @@ class Model(nn.Module):
         return {"name": type(self).__name__, "options": self.options}
 
 
+@checked
 def build_model(config: dict[str, Any]) -> Model:
     """Build a model from its config.
 

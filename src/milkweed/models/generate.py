@@ -9,9 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from milkweed._arguments import check_kind, check_tensor, checked
 from milkweed.nn import Stepper
-from milkweed.nn.options import check_kind
-from milkweed.ops._common import check_tensor
 
 
 class Steppable(Protocol):
@@ -21,6 +20,7 @@ class Steppable(Protocol):
         """The model as a recurrence over tokens."""
 
 
+@checked
 def stream(
     model: Steppable,
     prompt: Tensor,
@@ -72,6 +72,7 @@ def stream(
             logits, state = stepper(tokens, state)
 
 
+@checked
 def generate(model: Steppable, prompt: Tensor, steps: int, **options: Any) -> Tensor:
     """Continue prompts; see [`stream`][milkweed.models.stream], which gives the tokens one by one.
 

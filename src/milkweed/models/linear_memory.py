@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_inputs
 from milkweed.nn import build_sequence_layer, check_spec
@@ -35,6 +36,7 @@ class LinearMemory(Model):
         reconstruction reads 256 random readouts of the state; here the state itself.
     """
 
+    @checked
     def __init__(
         self,
         d_input: int,
@@ -63,6 +65,7 @@ class LinearMemory(Model):
         per_channel = system.d_state if readout == "state" else 1
         self.head = nn.Linear(d_model * per_channel, d_output)
 
+    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 

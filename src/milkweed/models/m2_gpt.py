@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import check_kind, check_probability, check_tensor, checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import CausalMonarchMixer, ImplicitFilter, LongConv, ResidualBlock, ShortConv, Stepper
 from milkweed.nn.lengths import tokens_without_padding
-from milkweed.nn.options import check_kind, check_rate, layer_options
+from milkweed.nn.options import layer_options
 from milkweed.nn.stepping import StepperStack, check_batch_size, check_state, check_steps
-from milkweed.ops._common import check_tensor
 
 
 class HeadConv(nn.Module):
@@ -70,6 +70,7 @@ class HeadConvStepper(Stepper):
         self.heads, self.group = conv.heads, conv.channels // conv.heads
         self.inner: Stepper = conv.conv.stepper()
 
+    @checked
     def initial_state(self, batch_size: int) -> Any:
         """Give the state before the first step.
 
@@ -81,6 +82,7 @@ class HeadConvStepper(Stepper):
         """
         return self.inner.initial_state(batch_size * self.group)
 
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take one step.
 
@@ -94,6 +96,7 @@ class HeadConvStepper(Stepper):
         y, state = self.inner(u.reshape(-1, self.heads), state)
         return y.reshape(u.shape), state
 
+    @checked(but=("state",))
     def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take many steps at once.
 
@@ -231,6 +234,7 @@ class GptMixerStepper(Stepper):
         self.out_linear = copy.deepcopy(mixer.out_linear).eval().requires_grad_(False)
         self.conv: Stepper = mixer.conv.stepper()
 
+    @checked
     def initial_state(self, batch_size: int) -> GptMixerState:
         """Give the state before the first step.
 
@@ -245,6 +249,7 @@ class GptMixerStepper(Stepper):
         recent = self.short_conv.weight.new_zeros(batch_size, channels, reach - 1)
         return GptMixerState(recent, self.conv.initial_state(batch_size))
 
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: GptMixerState) -> tuple[Tensor, GptMixerState]:
         """Take one step, without gradients.
 
@@ -261,6 +266,7 @@ class GptMixerStepper(Stepper):
         y, conv = self.conv((v * x1)[:, 0], state.conv)
         return self.out_linear(y * x2[:, 0]), GptMixerState(recent, conv)
 
+    @checked(but=("state",))
     def read(self, u: Tensor, state: GptMixerState) -> tuple[Tensor, GptMixerState]:
         """Take many steps at once, e.g. over a prompt.
 
@@ -320,6 +326,7 @@ class M2Gpt(Model):
         chosen to come near the published counts.
     """
 
+    @checked
     def __init__(
         self,
         d_input: int = 50257,
@@ -352,7 +359,7 @@ class M2Gpt(Model):
         check_kind(int, **sizes)
         check_kind(str, mixer=mixer)
         check_kind(str, optional=True, vocabulary=vocabulary)
-        check_rate(dropout=dropout)
+        check_probability(dropout=dropout)
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
@@ -378,6 +385,7 @@ class M2Gpt(Model):
         )
         self.norm = nn.LayerNorm(d_model)
 
+    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 
@@ -432,6 +440,7 @@ class M2GptStepper(Stepper):
         self.blocks = StepperStack(model.blocks, rate)
         self.d_input = model.d_input
 
+    @checked
     def initial_state(self, batch_size: int) -> tuple[Any, ...]:
         """Give the state before the first token.
 
@@ -444,6 +453,7 @@ class M2GptStepper(Stepper):
         return self.blocks.initial_state(batch_size)
 
     @torch.no_grad()
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Take one step, without gradients and dropout.
 
@@ -464,6 +474,7 @@ class M2GptStepper(Stepper):
         return logits[:, 0], state
 
     @torch.no_grad()
+    @checked(but=("state",))
     def read(self, u: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Take many steps at once, e.g. over a prompt.
 

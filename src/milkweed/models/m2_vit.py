@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import check_kind, check_probability, check_tensor, checked, is_kind
 from milkweed._suggest import unknown
 from milkweed.models.base import Model
 from milkweed.nn import S4ND, GatedMixer, LongConv, Mlp, ResidualBlock
 from milkweed.nn.lengths import mean_of_steps
-from milkweed.nn.options import check_kind, check_rate, is_kind, layer_options
-from milkweed.ops._common import autocast_dtype, check_tensor
+from milkweed.nn.options import layer_options
+from milkweed.ops._common import autocast_dtype
 
 MIXERS = ("long_conv", "s4nd")
 
@@ -50,6 +51,7 @@ class M2Vit(Model):
         the filters' networks are choices made here, and come to 45.6M.
     """
 
+    @checked
     def __init__(
         self,
         d_input: int = 3,
@@ -67,7 +69,7 @@ class M2Vit(Model):
         check_kind(int, d_input=d_input, d_output=d_output, patch=patch, d_model=d_model, depth=depth)
         check_kind(int, optional=True, d_hidden=d_hidden)
         check_kind(str, mixer=mixer)
-        check_rate(dropout=dropout)
+        check_probability(dropout=dropout)
         rows, columns = _grid(size, patch)
         super().__init__(
             d_input=d_input,
@@ -115,6 +117,7 @@ class M2Vit(Model):
         """
         return {"positions": "no_decay"}
 
+    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 

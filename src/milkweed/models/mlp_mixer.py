@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed.models.base import Model, check_inputs
 from milkweed.models.sequence_model import pool
 from milkweed.nn import Mlp, check_spec
@@ -68,6 +69,7 @@ class MlpMixer(Model):
         MLP-Mixer (arXiv 2105.01601) without patches; Monarch (arXiv 2204.00595, section 4.1) replaces its layers.
     """
 
+    @checked
     def __init__(
         self,
         d_input: int,
@@ -112,6 +114,7 @@ class MlpMixer(Model):
         self.norm = nn.LayerNorm(d_model)
         self.head = nn.Linear(d_model, d_output)
 
+    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model
 from milkweed.models.sequence_model import ENCODERS, encode
@@ -47,6 +48,7 @@ class Sashimi(Model):
         SaShiMi (arXiv 2202.09729), section 4.
     """
 
+    @checked
     def __init__(
         self,
         d_input: int,
@@ -101,6 +103,7 @@ class Sashimi(Model):
         self.norm = nn.LayerNorm(d_model)
         self.head = nn.Linear(d_model, d_output)
 
+    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 
@@ -259,6 +262,7 @@ class CenterStepper(nn.Module):
         super().__init__()
         self.blocks = StepperStack(center.blocks, rate)
 
+    @checked
     def initial_state(self, batch_size: int) -> tuple[Any, ...]:
         """Give the state before the first step.
 
@@ -270,6 +274,7 @@ class CenterStepper(nn.Module):
         """
         return self.blocks.initial_state(batch_size)
 
+    @checked(but=("state",))
     def read(self, x: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Take some steps.
 
@@ -299,6 +304,7 @@ class LevelStepper(nn.Module):
         self.before, self.after = (StepperStack(blocks, rate) for blocks in (level.before, level.after))
         self.inner: Any = level.inner.stepper(rate)  # type: ignore[operator]
 
+    @checked
     def initial_state(self, batch_size: int) -> LevelState:
         """Give the state before the first step.
 
@@ -317,6 +323,7 @@ class LevelStepper(nn.Module):
             self.after.initial_state(batch_size),
         )
 
+    @checked(but=("state",))
     def read(self, x: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
         """Take some steps, any number of them.
 
@@ -364,6 +371,7 @@ class SashimiStepper(Stepper):
         self.levels: Any = model.levels.stepper(rate)  # type: ignore[operator]
         self.d_input = model.d_input
 
+    @checked
     def initial_state(self, batch_size: int) -> Any:
         """Give the state before the first step.
 
@@ -375,6 +383,7 @@ class SashimiStepper(Stepper):
         """
         return self.levels.initial_state(batch_size)
 
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take one step, without gradients and dropout.
 
@@ -389,6 +398,7 @@ class SashimiStepper(Stepper):
         return y[:, 0], state
 
     @torch.no_grad()
+    @checked(but=("state",))
     def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take many steps at once, any number of them.
 

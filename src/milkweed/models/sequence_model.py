@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_inputs, check_tokens
 from milkweed.nn import ResidualBlock, SequenceNorm, Stepper, build_sequence_layer, check_spec
@@ -43,6 +44,7 @@ class SequenceModel(Model):
         The backbone of S4 (arXiv 2111.00396) and S4D (arXiv 2206.11893) experiments.
     """
 
+    @checked
     def __init__(
         self,
         d_input: int,
@@ -85,6 +87,7 @@ class SequenceModel(Model):
         self.norm = SequenceNorm(norm, d_model) if prenorm else nn.Identity()
         self.head = nn.Linear(d_model, d_output)
 
+    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 
@@ -149,6 +152,7 @@ class SequenceStepper(Stepper):
         self.blocks = StepperStack(model.blocks, rate)
         self.d_input, self.pooling = model.d_input, model.pooling
 
+    @checked
     def initial_state(self, batch_size: int) -> SequenceState:
         """Give the state before the first step.
 
@@ -164,6 +168,7 @@ class SequenceStepper(Stepper):
         steps = torch.zeros((), dtype=torch.int64, device=weight.device)
         return SequenceState(self.blocks.initial_state(batch_size), total, steps)
 
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
         """Take one step, without gradients and dropout.
 
@@ -178,6 +183,7 @@ class SequenceStepper(Stepper):
         return (outputs[:, 0] if self.pooling == "none" else outputs), state
 
     @torch.no_grad()
+    @checked(but=("state",))
     def read(self, u: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
         """Take many steps at once, e.g. over a prompt.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from milkweed.nn.options import check_kind, check_rate
+from milkweed._arguments import check_kind, check_probability, checked
 from milkweed.nn.structured_linear import BlockDiagonalLinear
 from milkweed.ops._common import autocast_dtype, needs_plain_formula
 from milkweed.ops._gemm import linear, prefers_onednn
@@ -36,6 +36,7 @@ class BlockDiagonalGlu(nn.Module):
         Monarch Mixer (arXiv 2310.12109), the feature mixing of M2-BERT.
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -47,7 +48,7 @@ class BlockDiagonalGlu(nn.Module):
     ) -> None:
         super().__init__()
         check_kind(int, d_model=d_model, d_hidden=d_hidden, nblocks=nblocks)
-        check_rate(dropout=dropout)
+        check_probability(dropout=dropout)
         self.up = BlockDiagonalLinear(d_model, 2 * d_hidden, nblocks, bias=False, device=device, dtype=dtype)
         self.down = BlockDiagonalLinear(d_hidden, d_model, nblocks, device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout)
@@ -57,6 +58,7 @@ class BlockDiagonalGlu(nn.Module):
         self.up.reset_parameters()
         self.down.reset_parameters()
 
+    @checked
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last dimension.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.nn.lengths import valid_steps
 from milkweed.nn.stepping import SurroundedStepper
@@ -26,12 +27,14 @@ class SequenceNorm(nn.Module):
         ValueError: The kind is unknown.
     """
 
+    @checked
     def __init__(self, kind: str, d_model: int) -> None:
         super().__init__()
         if kind not in NORMS:
             raise ValueError(unknown("norm", kind, NORMS))
         self.norm: nn.Module = nn.LayerNorm(d_model) if kind == "layer" else nn.BatchNorm1d(d_model)
 
+    @checked(but=("lengths",))
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Normalise.
 
@@ -84,6 +87,7 @@ class ResidualBlock(nn.Module):
         dropout: Probability, on the layer's output.
     """
 
+    @checked
     def __init__(
         self, layer: nn.Module, d_model: int, *, norm: str = "layer", prenorm: bool = True, dropout: float = 0.0
     ) -> None:
@@ -93,6 +97,7 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.prenorm = prenorm
 
+    @checked(but=("lengths",))
     def forward(self, x: Tensor, *, lengths: Tensor | None = None, **options: Any) -> Tensor:
         """Apply the block.
 

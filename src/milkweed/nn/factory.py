@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter
 from milkweed.nn.filters.causal_monarch import CausalMonarchMixer
@@ -58,6 +59,7 @@ LINEAR_LAYERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+@checked
 def build_sequence_layer(spec: Mapping[str, Any], d_model: int) -> nn.Module:
     """Build a layer on (B, L, d_model) from plain values.
 
@@ -73,6 +75,7 @@ def build_sequence_layer(spec: Mapping[str, Any], d_model: int) -> nn.Module:
     return _build("layer", SEQUENCE_LAYERS, spec, d_model)
 
 
+@checked
 def build_linear(spec: Mapping[str, Any], in_features: int, out_features: int) -> nn.Module:
     """Build a linear layer, dense or structured, from plain values.
 
@@ -106,6 +109,7 @@ def linear_spec(layer: nn.Linear | StructuredLinear) -> dict[str, Any]:
     raise TypeError(f"layer must be one of {', '.join(LINEAR_LAYERS)}; got {type(layer).__name__}")
 
 
+@checked
 def check_spec(kind: str, spec: Any) -> dict[str, Any]:
     """Check that a layer is written as a mapping with a name.
 

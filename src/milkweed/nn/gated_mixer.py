@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import check_dtype, check_kind, check_tensor, checked
 from milkweed.nn.filters.long_conv import LongConv
 from milkweed.nn.filters.online_conv import ConvState, OnlineConv
 from milkweed.nn.lengths import check_lengths, valid_steps
-from milkweed.nn.options import check_dtype, check_kind, layer_options
+from milkweed.nn.options import layer_options
 from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
-from milkweed.ops._common import autocast_dtype, check_tensor
+from milkweed.ops._common import autocast_dtype
 from milkweed.ops._gemm import dense_linear
 
 _WIDTH = 3
@@ -38,6 +39,7 @@ class ShortConv(nn.Module):
         A depthwise ``torch.nn.Conv1d`` with padding 2 cut to the input's length, and drawn like one.
     """
 
+    @checked
     def __init__(
         self, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
@@ -63,6 +65,7 @@ class ShortConv(nn.Module):
         """
         return {"weight": "no_decay"}
 
+    @checked
     def forward(self, x: Tensor) -> Tensor:
         """Convolve.
 
@@ -107,6 +110,7 @@ class GatedMixer(nn.Module):
         Monarch Mixer (arXiv 2310.12109), section 4 and its public M2-BERT.
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -143,6 +147,7 @@ class GatedMixer(nn.Module):
         for part in self.children():
             part.reset_parameters()  # type: ignore[operator]
 
+    @checked(but=("lengths",))
     def forward(self, u: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """Mix a batch of sequences.
 
@@ -275,6 +280,7 @@ class GatedMixerStepper(Stepper):
         self.long = self.mixer.long_conv.stepper()
         self.residual = None if self.mixer.residual_conv is None else self.mixer.residual_conv.stepper()
 
+    @checked
     def initial_state(self, batch_size: int) -> GatedMixerState:
         """Give the state before the first step.
 
@@ -290,6 +296,7 @@ class GatedMixerStepper(Stepper):
         residual = None if self.residual is None else self.residual.initial_state(batch_size)
         return GatedMixerState(recent, self.long.initial_state(batch_size), residual)
 
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
         """Take one step, without gradients and dropout.
 
@@ -304,6 +311,7 @@ class GatedMixerStepper(Stepper):
         y, state = self._run(u[:, None], state, one=True)
         return y[:, 0], state
 
+    @checked(but=("state",))
     def read(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
         """Take many steps at once, e.g. over a prompt.
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import check_kind, checked
 from milkweed.nn.block_diagonal_glu import BlockDiagonalGlu
 from milkweed.nn.gated_mixer import GatedMixer
-from milkweed.nn.options import check_kind
 from milkweed.nn.stepping import SurroundedStepper
 
 
@@ -37,6 +37,7 @@ class GatedMixerBlock(nn.Module):
         Monarch Mixer (arXiv 2310.12109), its public M2-BERT.
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -68,6 +69,7 @@ class GatedMixerBlock(nn.Module):
         for part in (self.mixer, self.mlp, self.norm):
             part.reset_parameters()
 
+    @checked(but=("lengths",))
     def forward(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """Apply the block.
 
@@ -80,6 +82,7 @@ class GatedMixerBlock(nn.Module):
         """
         return self.after_mixer(self.mixer(x, lengths=lengths))
 
+    @checked
     def after_mixer(self, y: Tensor) -> Tensor:
         """Apply what follows the mixer, to every step by itself.
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import ops
+from milkweed._arguments import check_dtype, check_kind, check_tensor, checked
 from milkweed._suggest import unknown
-from milkweed.nn.options import check_dtype, check_kind
-from milkweed.ops._common import check_tensor, without_autocast
+from milkweed.ops._common import without_autocast
 from milkweed.structures import Monarch, Permutation, Product, StructuredMatrix
 from milkweed.structures.transforms import balanced_factors, monarch_dct, monarch_dft, monarch_dst, monarch_hadamard
 
@@ -53,6 +53,7 @@ class LearnableTransform(nn.Module):
     right_start: Tensor
     left_start: Tensor
 
+    @checked
     def __init__(
         self,
         n: int,
@@ -91,6 +92,7 @@ class LearnableTransform(nn.Module):
         """Go back to the start, e.g. after ``to_empty`` moved a meta layer; a random start is drawn anew."""
         self._fill(self._at_start())
 
+    @checked
     def forward(self, x: Tensor) -> Tensor:
         """Transform the last dimension.
 
@@ -197,6 +199,7 @@ class LearnableTransform2d(nn.Module):
         Monarch (arXiv 2204.00595), section 5.1: the Fourier transforms of PDE and MRI models are of images.
     """
 
+    @checked
     def __init__(
         self,
         height: int,
@@ -221,6 +224,7 @@ class LearnableTransform2d(nn.Module):
         self.along_height.reset_parameters()
         self.along_width.reset_parameters()
 
+    @checked
     def forward(self, x: Tensor) -> Tensor:
         """Transform the last two dimensions.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import checked
 from milkweed.nn.factory import build_linear
 from milkweed.nn.stepping import Stepper
 from milkweed.nn.structured_linear import StructuredLinear
@@ -25,6 +26,7 @@ class Mlp(nn.Module):
         dropout: Probability, after the second layer.
     """
 
+    @checked
     def __init__(
         self, features: int, hidden: int, linear: Mapping[str, Any] | None = None, dropout: float = 0.0
     ) -> None:
@@ -34,6 +36,7 @@ class Mlp(nn.Module):
         self.down = build_linear(spec, hidden, features)
         self.dropout = nn.Dropout(dropout)
 
+    @checked
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last dimension.
 
@@ -70,6 +73,7 @@ class PointwiseStepper(Stepper):
         super().__init__()
         self.layer = copy.deepcopy(layer).eval().requires_grad_(False)
 
+    @checked
     def initial_state(self, batch_size: int) -> None:
         """There is none.
 
@@ -78,6 +82,7 @@ class PointwiseStepper(Stepper):
         """
 
     @torch.no_grad()
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: None) -> tuple[Tensor, None]:
         """Apply the layer, without gradients and dropout.
 
@@ -90,6 +95,7 @@ class PointwiseStepper(Stepper):
         """
         return self.layer(u), None
 
+    @checked(but=("state",))
     def read(self, u: Tensor, state: None) -> tuple[Tensor, None]:
         """Apply the layer to many steps.
 

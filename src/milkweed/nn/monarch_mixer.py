@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import check_dtype, check_kind, check_tensor, checked
 from milkweed._suggest import unknown
 from milkweed.nn.lengths import without_padding
-from milkweed.nn.options import check_dtype, check_kind
 from milkweed.nn.sequence_layer import ACTIVATIONS
 from milkweed.nn.structured_linear import ButterflyLinear
-from milkweed.ops._common import check_tensor, compute_dtype, without_autocast
+from milkweed.ops._common import compute_dtype, without_autocast
 from milkweed.structures import Chain, monarch_hadamard
 from milkweed.structures.causal import balanced_digits
 
@@ -52,6 +52,7 @@ class MonarchMixer(nn.Module):
         ReLU between M₁ and M₂ as well, which the equations have not; there is none here.
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -117,6 +118,7 @@ class MonarchMixer(nn.Module):
             lags = self.kernel[:, : self.seq_len, 0].double() / self.seq_len**0.5
             self.kernel.copy_(torch.view_as_real(torch.fft.fft(lags, self.kernel.shape[1])))
 
+    @checked(but=("lengths",))
     def forward(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """Mix along both axes.
 

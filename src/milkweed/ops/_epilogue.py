@@ -8,8 +8,9 @@ from functools import partial
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._arguments import check_tensor
 from milkweed._suggest import unknown
-from milkweed.ops._common import autocast_dtype, check_tensor
+from milkweed.ops._common import autocast_dtype
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,

@@ -7,9 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 from milkweed.ssm.discretize import discretize
 
 
+@checked
 def cauchy_kernel(Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, length: int) -> Tensor:
     """Evaluate the kernel of a bilinearly discretised diagonal minus low-rank system by Cauchy sums.
 

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.ops import pairs
 
 DISCRETIZATIONS = ("bilinear", "zoh")
 
 
+@checked(but=("dt",))
 def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") -> tuple[Tensor, Tensor]:
     """Discretise x' = A x + B u: x_t = Ā x_{t-1} + B̄ u_t.
 
@@ -87,6 +89,7 @@ def _dense_bilinear(dt_a: Tensor, dt_b: Tensor) -> tuple[Tensor, Tensor]:
     return solved[..., :size], solved[..., size:]
 
 
+@checked(but=("dt",))
 def discretize_dplr(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
     """Discretise z' = (A - Σ_r p_r · 2 Re(p_r* ·)) z + B u by the bilinear rule, without solving for N unknowns.
 
@@ -133,6 +136,7 @@ def _real_coordinates(columns: Tensor) -> Tensor:
     return torch.cat([columns[..., 0, :], columns[..., 1, :]], -2)
 
 
+@checked(but=("dt",))
 def discretize_diagonal(dt_a: Tensor, method: str = "zoh") -> tuple[Tensor, Tensor]:
     """Discretise x' = a x + b u, mode by mode, in real arithmetic.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 from milkweed.ssm.basis import basis_functions
 from milkweed.ssm.discretize import discretize
 from milkweed.ssm.hippo import BASES, hippo
@@ -36,6 +37,7 @@ class Reconstruction:
         exact between samples: in log t the system is time-invariant.
     """
 
+    @checked
     def __init__(self, name: str, d_state: int, *, dt: float = 0.01, scaled: bool = False, method: str = "zoh") -> None:
         self._A, self._B = hippo(name, d_state)
         if scaled and name != "legs":
@@ -43,6 +45,7 @@ class Reconstruction:
         self._constant = discretize(self._A, self._B, dt, method)
         self.name, self.d_state, self.dt, self.scaled, self.method = name, d_state, dt, scaled, method
 
+    @checked
     def coefficients(self, u: Tensor) -> Tensor:
         """Run over a signal.
 
@@ -57,6 +60,7 @@ class Reconstruction:
         """
         return torch.stack(list(self._states(u)), -2)
 
+    @checked
     def final(self, u: Tensor) -> Tensor:
         """Run over a signal without keeping what came between.
 
@@ -73,6 +77,7 @@ class Reconstruction:
             last = state
         return last
 
+    @checked
     def past(self, coefficients: Tensor, ago: Tensor, elapsed: float | None = None) -> Tensor:
         """Read the past back from the coefficients at one time.
 

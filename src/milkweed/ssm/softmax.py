@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from milkweed import ops
+from milkweed._arguments import checked
 from milkweed.ops import pairs
 
 # The paper's: 1/x becomes conj(x)/(|x|² + 1e-7), which is bounded where a complex softmax has a pole.
 _EPSILON = 1e-7
 
 
+@checked
 def softmax_kernel(W: Tensor, A: Tensor, dt_a: Tensor, length: int, *, growing: bool = True) -> Tensor:
     """Evaluate the DSS_softmax kernel, every mode's exponentials divided by their sum over the whole length.
 

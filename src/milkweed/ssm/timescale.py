@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 
+
+@checked
 def log_timescale(
     channels: int, dt_min: float = 1e-3, dt_max: float = 1e-1, *, generator: torch.Generator | None = None
 ) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._arguments import checked
+
 # The dtype of a matrix without numbers, such as a permutation: promoting it with any other gives the other.
 NEUTRAL = torch.bool
 
@@ -88,6 +90,7 @@ class StructuredMatrix(ABC):
         """How many numbers are stored; a complex one counts as one, positions do not count."""
         return sum(tensor.numel() for _, tensor in self.named_tensors() if _holds_numbers(tensor))
 
+    @checked
     def flops(self, batch: int = 1) -> int:
         """Count the operations of multiplying a batch of vectors, a multiply-add as two.
 
@@ -107,6 +110,7 @@ class StructuredMatrix(ABC):
 
     # ------------------------------------------------------------------ products
 
+    @checked
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply every vector in the last dimension, as a linear layer does.
 
@@ -182,6 +186,7 @@ class StructuredMatrix(ABC):
         """
         return self._map(lambda tensor: tensor.conj().resolve_conj())
 
+    @checked
     def to(self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the tensors, or change the precision of the numbers.
 
@@ -240,6 +245,7 @@ class StructuredMatrix(ABC):
         sign, logarithm = self.slogdet()
         return logarithm + sign.log()
 
+    @checked
     def solve(self, b: Tensor) -> Tensor:
         """Find x with W x = b, where the structure makes that cheap.
 

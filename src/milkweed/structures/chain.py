@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from milkweed import ops
+from milkweed._arguments import checked
 from milkweed.structures.base import StructuredMatrix, check_crop, check_numbers
 from milkweed.structures.block_diagonal import BlockDiagonal
 from milkweed.structures.permutation import Permutation
@@ -52,6 +53,7 @@ class Chain(StructuredMatrix):
         check_crop(self.crop, self._full_shape)
 
     @staticmethod
+    @checked
     def identity(
         digits: Sequence[int], dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> Chain:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 from milkweed.structures.base import check_numbers
 from milkweed.structures.monarch import Monarch
 from milkweed.structures.product import Product
@@ -42,6 +43,7 @@ class Factorization:
     relative_error: float
 
 
+@checked
 def factorize_monarch_product(dense: Tensor, block_size: int, *, refine: int = 200) -> Factorization:
     """Recover M₁ and M₂ from the entries of M₁ M₂*.
 

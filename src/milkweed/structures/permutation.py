@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 from milkweed.structures.base import StructuredMatrix
 
 
@@ -33,6 +34,7 @@ class Permutation(StructuredMatrix):
             raise ValueError(f"index must hold every integer from 0 to n - 1 once; got {self.index.tolist()[:16]} ...")
 
     @staticmethod
+    @checked
     def stride(rows: int, columns: int, device: torch.device | str | None = None) -> Permutation:
         """Transpose a vector read as a rows × columns table in row-major order.
 

@@ -9,6 +9,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 from milkweed.structures.base import StructuredMatrix, check_crop
 
 
@@ -41,6 +42,7 @@ class Product(StructuredMatrix):
         check_crop(self.crop, self._full_shape)
 
     @staticmethod
+    @checked
     def of(*matrices: StructuredMatrix) -> Product:
         """Multiply structures, taking the factors of products that are not cropped.
 
@@ -114,6 +116,7 @@ class Sum(StructuredMatrix):
                 raise ValueError(f"terms must have one shape; got {self.terms[0]!r} and {term!r}")
 
     @staticmethod
+    @checked
     def of(*matrices: StructuredMatrix) -> Sum:
         """Add structures, taking the terms of sums.
 

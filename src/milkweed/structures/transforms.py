@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.structures.base import StructuredMatrix, check_numbers
 from milkweed.structures.monarch import Monarch
@@ -22,6 +23,7 @@ _NORMS = {"backward": 0.0, "ortho": 0.5, "forward": 1.0}
 _ORTHO_OR_NOT = ("backward", "ortho")
 
 
+@checked
 def monarch_dft(
     n: int,
     *,
@@ -62,6 +64,7 @@ def monarch_dft(
     return _cast(Product(_fourier(n, inverse, 1 - power if inverse else power)), dtype, device)
 
 
+@checked
 def monarch_dct(
     n: int,
     *,
@@ -98,6 +101,7 @@ def monarch_dct(
     return _trigonometric(n, False, inverse, norm, dtype, device)
 
 
+@checked
 def monarch_dst(
     n: int,
     *,
@@ -131,6 +135,7 @@ def monarch_dst(
     return _trigonometric(n, True, inverse, norm, dtype, device)
 
 
+@checked
 def monarch_hadamard(
     n: int,
     *,
@@ -168,6 +173,7 @@ def monarch_hadamard(
     return _cast(matrix, torch.get_default_dtype() if dtype is None else dtype, device)
 
 
+@checked
 def monarch_circulant(column: Tensor) -> Product:
     """Write circular convolution as one MM* product.
 
@@ -193,6 +199,7 @@ def monarch_circulant(column: Tensor) -> Product:
     return Product((scaled, *_transposed(monarch))).to(dtype=_complex_of(column.dtype))
 
 
+@checked
 def monarch_toeplitz(column: Tensor, row: Tensor) -> Product:
     """Write a Toeplitz matrix, such as a linear convolution, as the corner of a circulant one of twice the size.
 
@@ -221,6 +228,7 @@ def monarch_toeplitz(column: Tensor, row: Tensor) -> Product:
     return Product(circulant.factors, (m, n))
 
 
+@checked
 def monarch_fastfood(scale: Tensor, gaussian: Tensor, permutation: Tensor, signs: Tensor) -> Product:
     """Write Fastfood's stand-in for a Gaussian matrix, S H G Π H B, as two Monarch matrices around a permutation.
 
@@ -250,6 +258,7 @@ def monarch_fastfood(scale: Tensor, gaussian: Tensor, permutation: Tensor, signs
     return Product((_scaled(hadamard, rows=scale, columns=gaussian), middle, first))
 
 
+@checked
 def monarch_acdc(a: Tensor, d: Tensor) -> Product:
     """Write A C D C⁻¹, with diagonals A and D and the orthogonal cosine transform C, as one product of two Monarchs.
 
@@ -272,6 +281,7 @@ def monarch_acdc(a: Tensor, d: Tensor) -> Product:
     return Product((_scaled(monarch, rows=a, columns=order(d)), *_transposed(monarch)))
 
 
+@checked
 def monarch_hd(*signs: Tensor) -> Product:
     """Write H D_k ... H D₁, with the orthogonal Hadamard matrix H, as one Monarch matrix per diagonal.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import build_linear, check_spec
 from milkweed.nn.lengths import tokens_without_padding
@@ -38,6 +39,7 @@ class Gpt2(Model):
         Monarch (arXiv 2204.00595) replaces the same layers of GPT-2.
     """
 
+    @checked
     def __init__(
         self,
         d_input: int,
@@ -78,6 +80,7 @@ class Gpt2(Model):
             for block in self.gpt2.transformer.h:  # type: ignore[union-attr]
                 _replace(block, d_model, linear)
 
+    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import check_tensor
 from milkweed.nn.lengths import check_lengths, valid_steps
 from milkweed.nn.stepping import Stepper
-from milkweed.ops._common import autocast_dtype, check_tensor
+from milkweed.ops._common import autocast_dtype
 
 
 class Filter(nn.Module, ABC):

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from milkweed import ops
+from milkweed._arguments import check_kind, checked
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter, check_rate_is_one, check_signal_dtype
 from milkweed.nn.filters.explicit_filter import ExplicitFilter
 from milkweed.nn.filters.implicit_filter import ImplicitFilter
 from milkweed.nn.filters.online_conv import ConvRecurrence, ConvState, OnlineConv, state_after
 from milkweed.nn.lengths import without_padding
-from milkweed.nn.options import check_kind
 
 KERNELS = ("explicit", "implicit")
 
@@ -49,6 +49,7 @@ class LongConv(Filter):
         convolutions (arXiv 2302.06646), section 3.
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -104,6 +105,13 @@ class LongConv(Filter):
         self.filter.reset_parameters()
         self.skip.normal_()
 
+    @checked(
+        but=(
+            "state",
+            "lengths",
+            "rate",
+        )
+    )
     def forward(
         self,
         u: Tensor,
@@ -195,6 +203,7 @@ class LongConv(Filter):
                 "call it on whole sequences"
             )
 
+    @checked
     def convolve(self, u: Tensor, *, pre_gate: Tensor | None = None, post_gate: Tensor | None = None) -> Tensor:
         """Convolve signals with time along the last dimension, for mixers that stay in that layout.
 
@@ -216,6 +225,7 @@ class LongConv(Filter):
             post_gate=post_gate,
         )
 
+    @checked
     def kernels(self, length: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Compute the kernels as the convolution uses them, squashed and in training with dropout.
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import ops
+from milkweed._arguments import check_kind, check_names, checked
 from milkweed._suggest import unknown
 from milkweed.nn.filters.s4 import S4Filter
 from milkweed.nn.filters.s4d import S4DFilter, check_groups
 from milkweed.nn.filters.systems import DenseSystem, DiagonalSystem, SoftmaxSystem
-from milkweed.nn.options import check_kind, check_names
 from milkweed.nn.precision import KeepsFloat32, at_least_float32
 
 T = TypeVar("T")
@@ -154,6 +154,7 @@ class S4NDFilter(KeepsFloat32):
         """
         return {"D": "no_decay"}
 
+    @checked(but=("rate",))
     def forward(self, u: Tensor, *, rate: float | Sequence[float] = 1.0) -> Tensor:
         """Filter a batch of images or volumes.
 

@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed.nn.structured_linear.base import StructuredLinear
 from milkweed.nn.structured_linear.concat import ConcatLinear
 from milkweed.ops._common import autocast_dtype
@@ -32,6 +33,7 @@ class AdaptedLinear(nn.Module):
         MoRe (arXiv 2408.17383) with a Monarch update; LoRA (arXiv 2106.09685) with one of a single block.
     """
 
+    @checked
     def __init__(self, base: nn.Module, update: Update, scale: float = 1.0) -> None:
         super().__init__()
         self.in_features, self.out_features = update.in_features, update.out_features

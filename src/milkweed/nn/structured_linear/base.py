@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import checked
 from milkweed.nn.wrappers import unwrapped
 from milkweed.ops._common import autocast_dtype
 from milkweed.ops._epilogue import check_epilogue, finish
@@ -33,6 +34,7 @@ class StructuredLinear(nn.Module, ABC):
         ValueError: A size is below 1.
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import ops
+from milkweed._arguments import checked
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
 from milkweed.structures import BlockDiagonal, Chain, project_block_diagonal
 
@@ -32,6 +33,7 @@ class BlockDiagonalLinear(StructuredLinear):
         One factor of a Monarch matrix (arXiv 2204.00595, section 3), with nn.Linear's output variance.
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -72,6 +74,7 @@ class BlockDiagonalLinear(StructuredLinear):
         return self._by_operation(product, x, (k * q, k * p))
 
     @classmethod
+    @checked(but=("linear",))
     def from_linear(cls, linear: nn.Linear, nblocks: int = 4, *, input_covariance: Tensor | None = None) -> Self:
         """Project a dense layer.
 

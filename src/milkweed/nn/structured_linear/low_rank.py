@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
 from milkweed.structures import LowRank, project_low_rank
 
@@ -26,6 +27,7 @@ class LowRankLinear(StructuredLinear):
         ValueError: A size is below 1 or the rank out of range.
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -57,6 +59,7 @@ class LowRankLinear(StructuredLinear):
         return LowRank(self.left, self.right)
 
     @classmethod
+    @checked(but=("linear",))
     def from_linear(cls, linear: nn.Linear, rank: int, *, input_covariance: Tensor | None = None) -> Self:
         """Project a dense layer.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import ops
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, orthogonal_blocks, uniform_with_variance
 from milkweed.structures import Monarch, monarch_shapes, project_monarch
@@ -51,6 +52,7 @@ class MonarchLinear(StructuredLinear):
         "mup": Qiu et al., Compute Better Spent (arXiv 2406.06248), on structured layers.
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -96,6 +98,7 @@ class MonarchLinear(StructuredLinear):
         return self._by_operation(product, x, (l * s, k * p))
 
     @classmethod
+    @checked(but=("linear",))
     def from_linear(
         cls,
         linear: nn.Linear,

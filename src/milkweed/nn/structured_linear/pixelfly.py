@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
 from milkweed.nn.structured_linear.block_diagonal import check_nblocks
 from milkweed.nn.structured_linear.low_rank import check_rank
@@ -36,6 +37,7 @@ class PixelflyLinear(StructuredLinear):
         a learned mixture, which the factors can express themselves.
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -82,6 +84,7 @@ class PixelflyLinear(StructuredLinear):
         return Sum((sparse, LowRank(self.left, self.right)))
 
     @classmethod
+    @checked(but=("linear",))
     def from_linear(
         cls,
         linear: nn.Linear,

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from milkweed._arguments import check_real
 from milkweed.ops import backends
-from milkweed.ops._common import check_real, compute_dtype, needs_plain_formula
+from milkweed.ops._common import compute_dtype, needs_plain_formula
 from milkweed.ops._triton import refuses, triton_backend
 from milkweed.ops.dense_ssm_kernel import eager, reference
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from milkweed._arguments import check_real
 from milkweed.ops import backends
-from milkweed.ops._common import check_real, needs_plain_formula
+from milkweed.ops._common import needs_plain_formula
 from milkweed.ops._triton import triton_backend
 from milkweed.ops.fft_conv import eager, reference
 from milkweed.ops.fft_conv.frozen import FrozenKernel

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from milkweed.ops._common import check_real, compute_dtype
+from milkweed._arguments import check_real
+from milkweed.ops._common import compute_dtype
 from milkweed.ops.fft_conv.eager import least_points
 
 # The Triton backend's shortest transform.

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from milkweed._arguments import check_real
 from milkweed.ops import backends
-from milkweed.ops._common import check_real, compute_dtype, needs_plain_formula
+from milkweed.ops._common import compute_dtype, needs_plain_formula
 from milkweed.ops.implicit_kernel import eager, reference
 
 backends.register(

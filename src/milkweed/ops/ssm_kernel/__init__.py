@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from milkweed._arguments import check_real, check_tensor
 from milkweed.ops import backends
-from milkweed.ops._common import check_real, check_tensor, compute_dtype, needs_plain_formula
+from milkweed.ops._common import compute_dtype, needs_plain_formula
 from milkweed.ops._triton import triton_backend
 from milkweed.ops.ssm_kernel import eager, reference
 

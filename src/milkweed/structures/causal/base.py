@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._arguments import checked
 from milkweed.ops._common import compute_dtype, needs_plain_formula, without_autocast
 from milkweed.structures.base import check_numbers
 
@@ -59,6 +60,7 @@ class CausalBasis(ABC):
                 )
 
     @classmethod
+    @checked
     def for_output(cls, factors: tuple[Tensor, ...]) -> Self:
         """The basis M₀ that a product is read in.
 
@@ -71,6 +73,7 @@ class CausalBasis(ABC):
         return cls(factors)
 
     @staticmethod
+    @checked
     def output_digits(digits: tuple[int, ...]) -> tuple[int, ...]:
         """The digits that M₀ needs for sequences of these digits.
 
@@ -104,6 +107,7 @@ class CausalBasis(ABC):
 
     # ------------------------------------------------------------------ sequences and polynomials
 
+    @checked
     def to_polynomial(self, x: Tensor) -> Tensor:
         """Coefficients of the polynomial whose basis coefficients are the sequence.
 
@@ -120,6 +124,7 @@ class CausalBasis(ABC):
         basis = self._covering(x)
         return basis.causally(lambda x: basis._mixed(basis._on_digits(x, solve=False))[..., : x.shape[-1]], x)
 
+    @checked
     def from_polynomial(self, coefficients: Tensor) -> Tensor:
         """The inverse of ``to_polynomial``, by triangular solves.
 
@@ -154,6 +159,7 @@ class CausalBasis(ABC):
             (B, H, L).
         """
 
+    @checked
     def causally(self, function: Callable[..., Tensor], *sequences: Tensor) -> Tensor:
         """Apply a function in which no output sees the future, though it sums over zeros in the future's place.
 
@@ -280,6 +286,7 @@ class CausalBasis(ABC):
         return x.reshape(batch, self.length, channels).transpose(1, 2)
 
 
+@checked
 def causal_product(
     kernel: Tensor, u: Tensor, *, output_basis: CausalBasis, kernel_basis: CausalBasis, input_basis: CausalBasis
 ) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
+from milkweed._arguments import checked
 from milkweed.structures.causal.base import CausalBasis
 
 
@@ -25,6 +26,7 @@ class BivariateBasis(CausalBasis):
         library's.
     """
 
+    @checked
     def multiply(self, kernel: Tensor, u: Tensor) -> Tensor:
         """The coefficients of the product on the grid, in time's order.
 
@@ -57,6 +59,7 @@ class BivariateBasis(CausalBasis):
             reached = reached.cummax(axis).values
         return reached.flatten(-len(grid))[..., :length].bool()
 
+    @checked
     def evaluate(self, x: Tensor) -> Tensor:
         """The values on the grid of roots of unity, the highest digit's variable outermost.
 
@@ -70,6 +73,7 @@ class BivariateBasis(CausalBasis):
         sizes, axes = [2 * size for size in grid], list(range(-len(grid), 0))
         return torch.fft.fftn(self.to_polynomial(x).unflatten(-1, grid), sizes, axes).flatten(2)
 
+    @checked
     def interpolate(self, values: Tensor) -> Tensor:
         """The sequence from its values.
 

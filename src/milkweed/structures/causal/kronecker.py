@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from milkweed import ops
+from milkweed._arguments import checked
 from milkweed.structures.causal.base import CausalBasis
 
 
@@ -23,6 +24,7 @@ class KroneckerBasis(CausalBasis):
         and order p are this library's, see README.md.
     """
 
+    @checked
     def multiply(self, kernel: Tensor, u: Tensor) -> Tensor:
         """The first L coefficients of the product.
 
@@ -35,6 +37,7 @@ class KroneckerBasis(CausalBasis):
         """
         return ops.fft_conv(u, kernel)
 
+    @checked
     def evaluate(self, x: Tensor) -> Tensor:
         """The values at exp(-2πi k / N), k = 0 .. N - 1.
 
@@ -46,6 +49,7 @@ class KroneckerBasis(CausalBasis):
         """
         return torch.fft.fft(self.to_polynomial(x), 2 * self.length)
 
+    @checked
     def interpolate(self, values: Tensor) -> Tensor:
         """The sequence from its values.
 
