@@ -41,6 +41,10 @@ _FIX = {torch.dtype: "; use e.g. torch.float32"}
 _NO_LIST = (str, bytes, Tensor, Mapping)
 
 
+@typing.overload
+def checked(function: F, /) -> F: ...
+@typing.overload
+def checked(*, but: Sequence[str] = ()) -> Callable[[F], F]: ...
 def checked(function: F | None = None, *, but: Sequence[str] = ()) -> Any:
     """Decorate a function whose arguments must be of the types that it is annotated with.
 
@@ -79,20 +83,26 @@ def checked(function: F | None = None, *, but: Sequence[str] = ()) -> Any:
                 kwargs[name] = rule[1](name, value)
         try:
             return function(*passed, **kwargs)
-        except RuntimeError as error:
+        except (RuntimeError, _TooLargeError) as error:
             _refuse_memory(error, dict(zip(names, passed, strict=False)) | kwargs)
             raise
 
     return cast(F, gate)
 
 
-def _refuse_memory(error: RuntimeError, given: Mapping[str, Any]) -> None:
+class _TooLargeError(ValueError):
+    """Sizes that the host has no memory for; who called with them says so in its own words."""
+
+
+def _refuse_memory(error: Exception, given: Mapping[str, Any]) -> None:
     """Say which sizes asked for more memory than the host has."""
-    if not any(words in str(error) for words in ("can't allocate memory", "overflow", "Invalid size")):
+    if not any(
+        words in str(error) for words in ("can't allocate memory", "overflow", "Invalid size", "not enough memory")
+    ):
         return
     sizes = [f"{name}={value}" for name, value in given.items() if type(value) is int and value >= 1 << 16]
     if sizes:
-        raise ValueError(f"not enough memory for {', '.join(sizes)}; use smaller sizes") from error
+        raise _TooLargeError(f"not enough memory for {', '.join(sizes)}; use smaller sizes") from error
 
 
 @functools.cache
@@ -207,7 +217,7 @@ def _fix(alternatives: Sequence[Any], name: str) -> str:
 def _device(name: str, value: Any) -> Any:
     try:
         torch.device(value)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"{name} must be a device such as 'cpu' or 'cuda'; got {value!r}") from error
     return value
 
@@ -338,6 +348,61 @@ def check_size(**options: Any) -> None:
     for name, value in options.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}")
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """Refuse what is no integer of at least so much.
+
+    Args:
+        name: The argument.
+        value: What was given for it.
+        least: The smallest that will do.
+
+    Returns:
+        The integer, Python's own.
+
+    Raises:
+        ValueError: It is no integer, smaller, or 2³¹ or more.
+    """
+    if not is_kind(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}; got {got(value)}")
+    return cast(int, number(name, value))
+
+
+def check_pairs(**tensors: Tensor) -> None:
+    """Refuse what are no complex numbers as real pairs.
+
+    Args:
+        **tensors: Tensors by argument name.
+
+    Raises:
+        ValueError: One is not (..., N, 2).
+        TypeError: One is no tensor, or not real floating point.
+    """
+    check_real(**tensors)
+    for name, tensor in tensors.items():
+        if tensor.ndim < 2 or tensor.shape[-1] != 2 or tensor.shape[-2] == 0:
+            raise ValueError(f"{name} must be (..., N, 2) real pairs; got shape {tuple(tensor.shape)}")
+
+
+def check_features(name: str, value: Tensor, option: str, features: int) -> None:
+    """Refuse what are no vectors of so many real numbers.
+
+    Args:
+        name: The argument.
+        value: (..., features).
+        option: What the layer calls that number.
+        features: The number.
+
+    Raises:
+        ValueError: The last dimension is another.
+        TypeError: It is no tensor, or not real floating point.
+    """
+    check_tensor(name, value)
+    if value.ndim == 0 or value.shape[-1] != features:
+        raise ValueError(f"{name} must be (..., {option}={features}); got shape {tuple(value.shape)}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be real floating point; got {value.dtype}; use {name}.float()")
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from milkweed._arguments import checked
+from milkweed._arguments import checked, is_kind
 from milkweed.convert.record import structured_layers
 from milkweed.convert.rules import HEADS, Rule, match_configs, matches, nothing_matched
 from milkweed.convert.sites import (
@@ -60,7 +60,7 @@ class AdapterConfig:
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number from 1 on; got {name}={value!r}")
-        if not isinstance(self.scale, numbers.Real) or not math.isfinite(self.scale):
+        if not is_kind(self.scale, float) or not math.isfinite(self.scale):
             raise ValueError(f"scale must be a finite number; got scale={self.scale!r}")
 
     def adapt(self, site: LinearSite) -> AdaptedLinear:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import check_kind
 from milkweed._suggest import unknown
 from milkweed.nn.factory import build_linear
 from milkweed.nn.structured_linear import (
@@ -36,8 +37,7 @@ class LayerConfig(ABC):
             value, least = getattr(self, field.name), 0 if field.name in self.fitting else 1
             if value is None and field.default is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{field.name} must be an integer; got {value!r}")
+            check_kind(int, **{field.name: value})
             if value < least:
                 raise ValueError(f"{field.name} must be at least {least}; got {value}")
 
@@ -70,7 +70,12 @@ class LayerConfig(ABC):
 
         Returns:
             The layer.
+
+        Raises:
+            TypeError: ``linear`` is no layer.
         """
+        if not isinstance(linear, nn.Module):
+            raise TypeError(f"linear must be a torch.nn.Linear; got {type(linear).__name__}")
         spec = {**self.spec(), "bias": linear.bias is not None}
         with torch.device("meta"):
             layer = build_linear(spec, linear.in_features, linear.out_features)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from milkweed._arguments import checked
+from milkweed._arguments import checked, whole
 from milkweed.convert.calibrate import Calibration
 from milkweed.convert.candidates import Budget, count_parameters
 from milkweed.convert.configs import LayerConfig
@@ -92,6 +92,8 @@ def plan_conversion(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    if tokens is not None:
+        whole("tokens", tokens, 0)
     if is_sharded(model):
         raise TypeError("the parameters of model are spread over processes; convert it before fully_shard")
     rules = default_rules(rules) if rules is None or isinstance(rules, LayerConfig) else rules

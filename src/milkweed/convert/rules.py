@@ -106,8 +106,8 @@ def _checked(
             raise TypeError(f"a rule must be a name, a 're:' pattern or a function; got {rule!r}")
         if not (choice is None or isinstance(choice, kind)):
             raise TypeError(
-                f"rule {rule!r} must stand for a configuration such as {example}, or None to keep layers as they are; "
-                f"got {choice!r}"
+                f"rules: rule {rule!r} must stand for a configuration such as {example}, or None to keep layers as "
+                f"they are; got {choice!r}"
             )
         if isinstance(rule, str) and rule.startswith("re:"):
             try:

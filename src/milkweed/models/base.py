@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed._arguments import check_tensor, checked
+from milkweed._arguments import check_tensor, checked, got
 from milkweed._suggest import unknown
 
 _registered: dict[str, type[Model]] = {}
@@ -50,10 +50,13 @@ def build_model(config: dict[str, Any]) -> Model:
 
     Raises:
         ValueError: The name or an option is unknown.
+        TypeError: The name is no string, or the options are no mapping.
     """
     name, options = config.get("name"), config.get("options", {})
+    if not isinstance(name, str | None) or not isinstance(options, dict):
+        raise TypeError(f"config must be {{'name': ..., 'options': {{...}}}}; got {got(config)}")
     if name not in _registered:
-        raise ValueError(unknown("model name", name, _registered))
+        raise ValueError(unknown("config: model name", name, _registered))
     accepted = list(inspect.signature(_registered[name]).parameters)
     for option in options:
         if option not in accepted:
@@ -61,22 +64,23 @@ def build_model(config: dict[str, Any]) -> Model:
     return _registered[name](**options)
 
 
-def check_inputs(inputs: Tensor, d_input: int) -> None:
+def check_inputs(inputs: Tensor, d_input: int, name: str = "inputs") -> None:
     """Refuse inputs that are not (B, L, d_input).
 
     Args:
         inputs: The batch.
         d_input: Features expected.
+        name: What the caller calls the inputs.
 
     Raises:
         ValueError: The shape does not fit.
     """
     if inputs.ndim != 3 or inputs.shape[-1] != d_input or inputs.shape[1] == 0:
         raise ValueError(
-            f"inputs must be (B, L, d_input) with L >= 1 and d_input={d_input}; got shape {tuple(inputs.shape)}"
+            f"{name} must be (B, L, d_input) with L >= 1 and d_input={d_input}; got shape {tuple(inputs.shape)}"
         )
     if not inputs.is_floating_point():
-        raise ValueError(f"inputs must be floating point; got {inputs.dtype}; use inputs.float()")
+        raise ValueError(f"{name} must be floating point; got {inputs.dtype}; use {name}.float()")
 
 
 def check_tokens(tokens: Tensor, count: int, name: str = "tokens") -> None:

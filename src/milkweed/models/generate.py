@@ -96,6 +96,8 @@ def _check(prompt: Tensor, steps: int, temperature: float, top_k: int | None, to
     check_kind(float, optional=True, top_p=top_p)
     if prompt.ndim != 2 or prompt.shape[1] == 0:
         raise ValueError(f"prompt must be (B, L) tokens with L >= 1; got shape {tuple(prompt.shape)}")
+    if prompt.dtype not in {torch.int64, torch.int32}:
+        raise ValueError(f"prompt: tokens must be (B, L) integers, int64 or int32; got {prompt.dtype}")
     if steps < 0:
         raise ValueError(f"steps must be at least 0; got {steps}")
     if not 0 <= temperature < math.inf:

@@ -142,7 +142,7 @@ class M2BertEncoder(nn.Module):
             check_tensor("token_types", token_types)
             token_types = tokens_without_padding(token_types, lengths)
         if not embedded:
-            check_tokens(inputs, self.tokens.num_embeddings)
+            check_tokens(inputs, self.tokens.num_embeddings, "inputs: tokens")
         elif inputs.ndim != 3 or inputs.shape[-1] != self.d_model or inputs.shape[1] == 0:
             raise ValueError(
                 f"inputs must be (B, L) tokens or (B, L, d_model={self.d_model}) embedded ones with L >= 1; "

@@ -14,6 +14,7 @@ from milkweed._arguments import check_kind, check_probability, check_tensor, che
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import CausalMonarchMixer, ImplicitFilter, LongConv, ResidualBlock, ShortConv, Stepper
+from milkweed.nn.filters.base import check_rate_is_one
 from milkweed.nn.lengths import tokens_without_padding
 from milkweed.nn.options import layer_options
 from milkweed.nn.stepping import StepperStack, check_batch_size, check_state, check_steps
@@ -203,8 +204,7 @@ class GptMixer(nn.Module):
         Raises:
             ValueError: The rate is another.
         """
-        if rate != 1.0:
-            raise ValueError(f"rate must be 1: the kernels of M2-GPT are tied to its steps; got {rate}")
+        check_rate_is_one(rate, "M2Gpt")
         return GptMixerStepper(self)
 
 
@@ -401,7 +401,7 @@ class M2Gpt(Model):
             ValueError: The inputs are no tokens, or too many.
         """
         inputs = tokens_without_padding(inputs, lengths)
-        check_tokens(inputs, self.d_input)
+        check_tokens(inputs, self.d_input, "inputs: tokens")
         if inputs.shape[1] > self.length:
             raise ValueError(f"this M2Gpt was built for contexts up to length={self.length}; got {tuple(inputs.shape)}")
         x = self.encoder(inputs)
@@ -467,9 +467,9 @@ class M2GptStepper(Stepper):
         Raises:
             ValueError: The tokens are no batch of single steps.
         """
-        check_tensor("tokens", u)
+        check_tensor("u", u)
         if u.ndim != 1:
-            raise ValueError(f"tokens must be (B,), one step; got shape {tuple(u.shape)}; use read for many steps")
+            raise ValueError(f"u: tokens must be (B,), one step; got shape {tuple(u.shape)}; use read for many steps")
         logits, state = self.read(u[:, None], state)
         return logits[:, 0], state
 
@@ -485,6 +485,6 @@ class M2GptStepper(Stepper):
         Returns:
             Logits for the next token at every step, (B, L, d_output), and the state after the last step.
         """
-        check_tokens(u, self.d_input)
+        check_tokens(u, self.d_input, "u: tokens")
         found, states = self.blocks.outputs(self.encoder(u), state)
         return F.linear(self.norm(found[-1]), self.encoder.weight), states

@@ -132,6 +132,8 @@ class M2Vit(Model):
         Raises:
             ValueError: The inputs are of another shape or kind.
         """
+        if lengths is not None:
+            check_tensor("lengths", lengths)
         x = self.encoder(self._patches(inputs)) + self.positions
         x = x if self.mixer == "s4nd" else x.flatten(1, 2)
         for block in self.blocks:

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model
-from milkweed.models.sequence_model import ENCODERS, encode
+from milkweed.models.sequence_model import ENCODERS, encode, single_step
 from milkweed.nn import Mlp, ResidualBlock, Stepper, build_sequence_layer, check_spec
-from milkweed.nn.stepping import StepperStack, advance
+from milkweed.nn.stepping import StepperStack, advance, check_batch_size
 
 MakeBlocks = Callable[[int], nn.ModuleList]
 
@@ -381,6 +381,7 @@ class SashimiStepper(Stepper):
         Returns:
             The levels' state.
         """
+        check_batch_size(batch_size)
         return self.levels.initial_state(batch_size)
 
     @checked(but=("state",))
@@ -394,7 +395,7 @@ class SashimiStepper(Stepper):
         Returns:
             (B, d_output) and the next state.
         """
-        y, state = self.read(u[:, None], state)
+        y, state = self.read(single_step(u), state)
         return y[:, 0], state
 
     @torch.no_grad()
@@ -408,6 +409,12 @@ class SashimiStepper(Stepper):
 
         Returns:
             (B, L, d_output) and the state after the last step.
+
+        Raises:
+            ValueError: The inputs are of another shape or kind.
+            TypeError: The state is not from ``initial_state`` or an earlier step.
         """
-        x, state = self.levels.read(encode(self.encoder, u, self.d_input), state)
+        if not isinstance(state, LevelState if isinstance(self.levels, LevelStepper) else tuple):
+            raise TypeError(f"state must be from initial_state or an earlier step; got {type(state).__name__}")
+        x, state = self.levels.read(encode(self.encoder, u, self.d_input, name="u"), state)
         return self.head(self.norm(x)), state

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from milkweed._arguments import check_kind, check_probability, checked
+from milkweed._arguments import check_probability, check_size, checked
 from milkweed.nn.structured_linear import BlockDiagonalLinear
 from milkweed.ops._common import autocast_dtype, needs_plain_formula
 from milkweed.ops._gemm import linear, prefers_onednn
@@ -47,7 +47,7 @@ class BlockDiagonalGlu(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_kind(int, d_model=d_model, d_hidden=d_hidden, nblocks=nblocks)
+        check_size(d_model=d_model, d_hidden=d_hidden, nblocks=nblocks)
         check_probability(dropout=dropout)
         self.up = BlockDiagonalLinear(d_model, 2 * d_hidden, nblocks, bias=False, device=device, dtype=dtype)
         self.down = BlockDiagonalLinear(d_hidden, d_model, nblocks, device=device, dtype=dtype)

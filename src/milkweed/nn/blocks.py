@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed._arguments import checked
+from milkweed._arguments import check_features, check_size, checked
 from milkweed._suggest import unknown
-from milkweed.nn.lengths import valid_steps
+from milkweed.nn.lengths import check_lengths, valid_steps
 from milkweed.nn.stepping import SurroundedStepper
 
 NORMS = ("batch", "layer")
@@ -30,8 +30,10 @@ class SequenceNorm(nn.Module):
     @checked
     def __init__(self, kind: str, d_model: int) -> None:
         super().__init__()
+        check_size(d_model=d_model)
         if kind not in NORMS:
-            raise ValueError(unknown("norm", kind, NORMS))
+            raise ValueError(unknown("kind of norm", kind, NORMS))
+        self.d_model = d_model
         self.norm: nn.Module = nn.LayerNorm(d_model) if kind == "layer" else nn.BatchNorm1d(d_model)
 
     @checked(but=("lengths",))
@@ -45,7 +47,14 @@ class SequenceNorm(nn.Module):
 
         Returns:
             (B, L, d_model).
+
+        Raises:
+            ValueError: The last dimension is not ``d_model``, or the lengths describe no such batch.
+            TypeError: ``x`` is not real floating point.
         """
+        check_features("x", x, "d_model", self.d_model)
+        if lengths is not None:
+            check_lengths(lengths, x)
         if not isinstance(self.norm, nn.BatchNorm1d):
             return self.norm(x)
         if lengths is None or not self.norm.training:
@@ -156,6 +165,7 @@ class BlockStepper(SurroundedStepper):
         Returns:
             (B, L, d_model).
         """
+        check_features("u", u, "d_model", self.norm.d_model)
         return self.norm(u) if self.prenorm else u
 
     def after(self, y: Tensor, u: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def check_spec(kind: str, spec: Any) -> dict[str, Any]:
         ValueError: It is no mapping, or has no name.
     """
     if not isinstance(spec, Mapping) or "name" not in spec:
-        raise ValueError(f"{kind} must be a mapping with a name, e.g. {{'name': 's4d'}}; got {spec!r}")
+        raise ValueError(f"{kind} must be a mapping with a name (a spec), e.g. {{'name': 's4d'}}; got {spec!r}")
     return dict(spec)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from milkweed._arguments import check_dtype, check_kind, check_tensor, checked
+from milkweed.nn.filters.base import check_rate_is_one
 from milkweed.nn.filters.long_conv import LongConv
 from milkweed.nn.filters.online_conv import ConvState, OnlineConv
 from milkweed.nn.lengths import check_lengths, valid_steps
@@ -74,7 +75,12 @@ class ShortConv(nn.Module):
 
         Returns:
             (..., C, L) in ``x``'s dtype.
+
+        Raises:
+            ValueError: The shape does not fit.
         """
+        if x.ndim < 2 or x.shape[-2] != self.weight.shape[0]:
+            raise ValueError(f"x must be (..., {self.weight.shape[0]}, L); got shape {tuple(x.shape)}")
         # Products of shifted signals: a depthwise conv1d takes several times as long on a CPU.
         oldest, older, now = self.weight.to(x.dtype)[..., None].unbind(1)
         y = torch.addcmul(self.bias.to(x.dtype)[:, None], x, now)
@@ -272,8 +278,7 @@ class GatedMixerStepper(Stepper):
                 "a bidirectional GatedMixer has no stepper: its output depends on the future; call it on whole "
                 "sequences, or build it with bidirectional=False"
             )
-        if rate != 1.0:
-            raise ValueError(f"rate must be 1: the kernel of a GatedMixer is tied to its steps; got {rate}")
+        check_rate_is_one(rate, "GatedMixer")
         super().__init__()
         # A copy: training the mixer further must not change a stepper that is half new and half old.
         self.mixer = copy.deepcopy(mixer).eval().requires_grad_(False)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed._arguments import check_kind, checked
+from milkweed._arguments import check_features, check_kind, checked
 from milkweed.nn.block_diagonal_glu import BlockDiagonalGlu
 from milkweed.nn.gated_mixer import GatedMixer
 from milkweed.nn.stepping import SurroundedStepper
@@ -80,6 +80,7 @@ class GatedMixerBlock(nn.Module):
         Returns:
             (..., L, d_model).
         """
+        check_features("x", x, "d_model", self.mixer.d_model)
         return self.after_mixer(self.mixer(x, lengths=lengths))
 
     @checked

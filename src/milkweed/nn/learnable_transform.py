@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import ops
-from milkweed._arguments import check_dtype, check_kind, check_tensor, checked
+from milkweed._arguments import check_dtype, check_kind, check_size, check_tensor, checked
 from milkweed._suggest import unknown
 from milkweed.ops._common import without_autocast
 from milkweed.structures import Monarch, Permutation, Product, StructuredMatrix
@@ -213,6 +213,7 @@ class LearnableTransform2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_size(height=height, width=width)
         self.height, self.width = height, width
         self.along_height, self.along_width = (
             LearnableTransform(n, start, inverse=inverse, norm=norm, unitary=unitary, device=device, dtype=dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from milkweed._arguments import checked
+from milkweed._arguments import check_features, check_size, checked
 from milkweed.nn.factory import build_linear
 from milkweed.nn.stepping import Stepper
 from milkweed.nn.structured_linear import StructuredLinear
@@ -31,6 +31,8 @@ class Mlp(nn.Module):
         self, features: int, hidden: int, linear: Mapping[str, Any] | None = None, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        check_size(features=features, hidden=hidden)
+        self.features = features
         spec = {"name": "dense"} if linear is None else linear
         self.up = build_linear(spec, features, hidden)
         self.down = build_linear(spec, hidden, features)
@@ -45,7 +47,12 @@ class Mlp(nn.Module):
 
         Returns:
             (..., features).
+
+        Raises:
+            ValueError: The last dimension is not ``features``.
+            TypeError: ``x`` is not real floating point.
         """
+        check_features("x", x, "features", self.features)
         fuses = isinstance(self.up, StructuredLinear)
         hidden = self.up(x, activation="gelu") if fuses else F.gelu(self.up(x))
         return self.dropout(self.down(hidden))
@@ -92,7 +99,14 @@ class PointwiseStepper(Stepper):
 
         Returns:
             (B, features) and None.
+
+        Raises:
+            ValueError: The last dimension is not ``features``.
+            TypeError: There is a state, or ``u`` is not real floating point.
         """
+        if state is not None:
+            raise TypeError(f"state must be None, as initial_state gives it; got {type(state).__name__}")
+        check_features("u", u, "features", getattr(self.layer, "features", u.shape[-1] if u.ndim else 0))
         return self.layer(u), None
 
     @checked(but=("state",))

@@ -179,13 +179,7 @@ class SequenceLayer(nn.Module):
         self.filter.reset_parameters()
         self.mix.reset_parameters()
 
-    @checked(
-        but=(
-            "state",
-            "lengths",
-            "rate",
-        )
-    )
+    @checked(but=("state", "lengths", "rate"))
     def forward(
         self,
         u: Tensor,

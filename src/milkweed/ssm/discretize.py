@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from milkweed._arguments import checked
+from milkweed._arguments import check_pairs, check_real, checked, got, is_kind
 from milkweed._suggest import unknown
 from milkweed.ops import pairs
 
@@ -38,7 +38,7 @@ def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") ->
         inverted.
     """
     if method not in DISCRETIZATIONS:
-        raise ValueError(unknown("method", method, DISCRETIZATIONS))
+        raise ValueError(unknown("method: discretization", method, DISCRETIZATIONS))
     for name, tensor in (("A", A), ("B", B)):
         if not (tensor.is_floating_point() or tensor.is_complex()):
             raise TypeError(f"{name} must be floating point or complex; got {tensor.dtype}; use {name}.double()")
@@ -63,6 +63,8 @@ def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") ->
 
 
 def _check_step(dt: Tensor | float) -> None:
+    if not isinstance(dt, Tensor) and not is_kind(dt, float):
+        raise TypeError(f"dt must be a number or a tensor; got {got(dt)}")
     if isinstance(dt, Tensor):
         if dt.is_complex() or dt.dtype == torch.bool:
             raise TypeError(f"dt must be real; got {dt.dtype}")
@@ -109,9 +111,17 @@ def discretize_dplr(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor
     Returns:
         Ā (..., N, N) and B̄ (..., N), real.
 
+    Raises:
+        ValueError: A shape does not fit, or ``dt`` is not above 0.
+
     Source:
         S4 (arXiv 2111.00396), appendix C.2, whose Woodbury correction is in complex arithmetic for a rank of one.
     """
+    check_pairs(A=A, P=P, B=B)
+    check_real(dt=dt)
+    _check_step(dt)
+    if dt.shape != A.shape[:-2] and dt.ndim:
+        raise ValueError(f"dt must be (...) as A (..., N/2, 2); got {tuple(dt.shape)} and {tuple(A.shape)}")
     inverse = pairs.reciprocal(_one_minus(dt[..., None, None] / 2 * A))
     columns = pairs.multiply(inverse, P).movedim(0, -1)  # D⁻¹ W as pairs, (..., N/2, 2, rank)
     conjugate = torch.stack([inverse[..., 0], -inverse[..., 1]], -1)
@@ -156,11 +166,12 @@ def discretize_diagonal(dt_a: Tensor, method: str = "zoh") -> tuple[Tensor, Tens
     Source:
         S4D (arXiv 2206.11893), section 3.1, equation 4. Safe at a → 0, where the paper's quotient is 0/0.
     """
+    check_pairs(dt_a=dt_a)
     if method == "zoh":
         return dt_a, _expm1_over(dt_a)
     if method == "bilinear":
         return _log_bilinear(dt_a), pairs.reciprocal(_one_minus(dt_a / 2))
-    raise ValueError(unknown("discretization", method, DISCRETIZATIONS))
+    raise ValueError(unknown("method", method, DISCRETIZATIONS))
 
 
 def _expm1_over(z: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from milkweed._arguments import checked
+from milkweed._arguments import check_real, checked
 from milkweed.ssm.basis import basis_functions
 from milkweed.ssm.discretize import discretize
 from milkweed.ssm.hippo import BASES, hippo
@@ -100,6 +100,9 @@ class Reconstruction:
         if self.scaled != (elapsed is not None):
             wanted = "needs elapsed, the number of samples so far times dt" if self.scaled else "takes no elapsed"
             raise ValueError(f"scaled={self.scaled} {wanted}; got elapsed={elapsed}")
+        check_real(ago=ago)
+        if ago.ndim != 1:
+            raise ValueError(f"ago must be (K,); got shape {tuple(ago.shape)}")
         window = BASES[self.name].window if elapsed is None else elapsed
         if ago.numel() and not 0 <= float(ago.min()) <= float(ago.max()) <= window:
             raise ValueError(f"ago must lie in 0 .. {window:g}; got {float(ago.min()):g} .. {float(ago.max()):g}")

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from milkweed._arguments import checked
+from milkweed._arguments import checked, whole
 
 
 @checked
@@ -31,6 +31,7 @@ def log_timescale(
     Source:
         How to Train Your HiPPO (arXiv 2206.12037), section 3.4.
     """
+    channels = whole("channels", channels, 0)
     if not 0 < dt_min <= dt_max < math.inf:
         raise ValueError(f"expected 0 < dt_min <= dt_max, both finite; got dt_min={dt_min}, dt_max={dt_max}")
     low, high = math.log(dt_min), math.log(dt_max)

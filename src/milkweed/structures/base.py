@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from milkweed._arguments import checked
+from milkweed._arguments import checked, is_kind
 
 # The dtype of a matrix without numbers, such as a permutation: promoting it with any other gives the other.
 NEUTRAL = torch.bool
@@ -254,7 +254,13 @@ class StructuredMatrix(ABC):
 
         Returns:
             x, of b's shape.
+
+        Raises:
+            ValueError: ``b`` has another size, or the matrix no cheap inverse.
         """
+        rows = self.shape[0]
+        if b.ndim == 0 or b.shape[max(-2, -b.ndim)] != rows:
+            raise ValueError(f"b must be ({rows},) or (..., {rows}, columns); got shape {tuple(b.shape)}")
         if b.ndim < 2:
             return self._solve(b)
         return self._solve(b.mT).mT
@@ -324,6 +330,6 @@ def check_crop(crop: tuple[int, int] | None, full: tuple[int, int]) -> None:
     Raises:
         ValueError: It is larger than the matrix, or empty.
     """
-    whole = crop is None or all(isinstance(size, int) and not isinstance(size, bool) for size in crop)
+    whole = isinstance(crop, tuple | list) and all(type(size) is int or is_kind(size, int) for size in crop)
     if crop is not None and not (whole and len(crop) == 2 and 1 <= crop[0] <= full[0] and 1 <= crop[1] <= full[1]):
         raise ValueError(f"crop must be (rows, columns) within {full}; got {crop}")

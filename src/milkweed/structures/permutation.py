@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from milkweed._arguments import checked
+from milkweed._arguments import check_size, checked
 from milkweed.structures.base import StructuredMatrix
 
 
@@ -45,7 +45,11 @@ class Permutation(StructuredMatrix):
 
         Returns:
             P with (P x)[j * rows + i] = x[i * columns + j]; the paper's P for rows = columns = √n.
+
+        Raises:
+            ValueError: A size is below 1.
         """
+        check_size(rows=rows, columns=columns)
         return Permutation(torch.arange(rows * columns, device=device).view(rows, columns).T.reshape(-1))
 
     @property

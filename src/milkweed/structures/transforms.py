@@ -250,7 +250,10 @@ def monarch_fastfood(scale: Tensor, gaussian: Tensor, permutation: Tensor, signs
         Le, Sarlos, Smola, "Fastfood: approximate kernel expansions in loglinear time" (arXiv 1408.3060).
     """
     dtype = _check_diagonals(scale=scale, gaussian=gaussian, signs=signs)
-    middle = Permutation(permutation)
+    try:
+        middle = Permutation(permutation)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"permutation cannot be used: {error}") from None
     if middle.shape[0] != scale.shape[0]:
         raise ValueError(f"permutation must have scale's size {scale.shape[0]}; got {middle.shape[0]}")
     hadamard = monarch_hadamard(scale.shape[0], dtype=dtype, device=scale.device)

@@ -96,7 +96,7 @@ class Gpt2(Model):
             ValueError: The inputs are no tokens, or too many.
         """
         inputs = tokens_without_padding(inputs, lengths)
-        check_tokens(inputs, self.d_input)
+        check_tokens(inputs, self.d_input, "inputs: tokens")
         if inputs.shape[1] > self.length:
             raise ValueError(f"this Gpt2 was built for contexts up to length={self.length}; got {tuple(inputs.shape)}")
         # Without a mask transformers looks for packed sequences by value, and meta tensors have none.

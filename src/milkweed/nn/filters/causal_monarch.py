@@ -131,13 +131,7 @@ class CausalMonarchMixer(Filter):
         )
         return {"output_basis": kind.for_output(output), "kernel_basis": kind(kernel), "input_basis": kind(inputs)}
 
-    @checked(
-        but=(
-            "state",
-            "lengths",
-            "rate",
-        )
-    )
+    @checked(but=("state", "lengths", "rate"))
     def forward(
         self,
         u: Tensor,
@@ -371,8 +365,14 @@ class CausalMixerStepper(Stepper):
 
         Returns:
             The outputs (B, L, d_model) and the state after the last step.
+
+        Raises:
+            ValueError: A shape does not fit, or more than ``seq_len`` steps are taken.
+            TypeError: There is no state.
         """
         check_steps(u, self.mixer.d_model, many=True)
+        if state is None:
+            raise TypeError("state must be from initial_state or an earlier step; got None")
         return self.mixer.go_on(self.stream, u, state)
 
 

@@ -105,13 +105,7 @@ class LongConv(Filter):
         self.filter.reset_parameters()
         self.skip.normal_()
 
-    @checked(
-        but=(
-            "state",
-            "lengths",
-            "rate",
-        )
-    )
+    @checked(but=("state", "lengths", "rate"))
     def forward(
         self,
         u: Tensor,
@@ -214,7 +208,12 @@ class LongConv(Filter):
 
         Returns:
             (..., d_model, L) in ``u``'s dtype.
+
+        Raises:
+            ValueError: The shape does not fit.
         """
+        if u.ndim < 2 or not 1 <= u.shape[-1] <= self.filter.l_max:
+            raise ValueError(f"u must be (..., d_model, L) with 1 <= L <= {self.filter.l_max}; got shape {tuple(u.shape)}")
         kernel, reverse = self.kernels(u.shape[-1])
         return ops.fft_conv(
             u,

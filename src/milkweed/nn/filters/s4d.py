@@ -23,6 +23,9 @@ KERNELS = (*DISCRETIZATIONS, "dss")
 B_INITS = ("alternating", "legs", "ones", "random")
 
 
+_INIT_OPTIONS = ("random_imag", "random_real", "scale_imag", "scale_real")
+
+
 class S4DFilter(StateSpaceFilter):
     """Diagonal state space: every channel is filtered by its own N-dimensional system.
 
@@ -92,6 +95,9 @@ class S4DFilter(StateSpaceFilter):
             if given not in known:
                 raise ValueError(unknown(name, given, [k for k in known if k]))
         self.d_state, self.init, self.discretization, self.decay = d_state, init, discretization, decay
+        for option in init_options or {}:
+            if option not in _INIT_OPTIONS:
+                raise ValueError(unknown("init_options", option, _INIT_OPTIONS))
         self.init_options = dict(init_options or {})
         self.n_ssm = check_groups(d_model, n_ssm)
         self.b_init = b_init

@@ -122,13 +122,7 @@ class StateSpaceFilter(KeepsFloat32, Filter):
         roles = {name: "ssm" for name in self.ssm_parameters if getattr(self, name) is not None}
         return roles if self.D is None else roles | {"D": "no_decay"}
 
-    @checked(
-        but=(
-            "state",
-            "lengths",
-            "rate",
-        )
-    )
+    @checked(but=("state", "lengths", "rate"))
     def forward(
         self,
         u: Tensor,

@@ -46,6 +46,8 @@ def implicit_kernel(
     """
     if len(network) != len(_NAMES):
         raise ValueError(f"network must be {len(_NAMES)} tensors, {', '.join(_NAMES)}; got {len(network)}")
+    if not isinstance(network, Sequence) or isinstance(network, str | bytes):
+        raise TypeError(f"network must be a list of tensors; got {type(network).__name__}")
     check_real(features=features, frequency=frequency, **dict(zip(_NAMES, network, strict=True)), decay=decay)
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"features must be (L, E) with L, E >= 1; got shape {tuple(features.shape)}")

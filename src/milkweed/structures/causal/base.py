@@ -121,7 +121,7 @@ class CausalBasis(ABC):
             ValueError: A size does not fit.
             TypeError: The dtype is not the factors'.
         """
-        basis = self._covering(x)
+        basis = self._covering("x", x)
         return basis.causally(lambda x: basis._mixed(basis._on_digits(x, solve=False))[..., : x.shape[-1]], x)
 
     @checked
@@ -138,7 +138,7 @@ class CausalBasis(ABC):
             ValueError: A size does not fit.
             TypeError: The dtype is not the factors'.
         """
-        basis = self._covering(coefficients)
+        basis = self._covering("coefficients", coefficients)
 
         def solved(coefficients: Tensor) -> Tensor:
             length = coefficients.shape[-1]
@@ -244,15 +244,15 @@ class CausalBasis(ABC):
         """The steps of products that depend on any that are marked, (..., L) booleans both."""
         return marked.cumsum(-1, dtype=torch.int32) > 0
 
-    def _covering(self, x: Tensor) -> Self:
+    def _covering(self, name: str, x: Tensor) -> Self:
         """The leading part of the basis that sequences of x's length need."""
         if x.ndim != 3 or x.shape[1] % self.heads or x.shape[2] > self.length:
             raise ValueError(
-                f"a sequence must be (B, H, L) with H a multiple of heads={self.heads} and L <= {self.length}; "
+                f"{name}: a sequence must be (B, H, L) with H a multiple of heads={self.heads} and L <= {self.length}; "
                 f"got shape {tuple(x.shape)}"
             )
         if x.dtype != self.factors[0].dtype:
-            raise TypeError(f"a sequence must be {self.factors[0].dtype} as the factors are; got {x.dtype}")
+            raise TypeError(f"{name}: a sequence must be {self.factors[0].dtype} as the factors are; got {x.dtype}")
         rows = max(1, -(-x.shape[2] // (self.length // self.digits[-1])))
         return self._leading(rows)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from milkweed._arguments import checked
+from milkweed._arguments import check_real, checked
 from milkweed.structures.causal.base import CausalBasis
 
 
@@ -36,7 +36,17 @@ class BivariateBasis(CausalBasis):
 
         Returns:
             (B, H, L).
+
+        Raises:
+            ValueError: A shape does not fit.
+            TypeError: A tensor is not real floating point.
         """
+        check_real(kernel=kernel, u=u)
+        if u.ndim != 3 or not 1 <= u.shape[2] <= self.length or kernel.shape not in {u.shape[1:], u.shape}:
+            raise ValueError(
+                f"kernel and u must be (H, L) and (B, H, L) with 1 <= L <= {self.length}; "
+                f"got shapes {tuple(kernel.shape)} and {tuple(u.shape)}"
+            )
         if u.shape[0] == 0:  # which not every FFT takes
             return u * kernel
         length = u.shape[-1]

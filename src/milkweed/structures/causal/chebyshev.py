@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from milkweed import ops
-from milkweed._arguments import checked
+from milkweed._arguments import checked, whole
 from milkweed.structures.causal.base import CausalBasis
 
 
@@ -36,6 +36,10 @@ class ChebyshevBasis(CausalBasis):
     """
 
     rows_below: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("rows_below", self.rows_below, 0)
 
     # The element of the odd top degree 2 n - 1 is never reached.
     lead = 1
