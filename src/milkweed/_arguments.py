@@ -146,6 +146,8 @@ def _check(hint: Any) -> Check | None:
         for each in alternatives:
             if _fits(cast(type, _outer(each)), value):
                 return _inside(each, name, value)
+        if alternatives == [Tensor]:
+            check_tensor(name, value)
         raise TypeError(f"{name} must be {_wanted(alternatives, optional)}; got {got(value)}{_fix(alternatives, name)}")
 
     return check

@@ -38,7 +38,7 @@ def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") ->
         inverted.
     """
     if method not in DISCRETIZATIONS:
-        raise ValueError(unknown("method: discretization", method, DISCRETIZATIONS))
+        raise ValueError(unknown("method", method, DISCRETIZATIONS))
     for name, tensor in (("A", A), ("B", B)):
         if not (tensor.is_floating_point() or tensor.is_complex()):
             raise TypeError(f"{name} must be floating point or complex; got {tensor.dtype}; use {name}.double()")
@@ -171,7 +171,7 @@ def discretize_diagonal(dt_a: Tensor, method: str = "zoh") -> tuple[Tensor, Tens
         return dt_a, _expm1_over(dt_a)
     if method == "bilinear":
         return _log_bilinear(dt_a), pairs.reciprocal(_one_minus(dt_a / 2))
-    raise ValueError(unknown("method", method, DISCRETIZATIONS))
+    raise ValueError(unknown("method: discretization", method, DISCRETIZATIONS))
 
 
 def _expm1_over(z: Tensor) -> Tensor:

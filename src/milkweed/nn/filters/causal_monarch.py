@@ -66,7 +66,7 @@ class CausalMonarchMixer(Filter):
 
     length_option = "seq_len"
 
-    @checked
+    @checked(but=("filter",))
     def __init__(
         self,
         d_model: int,

@@ -213,7 +213,9 @@ class LongConv(Filter):
             ValueError: The shape does not fit.
         """
         if u.ndim < 2 or not 1 <= u.shape[-1] <= self.filter.l_max:
-            raise ValueError(f"u must be (..., d_model, L) with 1 <= L <= {self.filter.l_max}; got shape {tuple(u.shape)}")
+            raise ValueError(
+                f"u must be (..., d_model, L) with 1 <= L <= {self.filter.l_max}; got shape {tuple(u.shape)}"
+            )
         kernel, reverse = self.kernels(u.shape[-1])
         return ops.fft_conv(
             u,
