@@ -212,7 +212,7 @@ class LongConv(Filter):
         Raises:
             ValueError: The shape does not fit.
         """
-        if u.ndim < 2 or not 1 <= u.shape[-1] <= self.filter.l_max:
+        if u.ndim < 2 or u.shape[-2] != self.d_model or not 1 <= u.shape[-1] <= self.filter.l_max:
             raise ValueError(
                 f"u must be (..., d_model, L) with 1 <= L <= {self.filter.l_max}; got shape {tuple(u.shape)}"
             )

@@ -44,10 +44,10 @@ def implicit_kernel(
     Source:
         Hyena (arXiv 2302.10866), section 3.3.
     """
-    if len(network) != len(_NAMES):
-        raise ValueError(f"network must be {len(_NAMES)} tensors, {', '.join(_NAMES)}; got {len(network)}")
     if not isinstance(network, Sequence) or isinstance(network, str | bytes):
         raise TypeError(f"network must be a list of tensors; got {type(network).__name__}")
+    if len(network) != len(_NAMES):
+        raise ValueError(f"network must be {len(_NAMES)} tensors, {', '.join(_NAMES)}; got {len(network)}")
     check_real(features=features, frequency=frequency, **dict(zip(_NAMES, network, strict=True)), decay=decay)
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"features must be (L, E) with L, E >= 1; got shape {tuple(features.shape)}")
@@ -61,7 +61,7 @@ def implicit_kernel(
     for name, tensor, shape in zip(_NAMES, network, shapes, strict=True):
         if tensor.shape != shape:
             raise ValueError(
-                f"{name} must be {shape} for E = {inputs}, W = {width}, D = {channels}; got shape {tuple(tensor.shape)}"
+                f"network: {name} must be {shape} for E = {inputs}, W = {width}, D = {channels}; got shape {tuple(tensor.shape)}"
             )
     features = features.to(compute_dtype(features, frequency, *network, decay))
     return backends.dispatch("implicit_kernel", backend, features, frequency, *network, decay)
