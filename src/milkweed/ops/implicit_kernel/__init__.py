@@ -61,7 +61,8 @@ def implicit_kernel(
     for name, tensor, shape in zip(_NAMES, network, shapes, strict=True):
         if tensor.shape != shape:
             raise ValueError(
-                f"network: {name} must be {shape} for E = {inputs}, W = {width}, D = {channels}; got shape {tuple(tensor.shape)}"
+                f"network: {name} must be {shape} for E = {inputs}, W = {width}, D = {channels}; "
+                f"got shape {tuple(tensor.shape)}"
             )
     features = features.to(compute_dtype(features, frequency, *network, decay))
     return backends.dispatch("implicit_kernel", backend, features, frequency, *network, decay)
