@@ -40,7 +40,7 @@ def _dense_encoder():
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.BertConfig(vocab_size=len(words), **sizes)
     transformers.BertModel(config).save_pretrained("encoder")
-    return {"folder": "encoder", "texts": ["a sentence", "some words of a sentence"] * 40}
+    return {"folder": "encoder", "texts": ["a sentence", "some words of a sentence"] * 80}
 
 
 def _published_m2_bert():

@@ -45,7 +45,7 @@ PICKLED_NAME = "pytorch_model.bin"
 
 
 @through_wrappers(changes=False)
-@checked
+@checked(but=("path",))
 def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write a model's parameters, architecture and conversions to ``path/model.safetensors``, atomically.
 
@@ -117,7 +117,7 @@ def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str], con
 
 
 @through_wrappers(changes=True, argument="into")
-@checked
+@checked(but=("path", "into", "device"))
 def load_pretrained(
     path: str | os.PathLike[str], into: nn.Module | None = None, device: torch.device | str = "cpu"
 ) -> nn.Module:
