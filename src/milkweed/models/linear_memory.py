@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_inputs
 from milkweed.nn import build_sequence_layer, check_spec
@@ -40,6 +41,7 @@ class LinearMemory(Model):
         torch.Size([2, 100, 3])
     """
 
+    @checked
     def __init__(
         self,
         d_input: int,
@@ -68,6 +70,7 @@ class LinearMemory(Model):
         per_channel = system.d_state if readout == "state" else 1
         self.head = nn.Linear(d_model * per_channel, d_output)
 
+    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import check_kind, check_probability, check_tensor, checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import CausalMonarchMixer, ImplicitFilter, LongConv, ResidualBlock, ShortConv, Stepper
+from milkweed.nn.filters.base import check_rate_is_one
 from milkweed.nn.lengths import tokens_without_padding
-from milkweed.nn.options import check_kind, check_rate, layer_options
+from milkweed.nn.options import layer_options
 from milkweed.nn.stepping import StepperStack, check_batch_size, check_state, check_steps
-from milkweed.ops._common import check_tensor
 
 
 class HeadConv(nn.Module):
@@ -70,6 +71,7 @@ class HeadConvStepper(Stepper):
         self.heads, self.group = conv.heads, conv.channels // conv.heads
         self.inner: Stepper = conv.conv.stepper()
 
+    @checked
     def initial_state(self, batch_size: int) -> Any:
         """Give the state before the first step.
 
@@ -81,6 +83,7 @@ class HeadConvStepper(Stepper):
         """
         return self.inner.initial_state(batch_size * self.group)
 
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take one step.
 
@@ -94,6 +97,7 @@ class HeadConvStepper(Stepper):
         y, state = self.inner(u.reshape(-1, self.heads), state)
         return y.reshape(u.shape), state
 
+    @checked(but=("state",))
     def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take many steps at once.
 
@@ -200,8 +204,7 @@ class GptMixer(nn.Module):
         Raises:
             ValueError: The rate is another.
         """
-        if rate != 1.0:
-            raise ValueError(f"rate must be 1: the kernels of M2-GPT are tied to its steps; got {rate}")
+        check_rate_is_one(rate, "M2Gpt")
         return GptMixerStepper(self)
 
 
@@ -231,6 +234,7 @@ class GptMixerStepper(Stepper):
         self.out_linear = copy.deepcopy(mixer.out_linear).eval().requires_grad_(False)
         self.conv: Stepper = mixer.conv.stepper()
 
+    @checked
     def initial_state(self, batch_size: int) -> GptMixerState:
         """Give the state before the first step.
 
@@ -245,6 +249,7 @@ class GptMixerStepper(Stepper):
         recent = self.short_conv.weight.new_zeros(batch_size, channels, reach - 1)
         return GptMixerState(recent, self.conv.initial_state(batch_size))
 
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: GptMixerState) -> tuple[Tensor, GptMixerState]:
         """Take one step, without gradients.
 
@@ -261,6 +266,7 @@ class GptMixerStepper(Stepper):
         y, conv = self.conv((v * x1)[:, 0], state.conv)
         return self.out_linear(y * x2[:, 0]), GptMixerState(recent, conv)
 
+    @checked(but=("state",))
     def read(self, u: Tensor, state: GptMixerState) -> tuple[Tensor, GptMixerState]:
         """Take many steps at once, e.g. over a prompt.
 
@@ -325,6 +331,7 @@ class M2Gpt(Model):
         torch.Size([2, 50, 96])
     """
 
+    @checked
     def __init__(
         self,
         d_input: int = 50257,
@@ -357,7 +364,7 @@ class M2Gpt(Model):
         check_kind(int, **sizes)
         check_kind(str, mixer=mixer)
         check_kind(str, optional=True, vocabulary=vocabulary)
-        check_rate(dropout=dropout)
+        check_probability(dropout=dropout)
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
@@ -383,6 +390,7 @@ class M2Gpt(Model):
         )
         self.norm = nn.LayerNorm(d_model)
 
+    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 
@@ -398,7 +406,7 @@ class M2Gpt(Model):
             ValueError: The inputs are no tokens, or too many.
         """
         inputs = tokens_without_padding(inputs, lengths)
-        check_tokens(inputs, self.d_input)
+        check_tokens(inputs, self.d_input, "inputs: tokens")
         if inputs.shape[1] > self.length:
             raise ValueError(f"this M2Gpt was built for contexts up to length={self.length}; got {tuple(inputs.shape)}")
         x = self.encoder(inputs)
@@ -437,6 +445,7 @@ class M2GptStepper(Stepper):
         self.blocks = StepperStack(model.blocks, rate)
         self.d_input = model.d_input
 
+    @checked
     def initial_state(self, batch_size: int) -> tuple[Any, ...]:
         """Give the state before the first token.
 
@@ -449,6 +458,7 @@ class M2GptStepper(Stepper):
         return self.blocks.initial_state(batch_size)
 
     @torch.no_grad()
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Take one step, without gradients and dropout.
 
@@ -462,13 +472,14 @@ class M2GptStepper(Stepper):
         Raises:
             ValueError: The tokens are no batch of single steps.
         """
-        check_tensor("tokens", u)
+        check_tensor("u", u)
         if u.ndim != 1:
-            raise ValueError(f"tokens must be (B,), one step; got shape {tuple(u.shape)}; use read for many steps")
+            raise ValueError(f"u: tokens must be (B,), one step; got shape {tuple(u.shape)}; use read for many steps")
         logits, state = self.read(u[:, None], state)
         return logits[:, 0], state
 
     @torch.no_grad()
+    @checked(but=("state",))
     def read(self, u: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Take many steps at once, e.g. over a prompt.
 
@@ -479,6 +490,6 @@ class M2GptStepper(Stepper):
         Returns:
             Logits for the next token at every step, (B, L, d_output), and the state after the last step.
         """
-        check_tokens(u, self.d_input)
+        check_tokens(u, self.d_input, "u: tokens")
         found, states = self.blocks.outputs(self.encoder(u), state)
         return F.linear(self.norm(found[-1]), self.encoder.weight), states

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import check_kind, check_probability, check_tensor, checked, is_kind
 from milkweed._suggest import unknown
 from milkweed.models.base import Model
 from milkweed.nn import S4ND, GatedMixer, LongConv, Mlp, ResidualBlock
 from milkweed.nn.lengths import mean_of_steps
-from milkweed.nn.options import check_kind, check_rate, is_kind, layer_options
-from milkweed.ops._common import autocast_dtype, check_tensor
+from milkweed.nn.options import layer_options
+from milkweed.ops._common import autocast_dtype
 
 MIXERS = ("long_conv", "s4nd")
 
@@ -55,6 +56,7 @@ class M2Vit(Model):
         torch.Size([2, 10])
     """
 
+    @checked
     def __init__(
         self,
         d_input: int = 3,
@@ -72,7 +74,7 @@ class M2Vit(Model):
         check_kind(int, d_input=d_input, d_output=d_output, patch=patch, d_model=d_model, depth=depth)
         check_kind(int, optional=True, d_hidden=d_hidden)
         check_kind(str, mixer=mixer)
-        check_rate(dropout=dropout)
+        check_probability(dropout=dropout)
         rows, columns = _grid(size, patch)
         super().__init__(
             d_input=d_input,
@@ -120,6 +122,7 @@ class M2Vit(Model):
         """
         return {"positions": "no_decay"}
 
+    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 
@@ -134,6 +137,8 @@ class M2Vit(Model):
         Raises:
             ValueError: The inputs are of another shape or kind.
         """
+        if lengths is not None:
+            check_tensor("lengths", lengths)
         x = self.encoder(self._patches(inputs)) + self.positions
         x = x if self.mixer == "s4nd" else x.flatten(1, 2)
         for block in self.blocks:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed.models.base import Model, check_inputs
 from milkweed.models.sequence_model import pool
 from milkweed.nn import Mlp, check_spec
@@ -73,6 +74,7 @@ class MlpMixer(Model):
         torch.Size([2, 10])
     """
 
+    @checked
     def __init__(
         self,
         d_input: int,
@@ -117,6 +119,7 @@ class MlpMixer(Model):
         self.norm = nn.LayerNorm(d_model)
         self.head = nn.Linear(d_model, d_output)
 
+    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 

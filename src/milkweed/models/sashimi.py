@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model
-from milkweed.models.sequence_model import ENCODERS, encode
+from milkweed.models.sequence_model import ENCODERS, encode, single_step
 from milkweed.nn import Mlp, ResidualBlock, Stepper, build_sequence_layer, check_spec
-from milkweed.nn.stepping import StepperStack, advance
+from milkweed.nn.stepping import StepperStack, advance, check_batch_size
 
 MakeBlocks = Callable[[int], nn.ModuleList]
 
@@ -52,6 +53,7 @@ class Sashimi(Model):
         torch.Size([2, 64, 256])
     """
 
+    @checked
     def __init__(
         self,
         d_input: int,
@@ -106,6 +108,7 @@ class Sashimi(Model):
         self.norm = nn.LayerNorm(d_model)
         self.head = nn.Linear(d_model, d_output)
 
+    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 
@@ -264,6 +267,7 @@ class CenterStepper(nn.Module):
         super().__init__()
         self.blocks = StepperStack(center.blocks, rate)
 
+    @checked
     def initial_state(self, batch_size: int) -> tuple[Any, ...]:
         """Give the state before the first step.
 
@@ -275,6 +279,7 @@ class CenterStepper(nn.Module):
         """
         return self.blocks.initial_state(batch_size)
 
+    @checked(but=("state",))
     def read(self, x: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Take some steps.
 
@@ -304,6 +309,7 @@ class LevelStepper(nn.Module):
         self.before, self.after = (StepperStack(blocks, rate) for blocks in (level.before, level.after))
         self.inner: Any = level.inner.stepper(rate)  # type: ignore[operator]
 
+    @checked
     def initial_state(self, batch_size: int) -> LevelState:
         """Give the state before the first step.
 
@@ -322,6 +328,7 @@ class LevelStepper(nn.Module):
             self.after.initial_state(batch_size),
         )
 
+    @checked(but=("state",))
     def read(self, x: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
         """Take some steps, any number of them.
 
@@ -369,6 +376,7 @@ class SashimiStepper(Stepper):
         self.levels: Any = model.levels.stepper(rate)  # type: ignore[operator]
         self.d_input = model.d_input
 
+    @checked
     def initial_state(self, batch_size: int) -> Any:
         """Give the state before the first step.
 
@@ -378,8 +386,10 @@ class SashimiStepper(Stepper):
         Returns:
             The levels' state.
         """
+        check_batch_size(batch_size)
         return self.levels.initial_state(batch_size)
 
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take one step, without gradients and dropout.
 
@@ -390,10 +400,11 @@ class SashimiStepper(Stepper):
         Returns:
             (B, d_output) and the next state.
         """
-        y, state = self.read(u[:, None], state)
+        y, state = self.read(single_step(u), state)
         return y[:, 0], state
 
     @torch.no_grad()
+    @checked(but=("state",))
     def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take many steps at once, any number of them.
 
@@ -403,6 +414,12 @@ class SashimiStepper(Stepper):
 
         Returns:
             (B, L, d_output) and the state after the last step.
+
+        Raises:
+            ValueError: The inputs are of another shape or kind.
+            TypeError: The state is not from ``initial_state`` or an earlier step.
         """
-        x, state = self.levels.read(encode(self.encoder, u, self.d_input), state)
+        if not isinstance(state, LevelState if isinstance(self.levels, LevelStepper) else tuple):
+            raise TypeError(f"state must be from initial_state or an earlier step; got {type(state).__name__}")
+        x, state = self.levels.read(encode(self.encoder, u, self.d_input, name="u"), state)
         return self.head(self.norm(x)), state

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_inputs, check_tokens
 from milkweed.nn import ResidualBlock, SequenceNorm, Stepper, build_sequence_layer, check_spec
 from milkweed.nn.lengths import check_lengths, mean_of_steps, tokens_without_padding, without_padding
-from milkweed.nn.stepping import StepperStack
+from milkweed.nn.stepping import StepperStack, check_batch_size
 
 ENCODERS = ("embedding", "linear")
 POOLINGS = ("last", "mean", "none")
@@ -48,6 +49,7 @@ class SequenceModel(Model):
         torch.Size([4, 10])
     """
 
+    @checked
     def __init__(
         self,
         d_input: int,
@@ -90,6 +92,7 @@ class SequenceModel(Model):
         self.norm = SequenceNorm(norm, d_model) if prenorm else nn.Identity()
         self.head = nn.Linear(d_model, d_output)
 
+    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 
@@ -154,6 +157,7 @@ class SequenceStepper(Stepper):
         self.blocks = StepperStack(model.blocks, rate)
         self.d_input, self.pooling = model.d_input, model.pooling
 
+    @checked
     def initial_state(self, batch_size: int) -> SequenceState:
         """Give the state before the first step.
 
@@ -163,12 +167,14 @@ class SequenceStepper(Stepper):
         Returns:
             The state of B sequences.
         """
+        check_batch_size(batch_size)
         weight = self.head.get_parameter("weight")
         dtype = torch.promote_types(weight.dtype, torch.float32)
         total = weight.new_zeros(batch_size, weight.shape[1], dtype=dtype) if self.pooling == "mean" else None
         steps = torch.zeros((), dtype=torch.int64, device=weight.device)
         return SequenceState(self.blocks.initial_state(batch_size), total, steps)
 
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
         """Take one step, without gradients and dropout.
 
@@ -179,10 +185,11 @@ class SequenceStepper(Stepper):
         Returns:
             The output (B, d_output) and the next state.
         """
-        outputs, state = self.read(u[:, None], state)
+        outputs, state = self.read(single_step(u), state)
         return (outputs[:, 0] if self.pooling == "none" else outputs), state
 
     @torch.no_grad()
+    @checked(but=("state",))
     def read(self, u: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
         """Take many steps at once, e.g. over a prompt.
 
@@ -198,7 +205,7 @@ class SequenceStepper(Stepper):
         """
         if not isinstance(state, SequenceState):
             raise TypeError(f"state must be from initial_state or the last step; got {type(state).__name__}")
-        found, layers = self.blocks.outputs(encode(self.encoder, u, self.d_input), state.layers)
+        found, layers = self.blocks.outputs(encode(self.encoder, u, self.d_input, name="u"), state.layers)
         x = self.norm(found[-1])
         steps = state.steps + x.shape[1]
         total = None if state.total is None else state.total + x.sum(1, dtype=state.total.dtype)
@@ -206,7 +213,26 @@ class SequenceStepper(Stepper):
         return self.head(features), SequenceState(layers, total, steps)
 
 
-def encode(encoder: nn.Module, inputs: Tensor, d_input: int, lengths: Tensor | None = None) -> Tensor:
+def single_step(u: Tensor) -> Tensor:
+    """Make a sequence of one step.
+
+    Args:
+        u: (B,) tokens or (B, d_input).
+
+    Returns:
+        (B, 1) or (B, 1, d_input).
+
+    Raises:
+        ValueError: It is no batch of single steps.
+    """
+    if u.ndim not in {1, 2}:
+        raise ValueError(f"u must be (B,) tokens or (B, d_input), one step; got shape {tuple(u.shape)}")
+    return u[:, None]
+
+
+def encode(
+    encoder: nn.Module, inputs: Tensor, d_input: int, lengths: Tensor | None = None, name: str = "inputs"
+) -> Tensor:
     """Check a batch and bring it to the network's width. Padding ends here: whatever it holds, nothing depends on it.
 
     Args:
@@ -214,6 +240,7 @@ def encode(encoder: nn.Module, inputs: Tensor, d_input: int, lengths: Tensor | N
         inputs: (B, L, d_input), or (B, L) tokens for an embedding.
         d_input: Features, or different tokens.
         lengths: (B,) valid steps of right-padded sequences; all of them by default.
+        name: What the caller calls the inputs.
 
     Returns:
         (B, L, d_model).
@@ -224,9 +251,9 @@ def encode(encoder: nn.Module, inputs: Tensor, d_input: int, lengths: Tensor | N
     # Before the encoder, whose weight's gradient would be NaN with the padding.
     if isinstance(encoder, nn.Embedding):
         inputs = tokens_without_padding(inputs, lengths)
-        check_tokens(inputs, d_input)
+        check_tokens(inputs, d_input, f"{name}: tokens")
     else:
-        check_inputs(inputs, d_input)
+        check_inputs(inputs, d_input, name)
         inputs = without_padding(inputs, lengths)
     encoded: Tensor = encoder(inputs)
     return encoded

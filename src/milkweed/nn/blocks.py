@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import check_features, check_size, checked
 from milkweed._suggest import unknown
-from milkweed.nn.lengths import valid_steps
+from milkweed.nn.lengths import check_lengths, valid_steps
 from milkweed.nn.stepping import SurroundedStepper
 
 NORMS = ("batch", "layer")
@@ -31,12 +32,16 @@ class SequenceNorm(nn.Module):
         True
     """
 
+    @checked
     def __init__(self, kind: str, d_model: int) -> None:
         super().__init__()
+        check_size(d_model=d_model)
         if kind not in NORMS:
-            raise ValueError(unknown("norm", kind, NORMS))
+            raise ValueError(unknown("kind of norm", kind, NORMS))
+        self.d_model = d_model
         self.norm: nn.Module = nn.LayerNorm(d_model) if kind == "layer" else nn.BatchNorm1d(d_model)
 
+    @checked(but=("lengths",))
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Normalise.
 
@@ -47,7 +52,14 @@ class SequenceNorm(nn.Module):
 
         Returns:
             (B, L, d_model).
+
+        Raises:
+            ValueError: The last dimension is not ``d_model``, or the lengths describe no such batch.
+            TypeError: ``x`` is not real floating point.
         """
+        check_features("x", x, "d_model", self.d_model)
+        if lengths is not None:
+            check_lengths(lengths, x)
         if not isinstance(self.norm, nn.BatchNorm1d):
             return self.norm(x)
         if lengths is None or not self.norm.training:
@@ -94,6 +106,7 @@ class ResidualBlock(nn.Module):
         torch.Size([2, 50, 16])
     """
 
+    @checked
     def __init__(
         self, layer: nn.Module, d_model: int, *, norm: str = "layer", prenorm: bool = True, dropout: float = 0.0
     ) -> None:
@@ -103,6 +116,7 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.prenorm = prenorm
 
+    @checked(but=("lengths",))
     def forward(self, x: Tensor, *, lengths: Tensor | None = None, **options: Any) -> Tensor:
         """Apply the block.
 
@@ -161,6 +175,7 @@ class BlockStepper(SurroundedStepper):
         Returns:
             (B, L, d_model).
         """
+        check_features("u", u, "d_model", self.norm.d_model)
         return self.norm(u) if self.prenorm else u
 
     def after(self, y: Tensor, u: Tensor) -> Tensor:

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import check_dtype, check_kind, check_tensor, checked
 from milkweed._registry import register
+from milkweed.nn.filters.base import check_rate_is_one
 from milkweed.nn.filters.long_conv import LongConv
 from milkweed.nn.filters.online_conv import ConvState, OnlineConv
 from milkweed.nn.lengths import check_lengths, valid_steps
-from milkweed.nn.options import check_dtype, check_kind, layer_options
+from milkweed.nn.options import layer_options
 from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
-from milkweed.ops._common import autocast_dtype, check_tensor
+from milkweed.ops._common import autocast_dtype
 from milkweed.ops._gemm import dense_linear
 
 _WIDTH = 3
@@ -44,6 +46,7 @@ class ShortConv(nn.Module):
         True
     """
 
+    @checked
     def __init__(
         self, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
@@ -69,6 +72,7 @@ class ShortConv(nn.Module):
         """
         return {"weight": "no_decay"}
 
+    @checked
     def forward(self, x: Tensor) -> Tensor:
         """Convolve.
 
@@ -77,7 +81,12 @@ class ShortConv(nn.Module):
 
         Returns:
             (..., C, L) in ``x``'s dtype.
+
+        Raises:
+            ValueError: The shape does not fit.
         """
+        if x.ndim < 2 or x.shape[-2] != self.weight.shape[0]:
+            raise ValueError(f"x must be (..., {self.weight.shape[0]}, L); got shape {tuple(x.shape)}")
         # Products of shifted signals: a depthwise conv1d takes several times as long on a CPU.
         oldest, older, now = self.weight.to(x.dtype)[..., None].unbind(1)
         y = torch.addcmul(self.bias.to(x.dtype)[:, None], x, now)
@@ -119,6 +128,7 @@ class GatedMixer(nn.Module):
         torch.Size([2, 80, 16])
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -155,6 +165,7 @@ class GatedMixer(nn.Module):
         for part in self.children():
             part.reset_parameters()  # type: ignore[operator]
 
+    @checked(but=("lengths",))
     def forward(self, u: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """Mix a batch of sequences.
 
@@ -279,14 +290,14 @@ class GatedMixerStepper(Stepper):
                 "a bidirectional GatedMixer has no stepper: its output depends on the future; call it on whole "
                 "sequences, or build it with bidirectional=False"
             )
-        if rate != 1.0:
-            raise ValueError(f"rate must be 1: the kernel of a GatedMixer is tied to its steps; got {rate}")
+        check_rate_is_one(rate, "GatedMixer")
         super().__init__()
         # A copy: training the mixer further must not change a stepper that is half new and half old.
         self.mixer = copy.deepcopy(mixer).eval().requires_grad_(False)
         self.long = self.mixer.long_conv.stepper()
         self.residual = None if self.mixer.residual_conv is None else self.mixer.residual_conv.stepper()
 
+    @checked
     def initial_state(self, batch_size: int) -> GatedMixerState:
         """Give the state before the first step.
 
@@ -302,6 +313,7 @@ class GatedMixerStepper(Stepper):
         residual = None if self.residual is None else self.residual.initial_state(batch_size)
         return GatedMixerState(recent, self.long.initial_state(batch_size), residual)
 
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
         """Take one step, without gradients and dropout.
 
@@ -316,6 +328,7 @@ class GatedMixerStepper(Stepper):
         y, state = self._run(u[:, None], state, one=True)
         return y[:, 0], state
 
+    @checked(but=("state",))
     def read(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
         """Take many steps at once, e.g. over a prompt.
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import check_features, check_kind, checked
 from milkweed.nn.block_diagonal_glu import BlockDiagonalGlu
 from milkweed.nn.gated_mixer import GatedMixer
-from milkweed.nn.options import check_kind
 from milkweed.nn.stepping import SurroundedStepper
 
 
@@ -42,6 +42,7 @@ class GatedMixerBlock(nn.Module):
         torch.Size([2, 100, 16])
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -73,6 +74,7 @@ class GatedMixerBlock(nn.Module):
         for part in (self.mixer, self.mlp, self.norm):
             part.reset_parameters()
 
+    @checked(but=("lengths",))
     def forward(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """Apply the block.
 
@@ -83,8 +85,10 @@ class GatedMixerBlock(nn.Module):
         Returns:
             (..., L, d_model).
         """
+        check_features("x", x, "d_model", self.mixer.d_model)
         return self.after_mixer(self.mixer(x, lengths=lengths))
 
+    @checked
     def after_mixer(self, y: Tensor) -> Tensor:
         """Apply what follows the mixer, to every step by itself.
 

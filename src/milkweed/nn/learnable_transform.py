@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import ops
+from milkweed._arguments import check_dtype, check_kind, check_size, check_tensor, checked
 from milkweed._suggest import unknown
-from milkweed.nn.options import check_dtype, check_kind
-from milkweed.ops._common import check_tensor, without_autocast
+from milkweed.ops._common import without_autocast
 from milkweed.structures import Monarch, Permutation, Product, StructuredMatrix
 from milkweed.structures.transforms import balanced_factors, monarch_dct, monarch_dft, monarch_dst, monarch_hadamard
 
@@ -58,6 +58,7 @@ class LearnableTransform(nn.Module):
     right_start: Tensor
     left_start: Tensor
 
+    @checked
     def __init__(
         self,
         n: int,
@@ -96,6 +97,7 @@ class LearnableTransform(nn.Module):
         """Go back to the start, e.g. after ``to_empty`` moved a meta layer; a random start is drawn anew."""
         self._fill(self._at_start())
 
+    @checked
     def forward(self, x: Tensor) -> Tensor:
         """Transform the last dimension.
 
@@ -207,6 +209,7 @@ class LearnableTransform2d(nn.Module):
         True
     """
 
+    @checked
     def __init__(
         self,
         height: int,
@@ -220,6 +223,7 @@ class LearnableTransform2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_size(height=height, width=width)
         self.height, self.width = height, width
         self.along_height, self.along_width = (
             LearnableTransform(n, start, inverse=inverse, norm=norm, unitary=unitary, device=device, dtype=dtype)
@@ -231,6 +235,7 @@ class LearnableTransform2d(nn.Module):
         self.along_height.reset_parameters()
         self.along_width.reset_parameters()
 
+    @checked
     def forward(self, x: Tensor) -> Tensor:
         """Transform the last two dimensions.
 

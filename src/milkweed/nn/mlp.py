@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import check_features, check_size, checked
 from milkweed.nn.factory import build_linear
 from milkweed.nn.stepping import Stepper
 from milkweed.nn.structured_linear import StructuredLinear
@@ -30,15 +31,19 @@ class Mlp(nn.Module):
         torch.Size([5, 64])
     """
 
+    @checked
     def __init__(
         self, features: int, hidden: int, linear: Mapping[str, Any] | None = None, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        check_size(features=features, hidden=hidden)
+        self.features = features
         spec = {"name": "dense"} if linear is None else linear
         self.up = build_linear(spec, features, hidden)
         self.down = build_linear(spec, hidden, features)
         self.dropout = nn.Dropout(dropout)
 
+    @checked
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last dimension.
 
@@ -47,7 +52,12 @@ class Mlp(nn.Module):
 
         Returns:
             (..., features).
+
+        Raises:
+            ValueError: The last dimension is not ``features``.
+            TypeError: ``x`` is not real floating point.
         """
+        check_features("x", x, "features", self.features)
         fuses = isinstance(self.up, StructuredLinear)
         hidden = self.up(x, activation="gelu") if fuses else F.gelu(self.up(x))
         return self.dropout(self.down(hidden))
@@ -75,6 +85,7 @@ class PointwiseStepper(Stepper):
         super().__init__()
         self.layer = copy.deepcopy(layer).eval().requires_grad_(False)
 
+    @checked
     def initial_state(self, batch_size: int) -> None:
         """There is none.
 
@@ -83,6 +94,7 @@ class PointwiseStepper(Stepper):
         """
 
     @torch.no_grad()
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: None) -> tuple[Tensor, None]:
         """Apply the layer, without gradients and dropout.
 
@@ -92,9 +104,17 @@ class PointwiseStepper(Stepper):
 
         Returns:
             (B, features) and None.
+
+        Raises:
+            ValueError: The last dimension is not ``features``.
+            TypeError: There is a state, or ``u`` is not real floating point.
         """
+        if state is not None:
+            raise TypeError(f"state must be None, as initial_state gives it; got {type(state).__name__}")
+        check_features("u", u, "features", getattr(self.layer, "features", u.shape[-1] if u.ndim else 0))
         return self.layer(u), None
 
+    @checked(but=("state",))
     def read(self, u: Tensor, state: None) -> tuple[Tensor, None]:
         """Apply the layer to many steps.
 

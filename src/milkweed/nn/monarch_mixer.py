@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import check_dtype, check_kind, check_tensor, checked
 from milkweed._registry import register
 from milkweed._suggest import unknown
 from milkweed.nn.lengths import without_padding
-from milkweed.nn.options import check_dtype, check_kind
 from milkweed.nn.sequence_layer import ACTIVATIONS
 from milkweed.nn.structured_linear import ButterflyLinear
-from milkweed.ops._common import check_tensor, compute_dtype, without_autocast
+from milkweed.ops._common import compute_dtype, without_autocast
 from milkweed.structures import Chain, monarch_hadamard
 from milkweed.structures.causal import balanced_digits
 
@@ -58,6 +58,7 @@ class MonarchMixer(nn.Module):
         torch.Size([2, 64, 16])
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -123,6 +124,7 @@ class MonarchMixer(nn.Module):
             lags = self.kernel[:, : self.seq_len, 0].double() / self.seq_len**0.5
             self.kernel.copy_(torch.view_as_real(torch.fft.fft(lags, self.kernel.shape[1])))
 
+    @checked(but=("lengths",))
     def forward(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """Mix along both axes.
 

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import check_dtype, check_kind, check_tensor, checked
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter, check_signal_dtype
 from milkweed.nn.lengths import without_padding
-from milkweed.nn.options import check_dtype, check_kind
 from milkweed.nn.stepping import SurroundedStepper
-from milkweed.ops._common import check_tensor
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -48,6 +47,7 @@ class Mixing(nn.Module):
         TypeError: An option is of another type.
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -78,6 +78,7 @@ class Mixing(nn.Module):
         self.output = nn.Linear(channels * d_model, widths[output], **factory) if output != "none" else None
         self.dropout = nn.Dropout(dropout)
 
+    @checked
     def check_dtype(self, u: Tensor) -> None:
         """Refuse a signal of another dtype than the parameters', unless autocast is on.
 
@@ -98,6 +99,7 @@ class Mixing(nn.Module):
             if layer is not None:
                 layer.reset_parameters()
 
+    @checked
     def forward(self, y: Tensor, u: Tensor) -> Tensor:
         """Mix the channels.
 
@@ -149,6 +151,7 @@ class SequenceLayer(nn.Module):
         torch.Size([2, 40, 16])
     """
 
+    @checked
     def __init__(
         self,
         filter: Filter,
@@ -182,6 +185,7 @@ class SequenceLayer(nn.Module):
         self.filter.reset_parameters()
         self.mix.reset_parameters()
 
+    @checked(but=("state", "lengths", "rate"))
     def forward(
         self,
         u: Tensor,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from milkweed._arguments import check_kind, checked
 from milkweed._suggest import unknown
 
 
@@ -116,6 +117,7 @@ def _in_float64(eager: Backend) -> Backend:
     return Backend("float64", run, refusal)
 
 
+@checked
 def available_backends(operation: str) -> tuple[str, ...]:
     """List the backends of an operation in their order of preference.
 
@@ -209,6 +211,7 @@ _blocks: ContextVar[tuple[tuple[BackendBlock, str | None], ...]] = ContextVar("m
 _traced: list[str | None] = []
 
 
+@checked
 def use_backend(name: str | None) -> BackendBlock:
     """Run every operation inside a block, or inside a decorated function, with one backend.
 
@@ -237,7 +240,7 @@ def use_backend(name: str | None) -> BackendBlock:
     """
     known = {backend.name for group in _operations.values() for backend in group}
     if name is not None and name not in known:
-        raise ValueError(unknown("backend", name, known))
+        raise ValueError(unknown("name: backend", name, known))
     return BackendBlock(name)
 
 
@@ -305,6 +308,7 @@ def _generated(name: str | None, inner: Generator[Any, Any, Any]) -> Generator[A
             resume = functools.partial(inner.throw, error)
 
 
+@checked(but=("backend",))
 def explain(operation: str, *args: Any, backend: str | None = None, **kwargs: Any) -> Choice:
     """Tell which backend a call would use, and why, without running it.
 
@@ -358,6 +362,8 @@ def _find(operation: str) -> tuple[Backend, ...]:
 
 def _choose(operation: str, backend: str | None, args: Any, kwargs: Any) -> tuple[Backend, Choice]:
     candidates = _find(operation)
+    if backend is not None:
+        check_kind(str, backend=backend)
     wanted, reason = (backend, "asked for by backend=") if backend else (chosen_backend(), "asked for by use_backend")
     if wanted:
         for candidate in candidates:

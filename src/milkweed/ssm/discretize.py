@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._arguments import check_pairs, check_real, checked, got, is_kind
 from milkweed._suggest import unknown
 from milkweed.ops import pairs
 
 DISCRETIZATIONS = ("bilinear", "zoh")
 
 
+@checked(but=("dt",))
 def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") -> tuple[Tensor, Tensor]:
     """Discretise x' = A x + B u: x_t = Ā x_{t-1} + B̄ u_t.
 
@@ -66,6 +68,8 @@ def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") ->
 
 
 def _check_step(dt: Tensor | float) -> None:
+    if not isinstance(dt, Tensor) and not is_kind(dt, float):
+        raise TypeError(f"dt must be a number or a tensor; got {got(dt)}")
     if isinstance(dt, Tensor):
         if dt.is_complex() or dt.dtype == torch.bool:
             raise TypeError(f"dt must be real; got {dt.dtype}")
@@ -92,6 +96,7 @@ def _dense_bilinear(dt_a: Tensor, dt_b: Tensor) -> tuple[Tensor, Tensor]:
     return solved[..., :size], solved[..., size:]
 
 
+@checked(but=("dt",))
 def discretize_dplr(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
     """Discretise z' = (A - Σ_r p_r · 2 Re(p_r* ·)) z + B u by the bilinear rule, without solving for N unknowns.
 
@@ -111,6 +116,9 @@ def discretize_dplr(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor
     Returns:
         Ā (..., N, N) and B̄ (..., N), real.
 
+    Raises:
+        ValueError: A shape does not fit, or ``dt`` is not above 0.
+
     Source:
         S4 (arXiv 2111.00396), appendix C.2, whose Woodbury correction is in complex arithmetic for a rank of one.
 
@@ -120,6 +128,11 @@ def discretize_dplr(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor
         >>> a.shape, b.shape, bool(torch.linalg.eigvals(a).abs().max() < 1)
         (torch.Size([8, 8]), torch.Size([8]), True)
     """
+    check_pairs(A=A, P=P, B=B)
+    check_real(dt=dt)
+    _check_step(dt)
+    if dt.shape != A.shape[:-2] and dt.ndim:
+        raise ValueError(f"dt must be (...) as A (..., N/2, 2); got {tuple(dt.shape)} and {tuple(A.shape)}")
     inverse = pairs.reciprocal(_one_minus(dt[..., None, None] / 2 * A))
     columns = pairs.multiply(inverse, P).movedim(0, -1)  # D⁻¹ W as pairs, (..., N/2, 2, rank)
     conjugate = torch.stack([inverse[..., 0], -inverse[..., 1]], -1)
@@ -144,6 +157,7 @@ def _real_coordinates(columns: Tensor) -> Tensor:
     return torch.cat([columns[..., 0, :], columns[..., 1, :]], -2)
 
 
+@checked(but=("dt",))
 def discretize_diagonal(dt_a: Tensor, method: str = "zoh") -> tuple[Tensor, Tensor]:
     """Discretise x' = a x + b u, mode by mode, in real arithmetic.
 
@@ -168,11 +182,12 @@ def discretize_diagonal(dt_a: Tensor, method: str = "zoh") -> tuple[Tensor, Tens
         >>> exponent.exp()[..., 0], scale[..., 0]  # a halves in every step
         (tensor([0.5000]), tensor([0.7213]))
     """
+    check_pairs(dt_a=dt_a)
     if method == "zoh":
         return dt_a, _expm1_over(dt_a)
     if method == "bilinear":
         return _log_bilinear(dt_a), pairs.reciprocal(_one_minus(dt_a / 2))
-    raise ValueError(unknown("discretization", method, DISCRETIZATIONS))
+    raise ValueError(unknown("method: discretization", method, DISCRETIZATIONS))
 
 
 def _expm1_over(z: Tensor) -> Tensor:

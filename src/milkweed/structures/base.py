@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._arguments import checked, is_kind
 from milkweed._registry import register, requires
 
 # The dtype of a matrix without numbers, such as a permutation: promoting it with any other gives the other.
@@ -97,6 +98,7 @@ class StructuredMatrix(ABC):
         """How many numbers are stored; a complex one counts as one, positions do not count."""
         return sum(tensor.numel() for _, tensor in self.named_tensors() if _holds_numbers(tensor))
 
+    @checked
     def flops(self, batch: int = 1) -> int:
         """Count the operations of multiplying a batch of vectors, a multiply-add as two.
 
@@ -116,6 +118,7 @@ class StructuredMatrix(ABC):
 
     # ------------------------------------------------------------------ products
 
+    @checked
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply every vector in the last dimension, as a linear layer does.
 
@@ -187,6 +190,7 @@ class StructuredMatrix(ABC):
         """
         return self._map(lambda tensor: tensor.conj().resolve_conj())
 
+    @checked
     def to(self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the tensors, or change the precision of the numbers.
 
@@ -245,6 +249,7 @@ class StructuredMatrix(ABC):
         sign, logarithm = self.slogdet()
         return logarithm + sign.log()
 
+    @checked
     def solve(self, b: Tensor) -> Tensor:
         """Find x with W x = b, where the structure makes that cheap.
 
@@ -253,7 +258,13 @@ class StructuredMatrix(ABC):
 
         Returns:
             x, of b's shape.
+
+        Raises:
+            ValueError: ``b`` has another size, or the matrix no cheap inverse.
         """
+        rows = self.shape[0]
+        if b.ndim == 0 or b.shape[max(-2, -b.ndim)] != rows:
+            raise ValueError(f"b must be ({rows},) or (..., {rows}, columns); got shape {tuple(b.shape)}")
         if b.ndim < 2:
             return self._solve(b)
         return self._solve(b.mT).mT
@@ -338,7 +349,7 @@ def check_crop(crop: tuple[int, int] | None, full: tuple[int, int]) -> None:
     Raises:
         ValueError: It is larger than the matrix, or empty.
     """
-    whole = crop is None or all(isinstance(size, int) and not isinstance(size, bool) for size in crop)
+    whole = isinstance(crop, tuple | list) and all(type(size) is int or is_kind(size, int) for size in crop)
     if crop is not None and not (whole and len(crop) == 2 and 1 <= crop[0] <= full[0] and 1 <= crop[1] <= full[1]):
         raise ValueError(f"crop must be (rows, columns) within {full}; got {crop}")
 
@@ -380,6 +391,7 @@ class Product(StructuredMatrix):
         check_crop(self.crop, self._full_shape)
 
     @staticmethod
+    @checked
     def of(*matrices: StructuredMatrix) -> Product:
         """Multiply structures, taking the factors of products that are not cropped.
 
@@ -460,6 +472,7 @@ class Sum(StructuredMatrix):
                 raise ValueError(f"terms must have one shape; got {self.terms[0]!r} and {term!r}")
 
     @staticmethod
+    @checked
     def of(*matrices: StructuredMatrix) -> Sum:
         """Add structures, taking the terms of sums.
 

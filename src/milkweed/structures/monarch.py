@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from milkweed import ops
+from milkweed._arguments import checked
 from milkweed._registry import register
 from milkweed.structures.base import Product, StructuredMatrix, check_crop, check_numbers
 from milkweed.structures.block_diagonal import BlockDiagonal
@@ -56,6 +57,7 @@ class Monarch(StructuredMatrix):
         check_crop(self.crop, self._full_shape)
 
     @staticmethod
+    @checked
     def kronecker(a: Tensor, b: Tensor) -> Monarch:
         """Write A ⊗ B as one Monarch matrix, (A ⊗ I)(I ⊗ B).
 
@@ -168,6 +170,7 @@ def slice_ranks(k: int, q: int, l: int) -> Tensor:  # noqa: E741 - the paper's l
     return torch.zeros(k, l, dtype=torch.int64).scatter_add_(1, target, torch.ones_like(target))
 
 
+@checked
 def monarch_shapes(
     in_features: int, out_features: int, nblocks: int | tuple[int, int], rank: int | None = None
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._arguments import checked
 from milkweed.structures._spectral import EIGENVALUE_FLOOR, best_low_rank, roots
 from milkweed.structures.base import StructuredMatrix, Sum, check_numbers
 from milkweed.structures.block_diagonal import BlockDiagonal
@@ -90,6 +91,7 @@ def prepare(dense: Tensor, input_covariance: Tensor | None) -> tuple[Tensor, Ten
     return dense.detach().to(precise), covariance.to(precise)
 
 
+@checked
 def measure(
     matrix: M,
     dense: Tensor,
@@ -169,6 +171,7 @@ def padded(tensor: Tensor, rows: int, columns: int) -> Tensor:
     return F.pad(tensor, (0, columns - tensor.shape[1], 0, rows - tensor.shape[0]))
 
 
+@checked
 def project_diagonal(dense: Tensor) -> Projection[Diagonal]:
     """Keep the diagonal.
 
@@ -188,6 +191,7 @@ def project_diagonal(dense: Tensor) -> Projection[Diagonal]:
     return measure(Diagonal(work.diagonal().clone()), work, None, dense.dtype)
 
 
+@checked
 def project_circulant(dense: Tensor) -> Projection[Circulant]:
     """Average the wrapped diagonals.
 
@@ -210,6 +214,7 @@ def project_circulant(dense: Tensor) -> Projection[Circulant]:
     return measure(Circulant(column), work, None, dense.dtype)
 
 
+@checked
 def project_toeplitz(dense: Tensor) -> Projection[Toeplitz]:
     """Average the diagonals.
 
@@ -234,6 +239,7 @@ def project_toeplitz(dense: Tensor) -> Projection[Toeplitz]:
     return measure(Toeplitz(means[n - 1 :], means[: n - 1].flip(0)), work, None, dense.dtype)
 
 
+@checked
 def project_low_rank(dense: Tensor, rank: int, *, input_covariance: Tensor | None = None) -> Projection[LowRank]:
     """Truncate the singular value decomposition, of W C^½ where the inputs' covariance C is known.
 
@@ -265,6 +271,7 @@ def project_low_rank(dense: Tensor, rank: int, *, input_covariance: Tensor | Non
     return measure(LowRank(left[0], right[0]), work, covariance, dense.dtype, lost=float(lost))
 
 
+@checked
 def project_block_diagonal(
     dense: Tensor, nblocks: int = 4, *, input_covariance: Tensor | None = None
 ) -> Projection[BlockDiagonal]:
@@ -290,6 +297,7 @@ def project_block_diagonal(
     return measure(BlockDiagonal(blocks[:, 0], (work.shape[0], work.shape[1])), work, covariance, dense.dtype)
 
 
+@checked
 def project_flat_butterfly(
     dense: Tensor, nblocks: int = 4, neighbours: int | None = None, *, input_covariance: Tensor | None = None
 ) -> Projection[FlatBlockButterfly]:
@@ -325,6 +333,7 @@ def project_flat_butterfly(
     return measure(FlatBlockButterfly(blocks, (work.shape[0], work.shape[1])), work, covariance, dense.dtype)
 
 
+@checked
 def project_pixelfly(
     dense: Tensor,
     nblocks: int = 4,
@@ -369,6 +378,7 @@ def project_pixelfly(
     return measure(Sum((sparse, smooth)), work, covariance, dense.dtype)
 
 
+@checked
 def project_chain(dense: Tensor, digits: Sequence[int]) -> Projection[Chain]:
     """Peel off one digit after another, each time with the best matrices of rank one.
 

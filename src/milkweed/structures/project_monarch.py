@@ -8,12 +8,14 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 from milkweed.structures._spectral import EIGENVALUE_FLOOR, best_low_rank, roots
 from milkweed.structures.monarch import Monarch, monarch_shapes, slice_ranks
 from milkweed.structures.project import Projection, measure, padded, prepare
 
 
 @overload
+@checked
 def project_monarch(
     dense: Tensor,
     nblocks: int | tuple[int, int] = 4,
@@ -23,6 +25,7 @@ def project_monarch(
     refine: int = 0,
 ) -> Projection[Monarch]: ...
 @overload
+@checked
 def project_monarch(
     dense: Sequence[Tensor],
     nblocks: int | tuple[int, int] = 4,
@@ -31,6 +34,7 @@ def project_monarch(
     input_covariance: Tensor | None = None,
     refine: int = 0,
 ) -> list[Projection[Monarch]]: ...
+@checked
 def project_monarch(
     dense: Tensor | Sequence[Tensor],
     nblocks: int | tuple[int, int] = 4,

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._arguments import check_kind
 from milkweed._files import check_unpacked_size
 from milkweed._suggest import unknown
 from milkweed.convert.checkpoints.numbers import stored_numbers
 from milkweed.convert.files import SUFFIX, read_tensors
 from milkweed.models import M2Bert
 from milkweed.nn import ImplicitFilter
-from milkweed.nn.options import check_kind
 from milkweed.nn.wrappers import through_wrappers
 
 _LAYER = "bert.encoder.layer."

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import check_dtype, check_kind, checked
 from milkweed._registry import register
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter, check_rate_is_one
 from milkweed.nn.filters.implicit_filter import ImplicitFilter
-from milkweed.nn.options import check_dtype, check_kind, layer_options
+from milkweed.nn.options import layer_options
 from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
 from milkweed.ops._common import is_known
 from milkweed.structures.causal import (
@@ -74,6 +75,7 @@ class CausalMonarchMixer(Filter):
 
     length_option = "seq_len"
 
+    @checked(but=("filter",))
     def __init__(
         self,
         d_model: int,
@@ -138,6 +140,7 @@ class CausalMonarchMixer(Filter):
         )
         return {"output_basis": kind.for_output(output), "kernel_basis": kind(kernel), "input_basis": kind(inputs)}
 
+    @checked(but=("state", "lengths", "rate"))
     def forward(
         self,
         u: Tensor,
@@ -194,6 +197,7 @@ class CausalMonarchMixer(Filter):
         dtype = torch.promote_types(self.D.dtype, torch.float32)
         return CausalStream(self.lags(self.seq_len).to(dtype), **self.bases())
 
+    @checked(but=("state",))
     def go_on(self, stream: CausalStream, u: Tensor, state: ProductState | None) -> tuple[Tensor, ProductState]:
         """Take many steps at once, as fast as ``forward`` over everything so far: the past is read again.
 
@@ -218,6 +222,7 @@ class CausalMonarchMixer(Filter):
         y = y[..., y.shape[-1] - u.shape[1] :].transpose(1, 2)
         return (y + self.D.to(dtype) * u).to(u.dtype), state
 
+    @checked(but=("state",))
     def check_room(self, u: Tensor, state: ProductState, steps: int) -> None:
         """Refuse a state of other sequences, and steps beyond ``seq_len``.
 
@@ -238,6 +243,7 @@ class CausalMonarchMixer(Filter):
                 f"{steps} more; build it with a larger seq_len"
             )
 
+    @checked
     def lags(self, length: int) -> Tensor:
         """The kernel k.
 
@@ -321,6 +327,7 @@ class CausalMixerStepper(Stepper):
         return self._stream
 
     @torch.no_grad()
+    @checked
     def initial_state(self, batch_size: int) -> ProductState:
         """Give the state before the first step.
 
@@ -336,6 +343,7 @@ class CausalMixerStepper(Stepper):
         return self.stream.state_after(nothing)[1]
 
     @torch.no_grad()
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: ProductState) -> tuple[Tensor, ProductState]:
         """Take one step, without gradients.
 
@@ -356,6 +364,7 @@ class CausalMixerStepper(Stepper):
         return (y + self.mixer.D.to(dtype) * u).to(u.dtype), state
 
     @torch.no_grad()
+    @checked(but=("state",))
     def read(self, u: Tensor, state: ProductState) -> tuple[Tensor, ProductState]:
         """Take many steps at once, as fast as the mixer over everything so far: the past is read again.
 
@@ -365,8 +374,14 @@ class CausalMixerStepper(Stepper):
 
         Returns:
             The outputs (B, L, d_model) and the state after the last step.
+
+        Raises:
+            ValueError: A shape does not fit, or more than ``seq_len`` steps are taken.
+            TypeError: There is no state.
         """
         check_steps(u, self.mixer.d_model, many=True)
+        if state is None:
+            raise TypeError("state must be from initial_state or an earlier step; got None")
         return self.mixer.go_on(self.stream, u, state)
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import check_dtype, check_kind, checked
 from milkweed.nn.filters.implicit_filter import check_filters, check_lags
-from milkweed.nn.options import check_dtype, check_kind
 
 # Over L lags of a white signal the sum is 0.002 sqrt(L) times as large: small beside the skip.
 _INIT_STD = 2e-3
@@ -38,6 +38,7 @@ class ExplicitFilter(nn.Module):
         torch.Size([8, 50])
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -76,6 +77,7 @@ class ExplicitFilter(nn.Module):
         """
         return {} if self.filters == "uniform" else {name: (1e-3, 0.0) for name, _ in self.named_parameters()}
 
+    @checked
     def forward(self, length: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Give the kernels.
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import ops
+from milkweed._arguments import check_dtype, check_kind, checked
 from milkweed._suggest import unknown
-from milkweed.nn.options import check_dtype, check_kind
 from milkweed.nn.precision import KeepsFloat32, at_least_float32
 
 # How a filter's parameters are trained.
@@ -57,6 +57,7 @@ class ImplicitFilter(KeepsFloat32):
         torch.Size([8, 60])
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -141,6 +142,7 @@ class ImplicitFilter(KeepsFloat32):
         network = {name: (1e-3, 0.1 if p.ndim > 1 else 0.0) for name, p in self.named_parameters()}
         return network | {"positions": (1e-5, 0.0)}
 
+    @checked
     def forward(self, length: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Compute the kernels.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from milkweed import ops
+from milkweed._arguments import check_kind, checked
 from milkweed._registry import register
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter, check_rate_is_one, check_signal_dtype
@@ -16,7 +17,6 @@ from milkweed.nn.filters.explicit_filter import ExplicitFilter
 from milkweed.nn.filters.implicit_filter import ImplicitFilter
 from milkweed.nn.filters.online_conv import ConvRecurrence, ConvState, OnlineConv, state_after
 from milkweed.nn.lengths import without_padding
-from milkweed.nn.options import check_kind
 
 KERNELS = ("explicit", "implicit")
 
@@ -56,6 +56,7 @@ class LongConv(Filter):
         torch.Size([2, 100, 8])
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -111,6 +112,7 @@ class LongConv(Filter):
         self.filter.reset_parameters()
         self.skip.normal_()
 
+    @checked(but=("state", "lengths", "rate"))
     def forward(
         self,
         u: Tensor,
@@ -202,6 +204,7 @@ class LongConv(Filter):
                 "call it on whole sequences"
             )
 
+    @checked
     def convolve(self, u: Tensor, *, pre_gate: Tensor | None = None, post_gate: Tensor | None = None) -> Tensor:
         """Convolve signals with time along the last dimension, for mixers that stay in that layout.
 
@@ -212,7 +215,14 @@ class LongConv(Filter):
 
         Returns:
             (..., d_model, L) in ``u``'s dtype.
+
+        Raises:
+            ValueError: The shape does not fit.
         """
+        if u.ndim < 2 or u.shape[-2] != self.d_model or not 1 <= u.shape[-1] <= self.filter.l_max:
+            raise ValueError(
+                f"u must be (..., d_model, L) with 1 <= L <= {self.filter.l_max}; got shape {tuple(u.shape)}"
+            )
         kernel, reverse = self.kernels(u.shape[-1])
         return ops.fft_conv(
             u,
@@ -223,6 +233,7 @@ class LongConv(Filter):
             post_gate=post_gate,
         )
 
+    @checked
     def kernels(self, length: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Compute the kernels as the convolution uses them, squashed and in training with dropout.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import ops
+from milkweed._arguments import checked
 from milkweed.nn.precision import KeepsFloat32
 from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
 from milkweed.ops._common import rows_per_block
@@ -226,6 +227,7 @@ class OnlineConv(KeepsFloat32, Stepper):
 
     kernel: Tensor
 
+    @checked
     def __init__(self, kernel: Tensor) -> None:
         super().__init__()
         self.register_buffer("kernel", kernel)
@@ -243,6 +245,7 @@ class OnlineConv(KeepsFloat32, Stepper):
             self._recurrence = ConvRecurrence(self.kernel)
         return self._recurrence
 
+    @checked
     def initial_state(self, batch_size: int) -> ConvState:
         """Give the state before the first step.
 
@@ -256,6 +259,7 @@ class OnlineConv(KeepsFloat32, Stepper):
         return state_after(self.kernel.new_zeros(batch_size, self.kernel.shape[0], 0))
 
     @torch.no_grad()
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
         """Take one step, without gradients.
 
@@ -273,6 +277,7 @@ class OnlineConv(KeepsFloat32, Stepper):
         return self.recurrence.step(u, state)
 
     @torch.no_grad()
+    @checked(but=("state",))
     def read(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
         """Take many steps at once, without gradients.
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from milkweed import ssm
+from milkweed._arguments import check_kind, checked
 from milkweed._suggest import unknown
 from milkweed.nn.filters.decay import DECAYS, decay_rate, inverse_decay_rate
 from milkweed.nn.filters.s4d import check_groups
 from milkweed.nn.filters.state_space import StateSpaceFilter
 from milkweed.nn.filters.systems import CauchySystem, DenseSystem
-from milkweed.nn.options import check_kind, takes_options_of
+from milkweed.nn.options import takes_options_of
 from milkweed.ops import pairs
 from milkweed.ops._common import without_autocast
 from milkweed.ssm.discretize import DISCRETIZATIONS
@@ -63,6 +64,7 @@ class S4Filter(StateSpaceFilter):
     ssm_parameters = ("log_dt", "A_real", "A_imag", "B", "P")
 
     @takes_options_of(StateSpaceFilter)
+    @checked
     def __init__(
         self,
         d_model: int,

@@ -9,17 +9,21 @@ import torch
 from torch import Tensor
 
 from milkweed import ssm
+from milkweed._arguments import check_kind, checked
 from milkweed._suggest import unknown
 from milkweed.nn.filters.decay import DECAYS, decay_rate, inverse_decay_rate
 from milkweed.nn.filters.state_space import StateSpaceFilter
 from milkweed.nn.filters.systems import DiagonalSystem, SoftmaxSystem
-from milkweed.nn.options import check_kind, takes_options_of
+from milkweed.nn.options import takes_options_of
 from milkweed.ops import pairs
 from milkweed.ssm.discretize import DISCRETIZATIONS
 
 # How continuous time becomes a kernel; "dss" leaves no discrete system.
 KERNELS = (*DISCRETIZATIONS, "dss")
 B_INITS = ("alternating", "legs", "ones", "random")
+
+
+_INIT_OPTIONS = ("random_imag", "random_real", "scale_imag", "scale_real")
 
 
 class S4DFilter(StateSpaceFilter):
@@ -64,6 +68,7 @@ class S4DFilter(StateSpaceFilter):
     ssm_parameters = ("log_dt", "A_real", "A_imag", "B")
 
     @takes_options_of(StateSpaceFilter)
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -95,6 +100,9 @@ class S4DFilter(StateSpaceFilter):
             if given not in known:
                 raise ValueError(unknown(name, given, [k for k in known if k]))
         self.d_state, self.init, self.discretization, self.decay = d_state, init, discretization, decay
+        for option in init_options or {}:
+            if option not in _INIT_OPTIONS:
+                raise ValueError(unknown("init_options", option, _INIT_OPTIONS))
         self.init_options = dict(init_options or {})
         self.n_ssm = check_groups(d_model, n_ssm)
         self.b_init = b_init

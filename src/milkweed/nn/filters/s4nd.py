@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import ops
+from milkweed._arguments import check_kind, check_names, checked
 from milkweed._suggest import unknown
+from milkweed.nn.filters.base import check_rate
 from milkweed.nn.filters.s4 import S4Filter
 from milkweed.nn.filters.s4d import S4DFilter, check_groups
 from milkweed.nn.filters.systems import DenseSystem, DiagonalSystem, SoftmaxSystem
-from milkweed.nn.options import check_kind, check_names
 from milkweed.nn.precision import KeepsFloat32, at_least_float32
 
 T = TypeVar("T")
@@ -158,6 +159,7 @@ class S4NDFilter(KeepsFloat32):
         """
         return {"D": "no_decay"}
 
+    @checked(but=("rate",))
     def forward(self, u: Tensor, *, rate: float | Sequence[float] = 1.0) -> Tensor:
         """Filter a batch of images or volumes.
 
@@ -182,8 +184,8 @@ class S4NDFilter(KeepsFloat32):
         if 0 in u.shape[1:-1]:
             raise ValueError(f"u must have at least one point on every axis; got shape {tuple(u.shape)}")
         rates = _per_axis("rate", rate, self.dims)
-        if not all(0 < each < math.inf for each in rates):
-            raise ValueError(f"rate must be above 0 and finite; got {rate}")
+        for each in rates:
+            check_rate(each)
         return self._convolve(u, rates)
 
     def _convolve(self, u: Tensor, rates: Sequence[float]) -> Tensor:
@@ -225,7 +227,7 @@ class S4NDFilter(KeepsFloat32):
 
 def _per_axis(name: str, value: T | Sequence[T], dims: int) -> tuple[T, ...]:
     """One value for all axes, or one for each."""
-    if not isinstance(value, Iterable) or isinstance(value, str):
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         return (value,) * dims
     values = tuple(cast("Sequence[T]", value))
     if len(values) != dims:

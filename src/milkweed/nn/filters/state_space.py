@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import ops, ssm
+from milkweed._arguments import check_kind, check_names, checked
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter, check_rate, check_signal_dtype
 from milkweed.nn.filters.systems import KernelSystem, LinearSystem
-from milkweed.nn.options import check_kind, check_names
 from milkweed.nn.precision import KeepsFloat32, at_least_float32
 from milkweed.nn.stepping import Stepper, check_batch_size, check_steps
 
@@ -56,6 +56,7 @@ class StateSpaceFilter(KeepsFloat32, Filter):
     log_dt: nn.Parameter
     D: nn.Parameter | None  # (channels, H)
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -126,6 +127,7 @@ class StateSpaceFilter(KeepsFloat32, Filter):
         roles = {name: "ssm" for name in self.ssm_parameters if getattr(self, name) is not None}
         return roles if self.D is None else roles | {"D": "no_decay"}
 
+    @checked(but=("state", "lengths", "rate"))
     def forward(
         self,
         u: Tensor,
@@ -317,6 +319,7 @@ class StateSpaceStepper(KeepsFloat32, Stepper):
         """The discrete system."""
         return self._kind(*(getattr(self, name) for name in self._fields))
 
+    @checked
     def initial_state(self, batch_size: int) -> Tensor:
         """Give the state before the first step.
 
@@ -331,6 +334,7 @@ class StateSpaceStepper(KeepsFloat32, Stepper):
         return system.b.new_zeros(batch_size, *system.state_shape)
 
     @torch.no_grad()
+    @checked(but=("state",))
     def forward(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step, without gradients.
 
@@ -352,6 +356,7 @@ class StateSpaceStepper(KeepsFloat32, Stepper):
         return y.flatten(1).to(u.dtype), state
 
     @torch.no_grad()
+    @checked(but=("state",))
     def read(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Take many steps at once, by the convolution.
 

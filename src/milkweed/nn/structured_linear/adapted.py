@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor, nn
 
+from milkweed._arguments import check_features, checked
 from milkweed.nn.structured_linear.base import StructuredLinear
 from milkweed.nn.structured_linear.concat import ConcatLinear
 from milkweed.ops._common import autocast_dtype
@@ -39,6 +40,7 @@ class AdaptedLinear(nn.Module):
         True
     """
 
+    @checked
     def __init__(self, base: nn.Module, update: Update, scale: float = 1.0) -> None:
         super().__init__()
         self.in_features, self.out_features = update.in_features, update.out_features
@@ -60,7 +62,12 @@ class AdaptedLinear(nn.Module):
 
         Returns:
             (..., out_features), in the dtype that the base alone gives.
+
+        Raises:
+            ValueError: The last dimension is not ``in_features``.
+            TypeError: ``x`` is not real floating point.
         """
+        check_features("x", x, "in_features", self.in_features)
         y: Tensor = self.base(x)
         if autocast_dtype(x) is None:
             x = x.to(next(self.update.parameters()).dtype)

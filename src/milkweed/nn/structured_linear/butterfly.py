@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from milkweed._arguments import checked
 from milkweed._registry import register
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, orthogonal_blocks
 from milkweed.structures import Chain, project_chain
@@ -46,6 +47,7 @@ class ButterflyLinear(StructuredLinear):
         768
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -79,6 +81,7 @@ class ButterflyLinear(StructuredLinear):
         return Chain(tuple(self.factors), (self.out_features, self.in_features))
 
     @classmethod
+    @checked(but=("linear",))
     def from_linear(cls, linear: nn.Linear, digits: Sequence[int] | None = None) -> Self:
         """Project a dense layer, exactly if it is a chain.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import ops
+from milkweed._arguments import checked
 from milkweed._registry import register
 from milkweed._suggest import unknown
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, orthogonal_blocks, uniform_with_variance
@@ -63,6 +64,7 @@ class MonarchLinear(StructuredLinear):
         True
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -108,6 +110,7 @@ class MonarchLinear(StructuredLinear):
         return self._by_operation(product, x, (l * s, k * p))
 
     @classmethod
+    @checked(but=("linear",))
     def from_linear(
         cls,
         linear: nn.Linear,

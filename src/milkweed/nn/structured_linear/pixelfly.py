@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed._registry import register
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
 from milkweed.nn.structured_linear.block_diagonal import check_nblocks
@@ -45,6 +46,7 @@ class PixelflyLinear(StructuredLinear):
         torch.Size([3, 128])
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -91,6 +93,7 @@ class PixelflyLinear(StructuredLinear):
         return Sum((sparse, LowRank(self.left, self.right)))
 
     @classmethod
+    @checked(but=("linear",))
     def from_linear(
         cls,
         linear: nn.Linear,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._arguments import checked
 from milkweed.ops._common import compute_dtype, needs_plain_formula, without_autocast
 from milkweed.structures.base import check_numbers
 
@@ -64,6 +65,7 @@ class CausalBasis(ABC):
                 )
 
     @classmethod
+    @checked
     def for_output(cls, factors: tuple[Tensor, ...]) -> Self:
         """The basis M₀ that a product is read in.
 
@@ -76,6 +78,7 @@ class CausalBasis(ABC):
         return cls(factors)
 
     @staticmethod
+    @checked
     def output_digits(digits: tuple[int, ...]) -> tuple[int, ...]:
         """The digits that M₀ needs for sequences of these digits.
 
@@ -109,6 +112,7 @@ class CausalBasis(ABC):
 
     # ------------------------------------------------------------------ sequences and polynomials
 
+    @checked
     def to_polynomial(self, x: Tensor) -> Tensor:
         """Coefficients of the polynomial whose basis coefficients are the sequence.
 
@@ -122,9 +126,10 @@ class CausalBasis(ABC):
             ValueError: A size does not fit.
             TypeError: The dtype is not the factors'.
         """
-        basis = self._covering(x)
+        basis = self._covering("x", x)
         return basis.causally(lambda x: basis._mixed(basis._on_digits(x, solve=False))[..., : x.shape[-1]], x)
 
+    @checked
     def from_polynomial(self, coefficients: Tensor) -> Tensor:
         """The inverse of ``to_polynomial``, by triangular solves.
 
@@ -138,7 +143,7 @@ class CausalBasis(ABC):
             ValueError: A size does not fit.
             TypeError: The dtype is not the factors'.
         """
-        basis = self._covering(coefficients)
+        basis = self._covering("coefficients", coefficients)
 
         def solved(coefficients: Tensor) -> Tensor:
             length = coefficients.shape[-1]
@@ -159,6 +164,7 @@ class CausalBasis(ABC):
             (B, H, L).
         """
 
+    @checked
     def causally(self, function: Callable[..., Tensor], *sequences: Tensor) -> Tensor:
         """Apply a function in which no output sees the future, though it sums over zeros in the future's place.
 
@@ -243,15 +249,15 @@ class CausalBasis(ABC):
         """The steps of products that depend on any that are marked, (..., L) booleans both."""
         return marked.cumsum(-1, dtype=torch.int32) > 0
 
-    def _covering(self, x: Tensor) -> Self:
+    def _covering(self, name: str, x: Tensor) -> Self:
         """The leading part of the basis that sequences of x's length need."""
         if x.ndim != 3 or x.shape[1] % self.heads or x.shape[2] > self.length:
             raise ValueError(
-                f"a sequence must be (B, H, L) with H a multiple of heads={self.heads} and L <= {self.length}; "
+                f"{name}: a sequence must be (B, H, L) with H a multiple of heads={self.heads} and L <= {self.length}; "
                 f"got shape {tuple(x.shape)}"
             )
         if x.dtype != self.factors[0].dtype:
-            raise TypeError(f"a sequence must be {self.factors[0].dtype} as the factors are; got {x.dtype}")
+            raise TypeError(f"{name}: a sequence must be {self.factors[0].dtype} as the factors are; got {x.dtype}")
         rows = max(1, -(-x.shape[2] // (self.length // self.digits[-1])))
         return self._leading(rows)
 
@@ -285,6 +291,7 @@ class CausalBasis(ABC):
         return x.reshape(batch, self.length, channels).transpose(1, 2)
 
 
+@checked
 def causal_product(
     kernel: Tensor, u: Tensor, *, output_basis: CausalBasis, kernel_basis: CausalBasis, input_basis: CausalBasis
 ) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from milkweed import ops
+from milkweed._arguments import checked, whole
 from milkweed.structures.causal.base import CausalBasis
 
 
@@ -42,10 +43,15 @@ class ChebyshevBasis(CausalBasis):
 
     rows_below: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("rows_below", self.rows_below, 0)
+
     # The element of the odd top degree 2 n - 1 is never reached.
     lead = 1
 
     @classmethod
+    @checked
     def for_output(cls, factors: tuple[Tensor, ...]) -> Self:
         """The basis M₀ that a product is read in, of which the degrees from n - b_0 ⋯ b_{p-2} on are needed.
 
@@ -58,6 +64,7 @@ class ChebyshevBasis(CausalBasis):
         return cls(factors, rows_below=factors[-1].shape[-1] - 2)
 
     @staticmethod
+    @checked
     def output_digits(digits: tuple[int, ...]) -> tuple[int, ...]:
         """The digits that M₀ needs: one more value of the highest, which degree n - 1 falls into.
 
@@ -69,6 +76,7 @@ class ChebyshevBasis(CausalBasis):
         """
         return (*digits[:-1], digits[-1] + 1)
 
+    @checked
     def multiply(self, kernel: Tensor, u: Tensor) -> Tensor:
         """The coefficients of degree 2 n - 2 - t in the product of two polynomials of degree n - 1.
 
@@ -87,6 +95,7 @@ class ChebyshevBasis(CausalBasis):
             ends = ends + u[..., :1] * kernel
         return (folded + ends * last) / 2
 
+    @checked
     def evaluate(self, x: Tensor) -> Tensor:
         """The values at cos(π (i + ½) / N), i = 0 .. N - 1.
 
@@ -105,6 +114,7 @@ class ChebyshevBasis(CausalBasis):
         coefficients = F.pad(self.to_polynomial(x).flip(-1), (0, self.length))
         return torch.fft.fft(coefficients * _quarter_turns(size, x), 2 * size)[..., :size].real
 
+    @checked
     def interpolate(self, values: Tensor) -> Tensor:
         """The sequence from its values.
 
