@@ -8,6 +8,8 @@ import torch
 from torch import nn as tnn
 
 from milkweed import convert, models, nn, ops, ssm, structures
+from milkweed.convert.checkpoints import m2, s4
+from milkweed.convert.sites import find_sites
 from milkweed.nn import filters
 
 R = torch.randn
@@ -86,10 +88,7 @@ OPS = {
     "linear_recurrence": of(ops.linear_recurrence, a=x(2, 8), x=x(2, 8)),
     "FrozenKernel": of(ops.FrozenKernel, kernel=x(3, 4), length=8),
     "available_backends": of(ops.available_backends, operation="fft_conv"),
-    "explain": lambda: (
-        lambda operation, backend=None: ops.explain(operation, R(2, 3, 8), R(3, 8), backend=backend),
-        {"operation": "fft_conv"},
-    ),
+    "explain": of(ops.explain, operation="fft_conv", args=lambda: (R(2, 3, 8), R(3, 8))),
     "use_backend": of(ops.use_backend, name="eager"),
 }
 SSM = {
@@ -136,6 +135,7 @@ MATRICES: dict[str, Callable[[], structures.StructuredMatrix]] = {
 STRUCTURES = {
     **{f"{name}.__call__": method(make, "__call__", x=x(3, 4)) for name, make in MATRICES.items()},
     **{f"{name}.flops": method(make, "flops", batch=2) for name, make in MATRICES.items()},
+    **{f"{name}.named_tensors": method(make, "named_tensors", prefix="a.") for name, make in MATRICES.items()},
     **{f"{name}.to": method(make, "to", dtype=torch.float64) for name, make in MATRICES.items()},
     **{
         f"{name}.solve": method(MATRICES[name], "solve", b=x(4))
@@ -154,6 +154,7 @@ STRUCTURES = {
     "Permutation.stride": of(structures.Permutation.stride, rows=2, columns=3),
     "Product": of(structures.Product, factors=lambda: (structures.Diagonal(R(4)),)),
     "Product.of": of(structures.Product.of, matrices=lambda: (structures.Diagonal(R(4)),)),
+    "Sum.of": of(structures.Sum.of, matrices=lambda: (structures.Diagonal(R(4)),)),
     "Sum": of(structures.Sum, terms=lambda: (structures.Diagonal(R(4)),)),
     "Toeplitz": of(structures.Toeplitz, column=x(4), row=x(3)),
     "load": of(structures.load, path="structure"),
@@ -184,6 +185,8 @@ STRUCTURES = {
         for kind in ("KroneckerBasis", "BivariateBasis", "ChebyshevBasis")
         for name, call in {
             "": of(getattr(structures, kind), factors=factors),
+            ".for_output": of(getattr(structures, kind).for_output, factors=factors),
+            ".output_digits": of(getattr(structures, kind).output_digits, digits=(2, 3)),
             ".to_polynomial": method(
                 lambda kind=kind: getattr(structures, kind)(factors()), "to_polynomial", x=x(1, 1, 9)
             ),
@@ -243,6 +246,7 @@ NN = {
     "ImplicitFilter": of(nn.ImplicitFilter, d_model=4, l_max=9),
     "ImplicitFilter.forward": method(lambda: nn.ImplicitFilter(4, 9), "forward", length=5),
     "CausalMonarchMixer": of(nn.CausalMonarchMixer, d_model=4, seq_len=9),
+    "CausalMonarchMixer.lags": method(SEQUENCE["CausalMonarchMixer"], "lags", length=5),
     "GatedMixer": of(nn.GatedMixer, d_model=4, l_max=9),
     "GatedMixerBlock": of(nn.GatedMixerBlock, d_model=4, l_max=9, nblocks=2),
     "MonarchMixer": of(nn.MonarchMixer, d_model=4, seq_len=9),
@@ -253,6 +257,7 @@ NN = {
     "SequenceNorm.forward over the batch": method(lambda: nn.SequenceNorm("batch", 4), "forward", x=x(2, 9, 4)),
     "ShortConv": of(nn.ShortConv, channels=4),
     "ShortConv.forward": method(lambda: nn.ShortConv(4), "forward", x=x(2, 4, 9)),
+    "Mlp.stepper": method(lambda: nn.Mlp(4, 8), "stepper"),
     "Mlp": of(nn.Mlp, features=4, hidden=8),
     "Mlp.forward": method(lambda: nn.Mlp(4, 8), "forward", x=x(2, 4)),
     "BlockDiagonalGlu": of(nn.BlockDiagonalGlu, d_model=4, d_hidden=8, nblocks=2),
@@ -262,6 +267,8 @@ NN = {
     "LearnableTransform2d": of(nn.LearnableTransform2d, height=4, width=4),
     "LearnableTransform2d.forward": method(lambda: nn.LearnableTransform2d(4, 4), "forward", x=x(2, 4, 4)),
     "OnlineConv": of(nn.OnlineConv, kernel=x(4, 9)),
+    "ConcatLinear": of(nn.ConcatLinear, parts=lambda: [nn.LowRankLinear(8, 8, 2)]),
+    "ConcatLinear.forward": method(lambda: nn.ConcatLinear([nn.LowRankLinear(8, 8, 2)]), "forward", x=x(2, 8)),
     "AdaptedLinear": of(nn.AdaptedLinear, base=linear, update=lambda: nn.MonarchLinear(16, 16, 2, bias=False)),
     "AdaptedLinear.forward": method(
         lambda: nn.AdaptedLinear(linear(), nn.MonarchLinear(16, 16, 2, bias=False)), "forward", x=x(2, 16)
@@ -307,6 +314,9 @@ NN = {
 FILTERS = {
     "S4DFilter": of(filters.S4DFilter, d_model=4, d_state=8),
     "S4Filter": of(filters.S4Filter, d_model=4, d_state=8),
+    "S4Filter.system": method(SEQUENCE["S4Filter"], "system"),
+    "S4DFilter.system": method(SEQUENCE["S4DFilter"], "system"),
+    "S4DFilter.recurrence": method(SEQUENCE["S4DFilter"], "recurrence"),
     "S4NDFilter": of(filters.S4NDFilter, d_model=4, dims=2, d_state=8),
     "S4NDFilter.forward": method(lambda: filters.S4NDFilter(4, 2, 8), "forward", u=x(2, 3, 3, 4)),
 }
@@ -332,39 +342,40 @@ NETWORKS: dict[str, tuple[dict[str, Any], Callable[..., torch.Tensor]]] = {
     "Sashimi": ({"d_input": 8, "d_output": 8, "d_model": 4, "depth": 1, "pool": (2,)}, tokens(2, 8)),
     "SequenceModel": ({"d_input": 3, "d_output": 2, "d_model": 4, "depth": 1}, x(2, 9, 3)),
 }
+# One step and several of the networks that step.
+STEPS = {
+    "M2Gpt": (tokens(2), tokens(2, 3)),
+    "Sashimi": (tokens(2), tokens(2, 3)),
+    "SequenceModel": (x(2, 3), x(2, 4, 3)),
+}
 MODELS = {
     **{name: of(getattr(models, name), **options) for name, (options, _) in NETWORKS.items()},
     **{
-        f"{name}.forward": method(
-            lambda name=name: getattr(models, name)(**NETWORKS[name][0]), "forward", inputs=inputs
-        )
+        f"{name}.forward": method(lambda name=name: network_of(name), "forward", inputs=inputs)
         for name, (_, inputs) in NETWORKS.items()
     },
     "build_model": of(models.build_model, config={"name": "SequenceModel", "options": {"d_input": 1, "d_output": 2}}),
-    "generate": of(models.generate, model=lambda: models.M2Gpt(**NETWORKS["M2Gpt"][0]), prompt=tokens(1, 3), steps=2),
-    "stream": of(models.stream, model=lambda: models.M2Gpt(**NETWORKS["M2Gpt"][0]), prompt=tokens(1, 3), steps=2),
+    "generate": of(models.generate, model=lambda: network_of("M2Gpt"), prompt=tokens(1, 3), steps=2),
+    "stream": of(models.stream, model=lambda: network_of("M2Gpt"), prompt=tokens(1, 3), steps=2),
+    **{f"{name}.stepper": method(lambda name=name: network_of(name), "stepper") for name in STEPS},
     **{
         f"{name} {verb}": method(
-            lambda name=name: stepping(name),
+            lambda name=name: network_of(name).stepper(),
             verb,
             **(
                 {"batch_size": 2}
                 if verb == "initial_state"
-                else {"u": tokens(2) if verb == "forward" else tokens(2, 3), "state": lambda s: s.initial_state(2)}
+                else {"u": step if verb == "forward" else steps, "state": lambda s: s.initial_state(2)}
             ),
         )
-        for name in ("M2Gpt", "Sashimi")
+        for name, (step, steps) in STEPS.items()
         for verb in ("initial_state", "forward", "read")
-    },
-    **{
-        f"{name}.stepper": method(lambda name=name: getattr(models, name)(**NETWORKS[name][0]), "stepper")
-        for name in ("M2Gpt", "Sashimi")
     },
 }
 
 
-def stepping(name: str) -> Any:
-    return getattr(models, name)(**NETWORKS[name][0]).stepper()
+def network_of(name: str) -> Any:
+    return getattr(models, name)(**NETWORKS[name][0])
 
 
 def network() -> tnn.Module:
@@ -388,6 +399,11 @@ def adapted() -> tnn.Module:
     return model
 
 
+def minimal_s4d() -> dict[str, torch.Tensor]:
+    kernel = {"kernel.C": R(4, 3, 2), "kernel.log_dt": R(4), "kernel.log_A_real": R(4, 3), "kernel.A_imag": R(4, 3)}
+    return kernel | {"D": R(4), "output_linear.0.weight": R(8, 4, 1), "output_linear.0.bias": R(8)}
+
+
 CONVERT = {
     "AdapterConfig": of(convert.AdapterConfig, nblocks=2),
     "MonarchConfig": of(convert.MonarchConfig, nblocks=2),
@@ -398,6 +414,16 @@ CONVERT = {
         lambda: convert.MonarchConfig(4), "project", linear=lambda _: linear(), input_covariance=None
     ),
     "MonarchConfig.empty": method(lambda: convert.MonarchConfig(4), "empty", linear=lambda _: linear()),
+    "BlockDiagonalConfig.project": method(
+        lambda: convert.BlockDiagonalConfig(4), "project", linear=lambda _: linear(), input_covariance=None
+    ),
+    "AdapterConfig.adapt": method(lambda: convert.AdapterConfig(2), "adapt", site=lambda _: find_sites(network())[0]),
+    "ConversionReport.save": method(
+        lambda: convert.convert_(network(), convert.MonarchConfig(4)), "save", path="report.json"
+    ),
+    "convert_folder": of(convert.convert_folder, source=lambda: Path("nothing here"), out="converted"),
+    "load_s4d_minimal": of(s4.load_s4d_minimal, state=minimal_s4d),
+    "extend_positions": of(m2.extend_positions, model=lambda: network_of("M2Bert"), length=12),
     "add_adapters_": of(convert.add_adapters_, model=network, rules=lambda: convert.AdapterConfig(2)),
     "merge_adapters_": of(convert.merge_adapters_, model=adapted),
     "remove_adapters_": of(convert.remove_adapters_, model=adapted),
@@ -431,11 +457,21 @@ CALLS = {
     }.items()
     for name, call in calls.items()
 }
-# Records that functions return, and bases that users subclass: none is called with arguments.
+# Constructors of records that functions return, bases that users subclass, and what two classes say to each other.
 NOT_CALLED = {
-    *("Backend", "Choice", "NPLR", "HippoBasis", "ConvState", "Factorization", "Projection", "LayerReport"),
-    *("ConversionReport", "ConversionPlan", "MergedAdapters", "Filter", "StateSpaceFilter", "Stepper"),
-    *("StructuredLinear", "StructuredMatrix", "CausalBasis", "Model", "LayerConfig"),
+    *(
+        "Backend",
+        "Choice",
+        "HippoBasis",
+        "Factorization",
+        "Projection",
+        "LayerReport",
+        "KeptMatrix",
+        "FolderConversion",
+    ),
+    *("ConversionReport", "ConversionPlan", "MergedAdapters", "StateSpaceFilter", "StructuredLinear", "CausalBasis"),
+    *("CausalBasis.causally", "CausalBasis.echo", "CausalBasis.scale", "ChebyshevBasis.echo", "ChebyshevBasis.scale"),
+    *("FrozenKernel.layout", "LayerConfig.project", "StructuredLinear.from_linear", "register"),
 }
 
 

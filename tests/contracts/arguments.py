@@ -1,7 +1,12 @@
 """What every public call does with a wrong argument: it names it in a ValueError or TypeError, and nothing else."""
 
 import inspect
+import json
+import os
 import re
+import resource
+import signal
+import sys
 import types
 import typing
 import warnings
@@ -11,12 +16,6 @@ from typing import Any, Union
 import numpy as np
 import torch
 
-# Sizes that no machine has memory for.
-ABSURD: dict[str, Callable[[], Any]] = {
-    "2**40": lambda: 2**40,
-    "-2**40": lambda: -(2**40),
-    "10**30": lambda: 10**30,
-}
 # Written anew for each call: some functions change what they are given.
 WRONG: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
@@ -44,51 +43,67 @@ WRONG: dict[str, Callable[[], Any]] = {
     "an empty matrix": lambda: torch.ones(0, 0),
     "five dimensions": lambda: torch.ones(1, 1, 1, 1, 1),
 }
-# What the messages of other layers call an argument.
-CALLED = {"name": "init", "plan": "rules"}
+# Sizes that no machine has memory for, nor time to walk through.
+ABSURD: dict[str, Callable[[], Any]] = {
+    "2**31": lambda: 2**31,
+    "2**40": lambda: 2**40,
+    "-2**40": lambda: -(2**40),
+    "10**30": lambda: 10**30,
+}
+# What may be refused for what it has to have in common with another argument.
+SHAPED = (torch.Tensor, int, list)
+# What messages call an argument: layers that pass a name on, and files that are named themselves.
+CALLED = {"name": ("name", "init"), "plan": ("plan", "rules"), "path": ("path", "no"), "source": ("source", "no")}
 LISTS = {"Sequence", "tuple", "list", "Iterable"}
 
 Call = Callable[[], tuple[Callable[..., Any], dict[str, Any]]]
 
 
-def faults(call: Call, values: dict[str, Callable[[], Any]] = WRONG) -> Iterator[str]:
-    """Replace one argument at a time, and tell what neither works nor is refused by name."""
+def faults(call: Call, values: dict[str, Callable[[], Any]] = WRONG, every: int = 1, first: int = 0) -> Iterator[str]:
+    """Replace one argument at a time, and tell what neither works nor is refused by name.
+
+    Of the values each argument gets every so many, another first one each: all arguments together get all of them.
+    """
     function, given = call()
-    run(function, given)
-    hints = typing.get_type_hints(_plain(function))
-    for name, parameter in inspect.signature(function).parameters.items():
+    expected = _message(function, given)
+    hints = typing.get_type_hints(code_of(function))
+    for position, (name, parameter) in enumerate(inspect.signature(function).parameters.items()):
         if parameter.kind is parameter.VAR_KEYWORD:
             continue
-        for words, make in values.items():
+        for words in list(values)[(first + position) % every :: every]:
+            make = values[words]
             function, given = call()
+            given[name] = (make(),) if parameter.kind is parameter.VAR_POSITIONAL else make()
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    run(function, {**given, name: (make(),) if parameter.kind is parameter.VAR_POSITIONAL else make()})
-            except (TypeError, ValueError) as error:
-                named = (CALLED.get(name, name), *inspect.signature(function).parameters)
-                if not any(re.search(rf"\b{each}\b", str(error)) for each in named) and not (
-                    name == "path" and "no" in str(error)
-                ):
-                    yield f"{name} = {words}: {type(error).__name__} without its name: {str(error)[:150]}"
+                said = _message(function, given)
             except OSError:
-                if name != "path":
+                if name not in {"path", "source"}:
                     raise
             except Exception as error:
                 yield f"{name} = {words}: {type(error).__name__}: {str(error)[:150]}"
             else:
-                if not permitted(hints.get(name, Any), make()):
-                    yield f"{name} = {words}: taken"
+                if said == expected:
+                    if not permitted(hints.get(name, Any), make()):
+                        yield f"{name} = {words}: taken"
+                    continue
+                partners = inspect.signature(function).parameters if isinstance(make(), SHAPED) else ()
+                if not any(re.search(rf"\b{each}\b", said or "") for each in (*CALLED.get(name, (name,)), *partners)):
+                    yield f"{name} = {words}: refused without its name: {(said or '')[:150]}"
 
 
-def run(function: Callable[..., Any], given: dict[str, Any]) -> Any:
-    """Call, to the end where the result is made piece by piece."""
+def _message(function: Callable[..., Any], given: dict[str, Any]) -> str | None:
+    """What a call is refused with, if it is, run to the end where the result is made piece by piece."""
     torch.manual_seed(0)
-    kinds = inspect.signature(function).parameters
-    args = [each for name, value in given.items() if kinds[name].kind is kinds[name].VAR_POSITIONAL for each in value]
-    named = {name: value for name, value in given.items() if kinds[name].kind is not kinds[name].VAR_POSITIONAL}
-    result = function(*args, **named)
-    return list(result) if isinstance(result, types.GeneratorType) else result
+    bound = inspect.BoundArguments(inspect.signature(function), given)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            result = function(*bound.args, **bound.kwargs)
+            if isinstance(result, types.GeneratorType):
+                list(result)
+        except (TypeError, ValueError) as error:
+            return str(error)
+    return None
 
 
 def permitted(hint: Any, value: Any) -> bool:
@@ -114,15 +129,57 @@ def permitted(hint: Any, value: Any) -> bool:
     )
 
 
-def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    if inspect.isclass(function):
-        function = function.__init__
-    elif not inspect.isfunction(function) and not inspect.ismethod(function):
-        function = function.forward if isinstance(function, torch.nn.Module) else type(function).__call__
-    return inspect.unwrap(getattr(function, "__func__", function))
-
-
 def _alternatives(hint: Any) -> tuple[Any, ...]:
     if typing.get_origin(hint) not in {Union, types.UnionType}:
         return (hint,)
     return tuple(each for part in typing.get_args(hint) for each in _alternatives(part))
+
+
+def code_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that is written down somewhere: of a class its constructor, of an object what calling it runs."""
+    if inspect.isclass(function):
+        function = function.__init__
+    elif not inspect.isroutine(function):
+        function = function.forward if isinstance(function, torch.nn.Module) else type(function).__call__
+    return inspect.unwrap(getattr(function, "__func__", function))
+
+
+def takes_arguments(public: object) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The constructor and the public methods of a class, or the function itself, as far as there is anything to spoil."""
+    if not inspect.isclass(public):
+        yield getattr(public, "__name__", ""), code_of(typing.cast(Callable[..., Any], public))
+        return
+    for name in dir(public):
+        method = getattr(public, name)
+        if (name.startswith("_") and name not in {"__init__", "__call__"}) or not inspect.isroutine(method):
+            continue
+        code = code_of(method)
+        own = getattr(code, "__module__", None) or ""
+        if not own.startswith("milkweed") or getattr(code, "__isabstractmethod__", False):
+            continue
+        names = [p.name for p in inspect.signature(code).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        if set(names) - {"self", "cls"}:
+            yield code.__qualname__.removesuffix(".__init__"), code
+
+
+def main(folder: str, memory: int, seconds: int) -> None:
+    """Print the faults with absurd sizes as JSON; run in a process of its own, with little memory and time."""
+    from tests.argument_calls import CALLS
+
+    os.chdir(folder)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+    def late(*_: object) -> None:
+        raise RuntimeError(f"not back after {seconds} seconds")
+
+    signal.signal(signal.SIGALRM, late)
+    found = []
+    for name, call in CALLS.items():
+        signal.alarm(seconds)
+        found += [f"{name}: {fault}" for fault in faults(call, ABSURD)]
+        signal.alarm(0)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -67,6 +67,7 @@ class AdapterConfig:
         if not is_kind(self.scale, float) or not math.isfinite(self.scale):
             raise ValueError(f"scale must be a finite number; got scale={self.scale!r}")
 
+    @checked
     def adapt(self, site: LinearSite) -> AdaptedLinear:
         """Put an update that starts at zero beside a layer; the model is not changed.
 

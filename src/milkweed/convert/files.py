@@ -149,7 +149,10 @@ def check_device(device: torch.device | str) -> None:
 
     Raises:
         ValueError: It is one of these.
+        TypeError: It is None.
     """
+    if device is None:  # which torch takes for the default
+        raise TypeError("device must be a device such as 'cpu' or 'cuda'; got None")
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA asserts

@@ -63,7 +63,7 @@ def build_model(config: dict[str, Any]) -> Model:
         'SequenceModel'
     """
     name, options = config.get("name"), config.get("options", {})
-    if not isinstance(name, str | None) or not isinstance(options, dict):
+    if not isinstance(name, str) or not isinstance(options, dict):
         raise TypeError(f"config must be {{'name': ..., 'options': {{...}}}}; got {got(config)}")
     kind: type[Model] = _registry.find("model", name, "model name")
     parameters = inspect.signature(kind).parameters
@@ -92,6 +92,7 @@ def check_inputs(inputs: Tensor, d_input: int, name: str = "inputs") -> None:
     Raises:
         ValueError: The shape does not fit.
     """
+    check_tensor(name, inputs)
     if inputs.ndim != 3 or inputs.shape[-1] != d_input or inputs.shape[1] == 0:
         raise ValueError(
             f"{name} must be (B, L, d_input) with L >= 1 and d_input={d_input}; got shape {tuple(inputs.shape)}"

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from milkweed._arguments import check_kind, check_tensor, checked
+from milkweed._arguments import check_tensor, checked
 from milkweed.nn import Stepper
 
 
@@ -102,10 +102,6 @@ def generate(model: Steppable, prompt: Tensor, steps: int, **options: Any) -> Te
 
 def _check(prompt: Tensor, steps: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
     check_tensor("prompt", prompt)
-    check_kind(int, steps=steps)
-    check_kind(float, temperature=temperature)
-    check_kind(int, optional=True, top_k=top_k)
-    check_kind(float, optional=True, top_p=top_p)
     if prompt.ndim != 2 or prompt.shape[1] == 0:
         raise ValueError(f"prompt must be (B, L) tokens with L >= 1; got shape {tuple(prompt.shape)}")
     if prompt.dtype not in {torch.int64, torch.int32}:

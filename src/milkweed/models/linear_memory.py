@@ -70,7 +70,6 @@ class LinearMemory(Model):
         per_channel = system.d_state if readout == "state" else 1
         self.head = nn.Linear(d_model * per_channel, d_output)
 
-    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 

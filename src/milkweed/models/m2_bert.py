@@ -296,8 +296,6 @@ class M2Bert(Model):
             "kernel_options": kernel_options,
         }
         super().__init__(d_output=d_output, head=head, **encoder)
-        check_kind(str, head=head)
-        check_kind(int, optional=True, d_output=d_output)
         if head not in HEADS:
             raise ValueError(unknown("head", head, HEADS))
         if head == "masked_lm" and d_output not in {None, d_input}:
@@ -312,7 +310,6 @@ class M2Bert(Model):
             assert d_output is not None
             self.head = ClassificationHead(d_model, d_output, dropout)
 
-    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None, token_types: Tensor | None = None) -> Tensor:
         """Run the network.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from milkweed._arguments import check_kind, check_probability, check_tensor, checked
+from milkweed._arguments import check_probability, check_tensor, checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import CausalMonarchMixer, ImplicitFilter, LongConv, ResidualBlock, ShortConv, Stepper
@@ -71,7 +71,6 @@ class HeadConvStepper(Stepper):
         self.heads, self.group = conv.heads, conv.channels // conv.heads
         self.inner: Stepper = conv.conv.stepper()
 
-    @checked
     def initial_state(self, batch_size: int) -> Any:
         """Give the state before the first step.
 
@@ -83,7 +82,6 @@ class HeadConvStepper(Stepper):
         """
         return self.inner.initial_state(batch_size * self.group)
 
-    @checked(but=("state",))
     def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take one step.
 
@@ -97,7 +95,6 @@ class HeadConvStepper(Stepper):
         y, state = self.inner(u.reshape(-1, self.heads), state)
         return y.reshape(u.shape), state
 
-    @checked(but=("state",))
     def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take many steps at once.
 
@@ -234,7 +231,6 @@ class GptMixerStepper(Stepper):
         self.out_linear = copy.deepcopy(mixer.out_linear).eval().requires_grad_(False)
         self.conv: Stepper = mixer.conv.stepper()
 
-    @checked
     def initial_state(self, batch_size: int) -> GptMixerState:
         """Give the state before the first step.
 
@@ -249,7 +245,6 @@ class GptMixerStepper(Stepper):
         recent = self.short_conv.weight.new_zeros(batch_size, channels, reach - 1)
         return GptMixerState(recent, self.conv.initial_state(batch_size))
 
-    @checked(but=("state",))
     def forward(self, u: Tensor, state: GptMixerState) -> tuple[Tensor, GptMixerState]:
         """Take one step, without gradients.
 
@@ -266,7 +261,6 @@ class GptMixerStepper(Stepper):
         y, conv = self.conv((v * x1)[:, 0], state.conv)
         return self.out_linear(y * x2[:, 0]), GptMixerState(recent, conv)
 
-    @checked(but=("state",))
     def read(self, u: Tensor, state: GptMixerState) -> tuple[Tensor, GptMixerState]:
         """Take many steps at once, e.g. over a prompt.
 
@@ -361,9 +355,6 @@ class M2Gpt(Model):
         )
         sizes: dict[str, Any] = {"d_input": d_input, "d_output": d_output, "length": length, "d_model": d_model}
         sizes |= {"depth": depth, "heads": heads, "expand": expand}
-        check_kind(int, **sizes)
-        check_kind(str, mixer=mixer)
-        check_kind(str, optional=True, vocabulary=vocabulary)
         check_probability(dropout=dropout)
         for name, value in sizes.items():
             if value < 1:
@@ -390,7 +381,6 @@ class M2Gpt(Model):
         )
         self.norm = nn.LayerNorm(d_model)
 
-    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 
@@ -445,7 +435,6 @@ class M2GptStepper(Stepper):
         self.blocks = StepperStack(model.blocks, rate)
         self.d_input = model.d_input
 
-    @checked
     def initial_state(self, batch_size: int) -> tuple[Any, ...]:
         """Give the state before the first token.
 
@@ -458,7 +447,6 @@ class M2GptStepper(Stepper):
         return self.blocks.initial_state(batch_size)
 
     @torch.no_grad()
-    @checked(but=("state",))
     def forward(self, u: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Take one step, without gradients and dropout.
 
@@ -479,7 +467,6 @@ class M2GptStepper(Stepper):
         return logits[:, 0], state
 
     @torch.no_grad()
-    @checked(but=("state",))
     def read(self, u: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Take many steps at once, e.g. over a prompt.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed._arguments import check_kind, check_probability, check_tensor, checked, is_kind
+from milkweed._arguments import check_probability, check_tensor, checked, is_kind
 from milkweed._suggest import unknown
 from milkweed.models.base import Model
 from milkweed.nn import S4ND, GatedMixer, LongConv, Mlp, ResidualBlock
@@ -71,9 +71,6 @@ class M2Vit(Model):
         mixer_options: Mapping[str, Any] | None = None,
         dropout: float = 0.0,
     ) -> None:
-        check_kind(int, d_input=d_input, d_output=d_output, patch=patch, d_model=d_model, depth=depth)
-        check_kind(int, optional=True, d_hidden=d_hidden)
-        check_kind(str, mixer=mixer)
         check_probability(dropout=dropout)
         rows, columns = _grid(size, patch)
         super().__init__(
@@ -122,7 +119,6 @@ class M2Vit(Model):
         """
         return {"positions": "no_decay"}
 
-    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 

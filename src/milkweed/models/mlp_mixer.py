@@ -119,7 +119,6 @@ class MlpMixer(Model):
         self.norm = nn.LayerNorm(d_model)
         self.head = nn.Linear(d_model, d_output)
 
-    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 

@@ -108,7 +108,6 @@ class Sashimi(Model):
         self.norm = nn.LayerNorm(d_model)
         self.head = nn.Linear(d_model, d_output)
 
-    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 
@@ -267,7 +266,6 @@ class CenterStepper(nn.Module):
         super().__init__()
         self.blocks = StepperStack(center.blocks, rate)
 
-    @checked
     def initial_state(self, batch_size: int) -> tuple[Any, ...]:
         """Give the state before the first step.
 
@@ -279,7 +277,6 @@ class CenterStepper(nn.Module):
         """
         return self.blocks.initial_state(batch_size)
 
-    @checked(but=("state",))
     def read(self, x: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Take some steps.
 
@@ -309,7 +306,6 @@ class LevelStepper(nn.Module):
         self.before, self.after = (StepperStack(blocks, rate) for blocks in (level.before, level.after))
         self.inner: Any = level.inner.stepper(rate)  # type: ignore[operator]
 
-    @checked
     def initial_state(self, batch_size: int) -> LevelState:
         """Give the state before the first step.
 
@@ -328,7 +324,6 @@ class LevelStepper(nn.Module):
             self.after.initial_state(batch_size),
         )
 
-    @checked(but=("state",))
     def read(self, x: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
         """Take some steps, any number of them.
 
@@ -376,7 +371,6 @@ class SashimiStepper(Stepper):
         self.levels: Any = model.levels.stepper(rate)  # type: ignore[operator]
         self.d_input = model.d_input
 
-    @checked
     def initial_state(self, batch_size: int) -> Any:
         """Give the state before the first step.
 
@@ -389,7 +383,6 @@ class SashimiStepper(Stepper):
         check_batch_size(batch_size)
         return self.levels.initial_state(batch_size)
 
-    @checked(but=("state",))
     def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take one step, without gradients and dropout.
 
@@ -404,7 +397,6 @@ class SashimiStepper(Stepper):
         return y[:, 0], state
 
     @torch.no_grad()
-    @checked(but=("state",))
     def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take many steps at once, any number of them.
 

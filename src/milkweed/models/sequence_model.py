@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from milkweed._arguments import checked
+from milkweed._arguments import check_tensor, checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_inputs, check_tokens
 from milkweed.nn import ResidualBlock, SequenceNorm, Stepper, build_sequence_layer, check_spec
@@ -92,7 +92,6 @@ class SequenceModel(Model):
         self.norm = SequenceNorm(norm, d_model) if prenorm else nn.Identity()
         self.head = nn.Linear(d_model, d_output)
 
-    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 
@@ -157,7 +156,6 @@ class SequenceStepper(Stepper):
         self.blocks = StepperStack(model.blocks, rate)
         self.d_input, self.pooling = model.d_input, model.pooling
 
-    @checked
     def initial_state(self, batch_size: int) -> SequenceState:
         """Give the state before the first step.
 
@@ -174,7 +172,6 @@ class SequenceStepper(Stepper):
         steps = torch.zeros((), dtype=torch.int64, device=weight.device)
         return SequenceState(self.blocks.initial_state(batch_size), total, steps)
 
-    @checked(but=("state",))
     def forward(self, u: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
         """Take one step, without gradients and dropout.
 
@@ -189,7 +186,6 @@ class SequenceStepper(Stepper):
         return (outputs[:, 0] if self.pooling == "none" else outputs), state
 
     @torch.no_grad()
-    @checked(but=("state",))
     def read(self, u: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
         """Take many steps at once, e.g. over a prompt.
 
@@ -225,6 +221,7 @@ def single_step(u: Tensor) -> Tensor:
     Raises:
         ValueError: It is no batch of single steps.
     """
+    check_tensor("u", u)
     if u.ndim not in {1, 2}:
         raise ValueError(f"u must be (B,) tokens or (B, d_input), one step; got shape {tuple(u.shape)}")
     return u[:, None]

@@ -62,7 +62,6 @@ class BlockDiagonalGlu(nn.Module):
         self.up.reset_parameters()
         self.down.reset_parameters()
 
-    @checked
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last dimension.
 

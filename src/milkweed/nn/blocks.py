@@ -41,7 +41,6 @@ class SequenceNorm(nn.Module):
         self.d_model = d_model
         self.norm: nn.Module = nn.LayerNorm(d_model) if kind == "layer" else nn.BatchNorm1d(d_model)
 
-    @checked(but=("lengths",))
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Normalise.
 
@@ -116,7 +115,6 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.prenorm = prenorm
 
-    @checked(but=("lengths",))
     def forward(self, x: Tensor, *, lengths: Tensor | None = None, **options: Any) -> Tensor:
         """Apply the block.
 

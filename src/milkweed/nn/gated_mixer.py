@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from milkweed._arguments import check_dtype, check_kind, check_tensor, checked
+from milkweed._arguments import check_dtype, check_tensor, checked
 from milkweed._registry import register
 from milkweed.nn.filters.base import check_rate_is_one
 from milkweed.nn.filters.long_conv import LongConv
@@ -51,7 +51,6 @@ class ShortConv(nn.Module):
         self, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        check_kind(int, channels=channels)
         check_dtype(dtype)
         if channels < 1:
             raise ValueError(f"channels must be at least 1; got {channels}")
@@ -72,7 +71,6 @@ class ShortConv(nn.Module):
         """
         return {"weight": "no_decay"}
 
-    @checked
     def forward(self, x: Tensor) -> Tensor:
         """Convolve.
 
@@ -85,6 +83,7 @@ class ShortConv(nn.Module):
         Raises:
             ValueError: The shape does not fit.
         """
+        check_tensor("x", x)
         if x.ndim < 2 or x.shape[-2] != self.weight.shape[0]:
             raise ValueError(f"x must be (..., {self.weight.shape[0]}, L); got shape {tuple(x.shape)}")
         # Products of shifted signals: a depthwise conv1d takes several times as long on a CPU.
@@ -143,8 +142,6 @@ class GatedMixer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_kind(int, d_model=d_model, l_max=l_max)
-        check_kind(bool, bidirectional=bidirectional, residual_long_conv=residual_long_conv, pre_norm=pre_norm)
         for name, value in (("d_model", d_model), ("l_max", l_max)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {name}={value}")
@@ -165,7 +162,6 @@ class GatedMixer(nn.Module):
         for part in self.children():
             part.reset_parameters()  # type: ignore[operator]
 
-    @checked(but=("lengths",))
     def forward(self, u: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """Mix a batch of sequences.
 
@@ -297,7 +293,6 @@ class GatedMixerStepper(Stepper):
         self.long = self.mixer.long_conv.stepper()
         self.residual = None if self.mixer.residual_conv is None else self.mixer.residual_conv.stepper()
 
-    @checked
     def initial_state(self, batch_size: int) -> GatedMixerState:
         """Give the state before the first step.
 
@@ -313,7 +308,6 @@ class GatedMixerStepper(Stepper):
         residual = None if self.residual is None else self.residual.initial_state(batch_size)
         return GatedMixerState(recent, self.long.initial_state(batch_size), residual)
 
-    @checked(but=("state",))
     def forward(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
         """Take one step, without gradients and dropout.
 
@@ -328,7 +322,6 @@ class GatedMixerStepper(Stepper):
         y, state = self._run(u[:, None], state, one=True)
         return y[:, 0], state
 
-    @checked(but=("state",))
     def read(self, u: Tensor, state: GatedMixerState) -> tuple[Tensor, GatedMixerState]:
         """Take many steps at once, e.g. over a prompt.
 

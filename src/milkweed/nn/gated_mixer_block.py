@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed._arguments import check_features, check_kind, checked
+from milkweed._arguments import check_features, checked
 from milkweed.nn.block_diagonal_glu import BlockDiagonalGlu
 from milkweed.nn.gated_mixer import GatedMixer
 from milkweed.nn.stepping import SurroundedStepper
@@ -57,8 +57,6 @@ class GatedMixerBlock(nn.Module):
         **mixer: Any,
     ) -> None:
         super().__init__()
-        check_kind(int, optional=True, d_hidden=d_hidden)
-        check_kind(float, norm_eps=norm_eps)
         if not 0 <= norm_eps < math.inf:
             raise ValueError(f"norm_eps must be at least 0 and finite; got {norm_eps}")
         if d_hidden is not None and d_hidden < 1:
@@ -74,7 +72,6 @@ class GatedMixerBlock(nn.Module):
         for part in (self.mixer, self.mlp, self.norm):
             part.reset_parameters()
 
-    @checked(but=("lengths",))
     def forward(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """Apply the block.
 
@@ -86,10 +83,9 @@ class GatedMixerBlock(nn.Module):
             (..., L, d_model).
         """
         check_features("x", x, "d_model", self.mixer.d_model)
-        return self.after_mixer(self.mixer(x, lengths=lengths))
+        return self._after_mixer(self.mixer(x, lengths=lengths))
 
-    @checked
-    def after_mixer(self, y: Tensor) -> Tensor:
+    def _after_mixer(self, y: Tensor) -> Tensor:
         """Apply what follows the mixer, to every step by itself.
 
         Args:
@@ -134,4 +130,4 @@ class GatedMixerBlockStepper(SurroundedStepper):
         Returns:
             (B, L, d_model).
         """
-        return self.block.after_mixer(y)
+        return self.block._after_mixer(y)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import ops
-from milkweed._arguments import check_dtype, check_kind, check_size, check_tensor, checked
+from milkweed._arguments import check_dtype, check_size, check_tensor, checked
 from milkweed._suggest import unknown
 from milkweed.ops._common import without_autocast
 from milkweed.structures import Monarch, Permutation, Product, StructuredMatrix
@@ -71,9 +71,6 @@ class LearnableTransform(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_kind(int, n=n)
-        check_kind(str, start=start, norm=norm)
-        check_kind(bool, inverse=inverse, unitary=unitary)
         check_dtype(dtype)
         if start not in _STARTS:
             raise ValueError(unknown("start", start, _STARTS))
@@ -97,7 +94,6 @@ class LearnableTransform(nn.Module):
         """Go back to the start, e.g. after ``to_empty`` moved a meta layer; a random start is drawn anew."""
         self._fill(self._at_start())
 
-    @checked
     def forward(self, x: Tensor) -> Tensor:
         """Transform the last dimension.
 
@@ -235,7 +231,6 @@ class LearnableTransform2d(nn.Module):
         self.along_height.reset_parameters()
         self.along_width.reset_parameters()
 
-    @checked
     def forward(self, x: Tensor) -> Tensor:
         """Transform the last two dimensions.
 
@@ -248,6 +243,7 @@ class LearnableTransform2d(nn.Module):
         Raises:
             ValueError: The last two dimensions are others.
         """
+        check_tensor("x", x)
         if x.shape[-2:] != (self.height, self.width):
             raise ValueError(f"x must be (..., height={self.height}, width={self.width}); got shape {tuple(x.shape)}")
         y: Tensor = self.along_width(x)

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from milkweed._arguments import check_features, check_size, checked
 from milkweed.nn.factory import build_linear
-from milkweed.nn.stepping import Stepper
+from milkweed.nn.filters.base import check_rate
+from milkweed.nn.stepping import Stepper, check_batch_size
 from milkweed.nn.structured_linear import StructuredLinear
 
 
@@ -43,7 +44,6 @@ class Mlp(nn.Module):
         self.down = build_linear(spec, hidden, features)
         self.dropout = nn.Dropout(dropout)
 
-    @checked
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last dimension.
 
@@ -66,11 +66,15 @@ class Mlp(nn.Module):
         """Give the layer as a recurrence without a state, with the parameters as they are now.
 
         Args:
-            rate: Makes no difference.
+            rate: Makes no difference, above 0.
 
         Returns:
             A stepper whose state is None.
+
+        Raises:
+            ValueError: The rate is not above 0.
         """
+        check_rate(rate)
         return PointwiseStepper(self)
 
 
@@ -85,16 +89,15 @@ class PointwiseStepper(Stepper):
         super().__init__()
         self.layer = copy.deepcopy(layer).eval().requires_grad_(False)
 
-    @checked
     def initial_state(self, batch_size: int) -> None:
         """There is none.
 
         Args:
             batch_size: B.
         """
+        check_batch_size(batch_size)
 
     @torch.no_grad()
-    @checked(but=("state",))
     def forward(self, u: Tensor, state: None) -> tuple[Tensor, None]:
         """Apply the layer, without gradients and dropout.
 
@@ -111,10 +114,10 @@ class PointwiseStepper(Stepper):
         """
         if state is not None:
             raise TypeError(f"state must be None, as initial_state gives it; got {type(state).__name__}")
-        check_features("u", u, "features", getattr(self.layer, "features", u.shape[-1] if u.ndim else 0))
+        if isinstance(self.layer, Mlp):
+            check_features("u", u, "features", self.layer.features)
         return self.layer(u), None
 
-    @checked(but=("state",))
     def read(self, u: Tensor, state: None) -> tuple[Tensor, None]:
         """Apply the layer to many steps.
 

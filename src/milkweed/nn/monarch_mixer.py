@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed._arguments import check_dtype, check_kind, check_tensor, checked
+from milkweed._arguments import check_dtype, check_tensor, checked
 from milkweed._registry import register
 from milkweed._suggest import unknown
 from milkweed.nn.lengths import without_padding
@@ -72,8 +72,6 @@ class MonarchMixer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_kind(int, d_model=d_model, seq_len=seq_len, order=order)
-        check_kind(str, start=start, feature_start=feature_start, activation=activation)
         check_dtype(dtype)
         for name, value, least in (("d_model", d_model, 1), ("seq_len", seq_len, 1), ("order", order, 2)):
             if value < least:
@@ -124,7 +122,6 @@ class MonarchMixer(nn.Module):
             lags = self.kernel[:, : self.seq_len, 0].double() / self.seq_len**0.5
             self.kernel.copy_(torch.view_as_real(torch.fft.fft(lags, self.kernel.shape[1])))
 
-    @checked(but=("lengths",))
     def forward(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """Mix along both axes.
 

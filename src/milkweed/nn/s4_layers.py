@@ -114,7 +114,6 @@ class S4ND(nn.Module):
         self.filter.reset_parameters()
         self.mix.reset_parameters()
 
-    @checked(but=("rate",))
     def forward(self, u: Tensor, *, rate: float | Sequence[float] = 1.0) -> Tensor:
         """Filter a batch of images or volumes and mix their channels.
 

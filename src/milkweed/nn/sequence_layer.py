@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from milkweed._arguments import check_dtype, check_kind, check_tensor, checked
+from milkweed._arguments import check_dtype, check_tensor, checked
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter, check_signal_dtype
 from milkweed.nn.lengths import without_padding
@@ -62,9 +62,6 @@ class Mixing(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        check_kind(str, activation=activation, output=output)
-        check_kind(bool, gate=gate, tie_dropout=tie_dropout)
-        check_kind(float, dropout=dropout)
         check_dtype(dtype)
         for name, given, known in (("activation", activation, ACTIVATIONS), ("output", output, OUTPUTS)):
             if given not in known:
@@ -78,7 +75,6 @@ class Mixing(nn.Module):
         self.output = nn.Linear(channels * d_model, widths[output], **factory) if output != "none" else None
         self.dropout = nn.Dropout(dropout)
 
-    @checked
     def check_dtype(self, u: Tensor) -> None:
         """Refuse a signal of another dtype than the parameters', unless autocast is on.
 
@@ -99,7 +95,6 @@ class Mixing(nn.Module):
             if layer is not None:
                 layer.reset_parameters()
 
-    @checked
     def forward(self, y: Tensor, u: Tensor) -> Tensor:
         """Mix the channels.
 
@@ -185,7 +180,6 @@ class SequenceLayer(nn.Module):
         self.filter.reset_parameters()
         self.mix.reset_parameters()
 
-    @checked(but=("state", "lengths", "rate"))
     def forward(
         self,
         u: Tensor,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed._arguments import check_kind, check_tensor, checked
+from milkweed._arguments import check_kind, check_tensor
 from milkweed.ops._common import autocast_dtype
 
 
@@ -100,7 +100,6 @@ class SurroundedStepper(Stepper):
             (B, L, d_model).
         """
 
-    @checked
     def initial_state(self, batch_size: int) -> Any:
         """Give the layer's state before the first step.
 
@@ -113,7 +112,6 @@ class SurroundedStepper(Stepper):
         return self.inner.initial_state(batch_size)
 
     @torch.no_grad()
-    @checked(but=("state",))
     def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take one step, without gradients and dropout.
 
@@ -137,7 +135,6 @@ class SurroundedStepper(Stepper):
         return self.after(y[:, None], u)[:, 0], state
 
     @torch.no_grad()
-    @checked(but=("state",))
     def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take many steps at once.
 
@@ -164,7 +161,6 @@ class StepperStack(nn.ModuleList):
     def __init__(self, layers: Iterable[nn.Module], rate: float = 1.0) -> None:
         super().__init__(layer.stepper(rate) for layer in layers)  # type: ignore[operator]
 
-    @checked
     def initial_state(self, batch_size: int) -> tuple[Any, ...]:
         """Give the layers' states before the first step.
 

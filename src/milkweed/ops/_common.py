@@ -91,6 +91,20 @@ def needs_plain_formula(*args: object) -> str | None:
     return None
 
 
+def check_no_empty_block(**factors: Tensor) -> None:
+    """Refuse factors without entries.
+
+    Args:
+        **factors: Tensors by argument name.
+
+    Raises:
+        ValueError: A size is 0.
+    """
+    for name, factor in factors.items():
+        if 0 in factor.shape:
+            raise ValueError(f"{name} must have no dimension of size 0; got shape {tuple(factor.shape)}")
+
+
 def is_known(size: int) -> bool:
     """Tell whether a size is a plain number in the graph that is being traced, if one is.
 

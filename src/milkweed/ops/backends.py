@@ -211,7 +211,6 @@ _blocks: ContextVar[tuple[tuple[BackendBlock, str | None], ...]] = ContextVar("m
 _traced: list[str | None] = []
 
 
-@checked
 def use_backend(name: str | None) -> BackendBlock:
     """Run every operation inside a block, or inside a decorated function, with one backend.
 
@@ -238,6 +237,7 @@ def use_backend(name: str | None) -> BackendBlock:
         ...     print(mw.ops.explain("linear_recurrence", torch.rand(1, 4), torch.rand(1, 4)).backend)
         reference
     """
+    check_kind(str, optional=True, name=name)
     known = {backend.name for group in _operations.values() for backend in group}
     if name is not None and name not in known:
         raise ValueError(unknown("name: backend", name, known))
@@ -308,7 +308,6 @@ def _generated(name: str | None, inner: Generator[Any, Any, Any]) -> Generator[A
             resume = functools.partial(inner.throw, error)
 
 
-@checked(but=("backend",))
 def explain(operation: str, *args: Any, backend: str | None = None, **kwargs: Any) -> Choice:
     """Tell which backend a call would use, and why, without running it.
 
@@ -323,13 +322,19 @@ def explain(operation: str, *args: Any, backend: str | None = None, **kwargs: An
 
     Raises:
         ValueError: The operation or the backend is unknown, or the backend asked for cannot take these arguments.
+        TypeError: The operation does not take these arguments.
 
     Example:
         >>> x, right, left = torch.ones(3, 16), torch.ones(4, 4, 4), torch.ones(4, 4, 4)
         >>> print(mw.ops.explain("monarch_mm", x, right, left, backend="reference"))
         monarch_mm: reference (asked for by backend=)
     """
-    return _choose(operation, backend, args, kwargs)[1]
+    check_kind(str, operation=operation)
+    check_kind(str, optional=True, backend=backend)
+    try:
+        return _choose(operation, backend, args, kwargs)[1]
+    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+        raise TypeError(f"args must be what {operation} takes; {error}") from error
 
 
 def dispatch(operation: str, backend: str | None, *args: Any, **kwargs: Any) -> Tensor:

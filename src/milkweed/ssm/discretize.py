@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from milkweed._arguments import check_pairs, check_real, checked, got, is_kind
+from milkweed._arguments import check_kind, check_pairs, check_real, checked, got, is_kind
 from milkweed._suggest import unknown
 from milkweed.ops import pairs
 
@@ -96,7 +96,6 @@ def _dense_bilinear(dt_a: Tensor, dt_b: Tensor) -> tuple[Tensor, Tensor]:
     return solved[..., :size], solved[..., size:]
 
 
-@checked(but=("dt",))
 def discretize_dplr(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
     """Discretise z' = (A - Σ_r p_r · 2 Re(p_r* ·)) z + B u by the bilinear rule, without solving for N unknowns.
 
@@ -157,7 +156,6 @@ def _real_coordinates(columns: Tensor) -> Tensor:
     return torch.cat([columns[..., 0, :], columns[..., 1, :]], -2)
 
 
-@checked(but=("dt",))
 def discretize_diagonal(dt_a: Tensor, method: str = "zoh") -> tuple[Tensor, Tensor]:
     """Discretise x' = a x + b u, mode by mode, in real arithmetic.
 
@@ -183,6 +181,7 @@ def discretize_diagonal(dt_a: Tensor, method: str = "zoh") -> tuple[Tensor, Tens
         (tensor([0.5000]), tensor([0.7213]))
     """
     check_pairs(dt_a=dt_a)
+    check_kind(str, method=method)
     if method == "zoh":
         return dt_a, _expm1_over(dt_a)
     if method == "bilinear":

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from milkweed import ops
-from milkweed._arguments import check_pairs, checked, whole
+from milkweed._arguments import check_kind, check_pairs, whole
 from milkweed.ops import pairs
 
 # The paper's: 1/x becomes conj(x)/(|x|² + 1e-7), which is bounded where a complex softmax has a pole.
 _EPSILON = 1e-7
 
 
-@checked
 def softmax_kernel(W: Tensor, A: Tensor, dt_a: Tensor, length: int, *, growing: bool = True) -> Tensor:
     """Evaluate the DSS_softmax kernel, every mode's exponentials divided by their sum over the whole length.
 
@@ -48,6 +47,7 @@ def softmax_kernel(W: Tensor, A: Tensor, dt_a: Tensor, length: int, *, growing: 
         torch.Size([1, 50])
     """
     check_pairs(W=W, A=A, dt_a=dt_a)
+    check_kind(bool, growing=growing)
     length = whole("length", length)
     if W.shape[-3:] != A.shape or A.shape != dt_a.shape or A.ndim != 3:
         shapes = ", ".join(str(tuple(each.shape)) for each in (W, A, dt_a))

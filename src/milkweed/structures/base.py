@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from milkweed._arguments import checked, is_kind
+from milkweed._arguments import check_tensor, checked, is_kind
 from milkweed._registry import register, requires
 
 # The dtype of a matrix without numbers, such as a permutation: promoting it with any other gives the other.
@@ -74,6 +74,7 @@ class StructuredMatrix(ABC):
         """Where the tensors live."""
         return next(tensor.device for _, tensor in self.named_tensors())
 
+    @checked
     def named_tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Walk over the tensors that make the matrix.
 
@@ -118,7 +119,6 @@ class StructuredMatrix(ABC):
 
     # ------------------------------------------------------------------ products
 
-    @checked
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply every vector in the last dimension, as a linear layer does.
 
@@ -131,6 +131,7 @@ class StructuredMatrix(ABC):
         Raises:
             ValueError: The last dimension is not n.
         """
+        check_tensor("x", x)
         m, n = self.shape
         if x.ndim == 0 or x.shape[-1] != n:
             raise ValueError(f"x must be (..., {n}) for a {m} × {n} {type(self).__name__}; got shape {tuple(x.shape)}")
@@ -249,7 +250,6 @@ class StructuredMatrix(ABC):
         sign, logarithm = self.slogdet()
         return logarithm + sign.log()
 
-    @checked
     def solve(self, b: Tensor) -> Tensor:
         """Find x with W x = b, where the structure makes that cheap.
 
@@ -262,6 +262,7 @@ class StructuredMatrix(ABC):
         Raises:
             ValueError: ``b`` has another size, or the matrix no cheap inverse.
         """
+        check_tensor("b", b)
         rows = self.shape[0]
         if b.ndim == 0 or b.shape[max(-2, -b.ndim)] != rows:
             raise ValueError(f"b must be ({rows},) or (..., {rows}, columns); got shape {tuple(b.shape)}")

@@ -15,7 +15,6 @@ from milkweed.structures.project import Projection, measure, padded, prepare
 
 
 @overload
-@checked
 def project_monarch(
     dense: Tensor,
     nblocks: int | tuple[int, int] = 4,
@@ -25,7 +24,6 @@ def project_monarch(
     refine: int = 0,
 ) -> Projection[Monarch]: ...
 @overload
-@checked
 def project_monarch(
     dense: Sequence[Tensor],
     nblocks: int | tuple[int, int] = 4,

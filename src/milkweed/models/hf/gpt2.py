@@ -85,7 +85,6 @@ class Gpt2(Model):
             for block in self.gpt2.transformer.h:  # type: ignore[union-attr]
                 _replace(block, d_model, linear)
 
-    @checked(but=("lengths",))
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the network.
 

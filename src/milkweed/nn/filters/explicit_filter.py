@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from milkweed._arguments import check_dtype, check_kind, checked
+from milkweed._arguments import check_dtype, checked
 from milkweed.nn.filters.implicit_filter import check_filters, check_lags
 
 # Over L lags of a white signal the sum is 0.002 sqrt(L) times as large: small beside the skip.
@@ -50,8 +50,6 @@ class ExplicitFilter(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_kind(int, d_model=d_model, l_max=l_max)
-        check_kind(bool, bidirectional=bidirectional)
         check_filters(filters)
         check_dtype(dtype)
         for name, value in (("d_model", d_model), ("l_max", l_max)):
@@ -77,7 +75,6 @@ class ExplicitFilter(nn.Module):
         """
         return {} if self.filters == "uniform" else {name: (1e-3, 0.0) for name, _ in self.named_parameters()}
 
-    @checked
     def forward(self, length: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Give the kernels.
 

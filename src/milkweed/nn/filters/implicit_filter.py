@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import ops
-from milkweed._arguments import check_dtype, check_kind, checked
+from milkweed._arguments import check_dtype, checked, got, is_kind
 from milkweed._suggest import unknown
 from milkweed.nn.precision import KeepsFloat32, at_least_float32
 
@@ -74,9 +74,6 @@ class ImplicitFilter(KeepsFloat32):
     ) -> None:
         super().__init__()
         time_scale = l_max if time_scale is None else time_scale
-        check_kind(int, d_model=d_model, l_max=l_max, emb_dim=emb_dim, width=width, time_scale=time_scale)
-        check_kind(bool, bidirectional=bidirectional)
-        check_kind(float, freq=freq)
         check_filters(filters)
         check_dtype(dtype)
         for name, value in (("d_model", d_model), ("l_max", l_max), ("width", width), ("time_scale", time_scale)):
@@ -142,7 +139,6 @@ class ImplicitFilter(KeepsFloat32):
         network = {name: (1e-3, 0.1 if p.ndim > 1 else 0.0) for name, p in self.named_parameters()}
         return network | {"positions": (1e-5, 0.0)}
 
-    @checked
     def forward(self, length: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Compute the kernels.
 
@@ -193,7 +189,6 @@ def check_filters(filters: str) -> None:
     Raises:
         ValueError: It is unknown.
     """
-    check_kind(str, filters=filters)
     if filters not in FILTERS:
         raise ValueError(unknown("filters", filters, FILTERS))
 
@@ -208,5 +203,7 @@ def check_lags(length: int, l_max: int) -> None:
     Raises:
         ValueError: There are no so many.
     """
-    if not 1 <= length <= l_max:
-        raise ValueError(f"length must be in 1 .. l_max={l_max}; got {length}; build the layer with a larger l_max")
+    if not is_kind(length, int) or not 1 <= length <= l_max:
+        raise ValueError(
+            f"length must be in 1 .. l_max={l_max}; got {got(length)}; build the layer with a larger l_max"
+        )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from milkweed import ops
-from milkweed._arguments import check_kind, checked
+from milkweed._arguments import check_kind, check_tensor, checked
 from milkweed._registry import register
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter, check_rate_is_one, check_signal_dtype
@@ -75,8 +75,6 @@ class LongConv(Filter):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_kind(str, kernel=kernel)
-        check_kind(float, squash=squash, kernel_dropout=kernel_dropout)
         if kernel not in KERNELS:
             raise ValueError(unknown("kernel", kernel, KERNELS))
         if not 0 <= squash < float("inf"):
@@ -112,7 +110,6 @@ class LongConv(Filter):
         self.filter.reset_parameters()
         self.skip.normal_()
 
-    @checked(but=("state", "lengths", "rate"))
     def forward(
         self,
         u: Tensor,
@@ -145,7 +142,10 @@ class LongConv(Filter):
         """
         x, count = self._prepared(u, lengths)
         check_rate_is_one(rate, "LongConv")
+        check_kind(bool, return_state=return_state)
         for name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
+            if gate is not None:
+                check_tensor(name, gate)
             if gate is not None and gate.shape != u.shape:
                 raise ValueError(f"{name} must have u's shape {tuple(u.shape)}; got {tuple(gate.shape)}")
         pre_gate = None if pre_gate is None else without_padding(pre_gate, lengths)
@@ -204,7 +204,6 @@ class LongConv(Filter):
                 "call it on whole sequences"
             )
 
-    @checked
     def convolve(self, u: Tensor, *, pre_gate: Tensor | None = None, post_gate: Tensor | None = None) -> Tensor:
         """Convolve signals with time along the last dimension, for mixers that stay in that layout.
 
@@ -219,6 +218,7 @@ class LongConv(Filter):
         Raises:
             ValueError: The shape does not fit.
         """
+        check_tensor("u", u)
         if u.ndim < 2 or u.shape[-2] != self.d_model or not 1 <= u.shape[-1] <= self.filter.l_max:
             raise ValueError(
                 f"u must be (..., d_model, L) with 1 <= L <= {self.filter.l_max}; got shape {tuple(u.shape)}"
@@ -233,7 +233,6 @@ class LongConv(Filter):
             post_gate=post_gate,
         )
 
-    @checked
     def kernels(self, length: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Compute the kernels as the convolution uses them, squashed and in training with dropout.
 

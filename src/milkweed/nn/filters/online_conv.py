@@ -245,7 +245,6 @@ class OnlineConv(KeepsFloat32, Stepper):
             self._recurrence = ConvRecurrence(self.kernel)
         return self._recurrence
 
-    @checked
     def initial_state(self, batch_size: int) -> ConvState:
         """Give the state before the first step.
 
@@ -259,7 +258,6 @@ class OnlineConv(KeepsFloat32, Stepper):
         return state_after(self.kernel.new_zeros(batch_size, self.kernel.shape[0], 0))
 
     @torch.no_grad()
-    @checked(but=("state",))
     def forward(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
         """Take one step, without gradients.
 
@@ -277,7 +275,6 @@ class OnlineConv(KeepsFloat32, Stepper):
         return self.recurrence.step(u, state)
 
     @torch.no_grad()
-    @checked(but=("state",))
     def read(self, u: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
         """Take many steps at once, without gradients.
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from milkweed import ssm
-from milkweed._arguments import check_kind, checked
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
+from milkweed.nn.filters.base import check_rate
 from milkweed.nn.filters.decay import DECAYS, decay_rate, inverse_decay_rate
 from milkweed.nn.filters.s4d import check_groups
 from milkweed.nn.filters.state_space import StateSpaceFilter
@@ -79,10 +80,6 @@ class S4Filter(StateSpaceFilter):
         **options: Any,
     ) -> None:
         super().__init__(d_model, **options)
-        check_kind(int, d_state=d_state)
-        check_kind(int, optional=True, rank=rank)
-        check_kind(str, init=init, discretization=discretization, decay=decay)
-        check_kind(str, optional=True, backend=backend)
         for name, given, known in (("discretization", discretization, DISCRETIZATIONS), ("decay", decay, DECAYS)):
             if given not in known:
                 raise ValueError(unknown(name, given, known))
@@ -146,6 +143,7 @@ class S4Filter(StateSpaceFilter):
         Returns:
             One dense system per channel, in the real coordinates [Re z, Im z].
         """
+        check_rate(rate)
         dtype = torch.promote_types(self.log_dt.dtype, torch.float32)
         precise = dtype if self.log_dt.device.type == "mps" else torch.float64
         dt = torch.exp(self.log_dt.to(precise)) * rate

@@ -11,6 +11,7 @@ from torch import Tensor
 from milkweed import ssm
 from milkweed._arguments import check_kind, checked
 from milkweed._suggest import unknown
+from milkweed.nn.filters.base import check_rate
 from milkweed.nn.filters.decay import DECAYS, decay_rate, inverse_decay_rate
 from milkweed.nn.filters.state_space import StateSpaceFilter
 from milkweed.nn.filters.systems import DiagonalSystem, SoftmaxSystem
@@ -84,10 +85,6 @@ class S4DFilter(StateSpaceFilter):
         **options: Any,
     ) -> None:
         super().__init__(d_model, **options)
-        check_kind(int, d_state=d_state)
-        check_kind(str, init=init, discretization=discretization, decay=decay)
-        check_kind(str, optional=True, b_init=b_init)
-        check_kind(bool, dt_tie=dt_tie)
         if not isinstance(init_options, Mapping | None):
             raise TypeError(
                 f"init_options must be a mapping, e.g. {{'scale_imag': 2.0}}, or None; got {init_options!r}"
@@ -165,6 +162,7 @@ class S4DFilter(StateSpaceFilter):
         Returns:
             One diagonal system per channel; for ``"dss"`` only its kernels.
         """
+        check_rate(rate)
         dtype = torch.promote_types(self.log_dt.dtype, torch.float32)
         log_dt = self.log_dt if self.log_dt.ndim == 2 else self.log_dt[:, None]
         dt = torch.exp(log_dt.to(dtype)) * rate

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import ops
-from milkweed._arguments import check_kind, check_names, checked
+from milkweed._arguments import check_tensor, checked
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import check_rate
 from milkweed.nn.filters.s4 import S4Filter
@@ -70,6 +70,7 @@ class S4NDFilter(KeepsFloat32):
         torch.Size([2, 12, 10, 4])
     """
 
+    @checked(but=("axis_options", "bidirectional", "dt_min", "dt_max"))
     def __init__(
         self,
         d_model: int,
@@ -89,10 +90,6 @@ class S4NDFilter(KeepsFloat32):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_kind(int, d_model=d_model, dims=dims, channels=channels, kernel_rank=kernel_rank)
-        check_kind(str, kind=kind)
-        check_kind(float, optional=True, bandlimit=bandlimit)
-        check_names(frozen=frozen)
         sizes = {"d_model": d_model, "dims": dims, "channels": channels, "kernel_rank": kernel_rank}
         for name, value in sizes.items():
             if value < 1:
@@ -159,7 +156,6 @@ class S4NDFilter(KeepsFloat32):
         """
         return {"D": "no_decay"}
 
-    @checked(but=("rate",))
     def forward(self, u: Tensor, *, rate: float | Sequence[float] = 1.0) -> Tensor:
         """Filter a batch of images or volumes.
 
@@ -176,6 +172,7 @@ class S4NDFilter(KeepsFloat32):
         Raises:
             ValueError: The shape does not fit, or a rate is not above 0.
         """
+        check_tensor("u", u)
         if u.ndim != self.dims + 2 or u.shape[-1] != self.d_model:
             raise ValueError(
                 f"u must be (B, {', '.join(f'L{i + 1}' for i in range(self.dims))}, d_model) with "

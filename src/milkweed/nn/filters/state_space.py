@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import ops, ssm
-from milkweed._arguments import check_kind, check_names, checked
+from milkweed._arguments import check_kind, checked
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter, check_rate, check_signal_dtype
 from milkweed.nn.filters.systems import KernelSystem, LinearSystem
@@ -71,10 +71,6 @@ class StateSpaceFilter(KeepsFloat32, Filter):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_kind(int, d_model=d_model, channels=channels)
-        check_kind(bool, bidirectional=bidirectional, skip=skip)
-        check_kind(float, dt_min=dt_min, dt_max=dt_max)
-        check_names(frozen=frozen)
         for name, value in (("d_model", d_model), ("channels", channels)):
             if value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
@@ -127,7 +123,6 @@ class StateSpaceFilter(KeepsFloat32, Filter):
         roles = {name: "ssm" for name in self.ssm_parameters if getattr(self, name) is not None}
         return roles if self.D is None else roles | {"D": "no_decay"}
 
-    @checked(but=("state", "lengths", "rate"))
     def forward(
         self,
         u: Tensor,
@@ -155,7 +150,7 @@ class StateSpaceFilter(KeepsFloat32, Filter):
             TypeError: The dtype is not the parameters', and autocast is off.
         """
         x, count = self._prepared(u, lengths)
-        check_rate(rate)
+        check_kind(bool, return_state=return_state)
         lead, signal, shape = u.shape[:-2], x.transpose(1, 2), (*u.shape[:-1], self.channels * self.d_model)
         if state is None and not return_state:
             y = convolve(self.system(rate), signal, self.D, self.bidirectional)
@@ -319,7 +314,6 @@ class StateSpaceStepper(KeepsFloat32, Stepper):
         """The discrete system."""
         return self._kind(*(getattr(self, name) for name in self._fields))
 
-    @checked
     def initial_state(self, batch_size: int) -> Tensor:
         """Give the state before the first step.
 
@@ -334,7 +328,6 @@ class StateSpaceStepper(KeepsFloat32, Stepper):
         return system.b.new_zeros(batch_size, *system.state_shape)
 
     @torch.no_grad()
-    @checked(but=("state",))
     def forward(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step, without gradients.
 
@@ -356,7 +349,6 @@ class StateSpaceStepper(KeepsFloat32, Stepper):
         return y.flatten(1).to(u.dtype), state
 
     @torch.no_grad()
-    @checked(but=("state",))
     def read(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Take many steps at once, by the convolution.
 

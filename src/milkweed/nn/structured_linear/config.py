@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed._registry import find, requires
-from milkweed.nn.structured_linear.base import StructuredLinear
+from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,7 @@ class LayerConfig:
         Returns:
             The layer.
         """
+        dense_weight(linear)  # refuses another layer
         options = self.spec() | {"bias": linear.bias is not None}
         del options["name"]
         with torch.device("meta"):

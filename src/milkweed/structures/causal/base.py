@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from milkweed._arguments import checked
+from milkweed._arguments import check_real, check_tensor, checked, got
 from milkweed.ops._common import compute_dtype, needs_plain_formula, without_autocast
 from milkweed.structures.base import check_numbers
 
@@ -52,8 +52,7 @@ class CausalBasis(ABC):
     lead: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.factors, tuple) or not self.factors:
-            raise TypeError(f"factors must be a tuple of tensors, one per digit; got {type(self.factors).__name__}")
+        check_factors(self.factors)
         for index, factor in enumerate(self.factors):
             check_numbers(f"factors[{index}]", factor, index + 3)
             if factor.is_complex():
@@ -65,7 +64,6 @@ class CausalBasis(ABC):
                 )
 
     @classmethod
-    @checked
     def for_output(cls, factors: tuple[Tensor, ...]) -> Self:
         """The basis M₀ that a product is read in.
 
@@ -112,7 +110,6 @@ class CausalBasis(ABC):
 
     # ------------------------------------------------------------------ sequences and polynomials
 
-    @checked
     def to_polynomial(self, x: Tensor) -> Tensor:
         """Coefficients of the polynomial whose basis coefficients are the sequence.
 
@@ -129,7 +126,6 @@ class CausalBasis(ABC):
         basis = self._covering("x", x)
         return basis.causally(lambda x: basis._mixed(basis._on_digits(x, solve=False))[..., : x.shape[-1]], x)
 
-    @checked
     def from_polynomial(self, coefficients: Tensor) -> Tensor:
         """The inverse of ``to_polynomial``, by triangular solves.
 
@@ -164,7 +160,6 @@ class CausalBasis(ABC):
             (B, H, L).
         """
 
-    @checked
     def causally(self, function: Callable[..., Tensor], *sequences: Tensor) -> Tensor:
         """Apply a function in which no output sees the future, though it sums over zeros in the future's place.
 
@@ -251,6 +246,7 @@ class CausalBasis(ABC):
 
     def _covering(self, name: str, x: Tensor) -> Self:
         """The leading part of the basis that sequences of x's length need."""
+        check_tensor(name, x)
         if x.ndim != 3 or x.shape[1] % self.heads or x.shape[2] > self.length:
             raise ValueError(
                 f"{name}: a sequence must be (B, H, L) with H a multiple of heads={self.heads} and L <= {self.length}; "
@@ -263,6 +259,7 @@ class CausalBasis(ABC):
 
     def _check_values(self, values: Tensor, *nodes: int) -> None:
         """Refuse values at another number of nodes, of which other coefficients would be made."""
+        check_tensor("values", values)
         if values.ndim != 3 or values.shape[-1] not in nodes:
             count = " or ".join(str(each) for each in dict.fromkeys(nodes))
             raise ValueError(f"values must be (B, H, N) at N = {count} nodes; got shape {tuple(values.shape)}")
@@ -291,7 +288,6 @@ class CausalBasis(ABC):
         return x.reshape(batch, self.length, channels).transpose(1, 2)
 
 
-@checked
 def causal_product(
     kernel: Tensor, u: Tensor, *, output_basis: CausalBasis, kernel_basis: CausalBasis, input_basis: CausalBasis
 ) -> Tensor:
@@ -385,6 +381,12 @@ def balanced_digits(size: int, order: int) -> tuple[int, ...]:
     return tuple(sorted(digits))
 
 
+def check_factors(factors: tuple[Tensor, ...]) -> None:
+    """Refuse what is no tuple of tensors."""
+    if not isinstance(factors, tuple) or not factors or not all(isinstance(factor, Tensor) for factor in factors):
+        raise TypeError(f"factors must be a tuple of tensors, one per digit; got {got(factors)}")
+
+
 def _is_known_finite(x: Tensor) -> bool:
     """Whether it can be seen at once, without waiting for a device or breaking a graph, that all are numbers."""
     if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
@@ -399,9 +401,10 @@ def _in(basis: CausalBasis, dtype: torch.dtype) -> CausalBasis:
 
 
 def _check_product(kernel: Tensor, u: Tensor, output: CausalBasis, first: CausalBasis, second: CausalBasis) -> None:
-    for name, tensor in (("kernel", kernel), ("u", u)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be real floating point; got {tensor.dtype}")
+    check_real(kernel=kernel, u=u)
+    for name, basis in (("output_basis", output), ("kernel_basis", first), ("input_basis", second)):
+        if not isinstance(basis, CausalBasis):
+            raise TypeError(f"{name} must be a CausalBasis; got {type(basis).__name__}")
     if u.ndim != 3 or u.shape[2] == 0:
         raise ValueError(f"u must be (B, H, L) with L >= 1; got shape {tuple(u.shape)}")
     if kernel.shape != u.shape[1:]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from milkweed._arguments import check_real, checked
+from milkweed._arguments import check_real
 from milkweed.ops.backends import chosen_backend, lacks_float64
 from milkweed.structures.causal.base import CausalBasis
 
@@ -33,7 +33,6 @@ class BivariateBasis(CausalBasis):
         (6, torch.Size([1, 1, 24]))
     """
 
-    @checked
     def multiply(self, kernel: Tensor, u: Tensor) -> Tensor:
         """The coefficients of the product on the grid, in time's order.
 
@@ -85,7 +84,6 @@ class BivariateBasis(CausalBasis):
             reached = reached.cummax(axis).values
         return reached.flatten(-len(grid))[..., :length].bool()
 
-    @checked
     def evaluate(self, x: Tensor) -> Tensor:
         """The values on the grid of roots of unity, the highest digit's variable outermost.
 
@@ -99,7 +97,6 @@ class BivariateBasis(CausalBasis):
         sizes, axes = [2 * size for size in grid], list(range(-len(grid), 0))
         return torch.fft.fftn(self.to_polynomial(x).unflatten(-1, grid), sizes, axes).flatten(2)
 
-    @checked
     def interpolate(self, values: Tensor) -> Tensor:
         """The sequence from its values.
 

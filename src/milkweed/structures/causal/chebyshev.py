@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from milkweed import ops
 from milkweed._arguments import checked, whole
-from milkweed.structures.causal.base import CausalBasis
+from milkweed.structures.causal.base import CausalBasis, check_factors
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +51,6 @@ class ChebyshevBasis(CausalBasis):
     lead = 1
 
     @classmethod
-    @checked
     def for_output(cls, factors: tuple[Tensor, ...]) -> Self:
         """The basis M₀ that a product is read in, of which the degrees from n - b_0 ⋯ b_{p-2} on are needed.
 
@@ -61,7 +60,9 @@ class ChebyshevBasis(CausalBasis):
         Returns:
             The basis.
         """
-        return cls(factors, rows_below=factors[-1].shape[-1] - 2)
+        check_factors(factors)
+        size = factors[-1].shape[-1] if factors[-1].ndim else 0  # which the class refuses
+        return cls(factors, rows_below=max(size - 2, 0))
 
     @staticmethod
     @checked
@@ -73,10 +74,14 @@ class ChebyshevBasis(CausalBasis):
 
         Returns:
             The lowest first.
+
+        Raises:
+            ValueError: There are none.
         """
+        if not digits:
+            raise ValueError("digits must be at least one; got none")
         return (*digits[:-1], digits[-1] + 1)
 
-    @checked
     def multiply(self, kernel: Tensor, u: Tensor) -> Tensor:
         """The coefficients of degree 2 n - 2 - t in the product of two polynomials of degree n - 1.
 
@@ -95,7 +100,6 @@ class ChebyshevBasis(CausalBasis):
             ends = ends + u[..., :1] * kernel
         return (folded + ends * last) / 2
 
-    @checked
     def evaluate(self, x: Tensor) -> Tensor:
         """The values at cos(π (i + ½) / N), i = 0 .. N - 1.
 
@@ -114,7 +118,6 @@ class ChebyshevBasis(CausalBasis):
         coefficients = F.pad(self.to_polynomial(x).flip(-1), (0, self.length))
         return torch.fft.fft(coefficients * _quarter_turns(size, x), 2 * size)[..., :size].real
 
-    @checked
     def interpolate(self, values: Tensor) -> Tensor:
         """The sequence from its values.
 

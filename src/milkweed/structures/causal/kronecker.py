@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from milkweed import ops
-from milkweed._arguments import checked
 from milkweed.structures.causal.base import CausalBasis
 
 
@@ -30,7 +29,6 @@ class KroneckerBasis(CausalBasis):
         True
     """
 
-    @checked
     def multiply(self, kernel: Tensor, u: Tensor) -> Tensor:
         """The first L coefficients of the product.
 
@@ -43,7 +41,6 @@ class KroneckerBasis(CausalBasis):
         """
         return ops.fft_conv(u, kernel)
 
-    @checked
     def evaluate(self, x: Tensor) -> Tensor:
         """The values at exp(-2πi k / N), k = 0 .. N - 1.
 
@@ -55,7 +52,6 @@ class KroneckerBasis(CausalBasis):
         """
         return torch.fft.fft(self.to_polynomial(x), 2 * self.length)
 
-    @checked
     def interpolate(self, values: Tensor) -> Tensor:
         """The sequence from its values.
 
