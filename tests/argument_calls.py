@@ -186,7 +186,6 @@ STRUCTURES = {
         for name, call in {
             "": of(getattr(structures, kind), factors=factors),
             ".for_output": of(getattr(structures, kind).for_output, factors=factors),
-            ".output_digits": of(getattr(structures, kind).output_digits, digits=(2, 3)),
             ".to_polynomial": method(
                 lambda kind=kind: getattr(structures, kind)(factors()), "to_polynomial", x=x(1, 1, 9)
             ),
@@ -459,19 +458,11 @@ CALLS = {
 }
 # Constructors of records that functions return, bases that users subclass, and what two classes say to each other.
 NOT_CALLED = {
-    *(
-        "Backend",
-        "Choice",
-        "HippoBasis",
-        "Factorization",
-        "Projection",
-        "LayerReport",
-        "KeptMatrix",
-        "FolderConversion",
-    ),
-    *("ConversionReport", "ConversionPlan", "MergedAdapters", "StateSpaceFilter", "StructuredLinear", "CausalBasis"),
-    *("CausalBasis.causally", "CausalBasis.echo", "CausalBasis.scale", "ChebyshevBasis.echo", "ChebyshevBasis.scale"),
-    *("FrozenKernel.layout", "LayerConfig.project", "StructuredLinear.from_linear", "register"),
+    *("Backend", "Choice", "HippoBasis", "Factorization", "Projection", "LayerReport", "KeptMatrix"),
+    *("FolderConversion", "ConversionReport", "ConversionPlan", "MergedAdapters", "StateSpaceFilter"),
+    *("StructuredLinear", "StructuredLinear.from_linear", "CausalBasis", "CausalBasis.causally"),
+    *("CausalBasis.echo", "CausalBasis.scale", "CausalBasis.output_digits", "ChebyshevBasis.echo"),
+    *("ChebyshevBasis.scale", "ChebyshevBasis.output_digits", "FrozenKernel.layout", "register"),
 }
 
 

@@ -15,7 +15,7 @@ import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, Union, cast
+from typing import Any, NoReturn, TypeVar, Union, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 # No size, count or index of a tensor is larger in practice, and a loop over one that is would never end.
 LARGEST = 2**31 - 1
 
+# What torch and Python say about arguments in words that do not name them.
+RAW = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+
+_NUMBERS = {
+    int: (int, numbers.Integral, torch.SymInt),
+    float: (float, int, numbers.Real, torch.SymInt, torch.SymFloat),
+}
 _LISTS = (tuple, list, collections.abc.Sequence, collections.abc.Iterable)
 # Strings and tensors can be walked over, but are no list of anything.
 _NO_LIST = (str, bytes, Tensor, Mapping)
@@ -53,27 +60,24 @@ def checked(function: F | None = None, *, but: Sequence[str] = ()) -> Any:
     """Refuse arguments of a function that are not as annotated, except those of which it speaks in better words."""
     if function is None:
         return functools.partial(checked, but=but)
-    signature = inspect.signature(function)
-    rest = next((name for name, p in signature.parameters.items() if p.kind is p.VAR_POSITIONAL), None)
-    hints = functools.cache(lambda: typing.get_type_hints(function))
 
     @functools.wraps(function)
     def gate(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
+        signature, hints = _written(function)
         try:
             given = signature.bind(*args, **kwargs)
         except TypeError:  # which the function itself raises under its full name
             return function(*args, **kwargs)
         for name, value in given.arguments.items():
-            if name in but or name not in hints():
+            kind = signature.parameters[name].kind
+            if name in but or name not in hints or kind is inspect.Parameter.VAR_KEYWORD:
                 continue
-            if name == rest:
-                found: Any = tuple(_fitted(f"{name}[{i}]", hints()[name], each) for i, each in enumerate(value))
-            elif signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-                continue
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                found: Any = tuple(_fitted(f"{name}[{i}]", hints[name], each) for i, each in enumerate(value))
             else:
-                found = _fitted(name, hints()[name], value)
+                found = _fitted(name, hints[name], value)
             given.arguments[name] = found
         try:
             return function(*given.args, **given.kwargs)
@@ -84,6 +88,12 @@ def checked(function: F | None = None, *, but: Sequence[str] = ()) -> Any:
             raise
 
     return cast(F, gate)
+
+
+@functools.cache
+def _written(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Any]]:
+    # Beside the gate and not in it: a compiler could not make a gate that holds them.
+    return inspect.signature(function), typing.get_type_hints(function)
 
 
 def _fitted(name: str, hint: Any, value: Any) -> Any:
@@ -99,7 +109,8 @@ def _fitted(name: str, hint: Any, value: Any) -> Any:
         fix = "; use e.g. torch.float32"
     elif isinstance(value, str) and any(map(_of_names, kinds)):
         fix = f"; use [{value!r}]"
-    raise TypeError(f"{name} must be {_words(kinds)}; got {got(value)}{fix}")
+    given = type(value).__name__ if kinds == (Tensor,) else got(value)
+    raise TypeError(f"{name} must be {_words(kinds)}; got {given}{fix}")
 
 
 @functools.cache
@@ -179,15 +190,13 @@ def is_kind(value: object, kind: type) -> bool:
         return isinstance(value, kind)
     if isinstance(value, bool):
         return False
-    if isinstance(value, int | torch.SymInt) or (kind is float and isinstance(value, float | torch.SymFloat)):
-        return True
-    return isinstance(value, numbers.Integral if kind is int else numbers.Real)
+    return isinstance(value, _NUMBERS[kind])
 
 
 def _number(name: str, value: Any) -> Any:
     """Refuse what is not finite, or too large to count anything; give numpy's numbers back as Python's."""
     # Sizes of a graph that is being traced are left open.
-    if torch.compiler.is_compiling() or isinstance(value, torch.SymInt | torch.SymFloat):
+    if torch.compiler.is_compiling() or isinstance(value, (torch.SymInt, torch.SymFloat)):
         return value
     if isinstance(value, numbers.Integral):
         if abs(int(value)) > LARGEST:
@@ -274,3 +283,9 @@ def check_features(name: str, value: Tensor, option: str, features: int) -> None
         raise ValueError(f"{name} must be (..., {option}={features}); got shape {tuple(value.shape)}")
     if not value.is_floating_point():
         raise TypeError(f"{name} must be real floating point; got {value.dtype}; use {name}.float()")
+
+
+def refuse_features(error: Exception, name: str, value: Tensor, option: str, features: int) -> NoReturn:
+    """Say by name what is wrong with the vectors that a layer failed on; of anything else speaks its own error."""
+    check_features(name, value, option, features)
+    raise error

@@ -145,7 +145,7 @@ def code_of(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def takes_arguments(public: object) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """The constructor and the public methods of a class, or the function itself, as far as there is anything to spoil."""
+    """A function, or the constructor and the public methods of a class, as far as they take arguments."""
     if not inspect.isclass(public):
         yield getattr(public, "__name__", ""), code_of(typing.cast(Callable[..., Any], public))
         return
@@ -178,7 +178,7 @@ def main(folder: str, memory: int, seconds: int) -> None:
         signal.alarm(seconds)
         found += [f"{name}: {fault}" for fault in faults(call, ABSURD)]
         signal.alarm(0)
-    print(json.dumps(found))
+    sys.stdout.write(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class LinearMemory(Model):
         torch.Size([2, 100, 3])
     """
 
-    @checked
+    @checked(but=("layer",))
     def __init__(
         self,
         d_input: int,

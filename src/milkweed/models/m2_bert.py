@@ -263,7 +263,7 @@ class M2Bert(Model):
         torch.Size([2, 40, 1000])
     """
 
-    @checked
+    @checked(but=("dropout",))
     def __init__(
         self,
         d_input: int = 30528,

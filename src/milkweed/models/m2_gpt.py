@@ -325,7 +325,7 @@ class M2Gpt(Model):
         torch.Size([2, 50, 96])
     """
 
-    @checked
+    @checked(but=("mixer_options", "dropout"))
     def __init__(
         self,
         d_input: int = 50257,

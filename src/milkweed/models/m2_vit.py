@@ -56,7 +56,7 @@ class M2Vit(Model):
         torch.Size([2, 10])
     """
 
-    @checked
+    @checked(but=("size", "mixer_options", "dropout"))
     def __init__(
         self,
         d_input: int = 3,

@@ -53,7 +53,7 @@ class Sashimi(Model):
         torch.Size([2, 64, 256])
     """
 
-    @checked
+    @checked(but=("layer",))
     def __init__(
         self,
         d_input: int,

@@ -49,7 +49,7 @@ class SequenceModel(Model):
         torch.Size([4, 10])
     """
 
-    @checked
+    @checked(but=("layer",))
     def __init__(
         self,
         d_input: int,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed._arguments import check_features, check_size, checked
+from milkweed._arguments import RAW, check_features, check_size, check_tensor, checked, refuse_features
 from milkweed._suggest import unknown
 from milkweed.nn.lengths import check_lengths, valid_steps
 from milkweed.nn.stepping import SurroundedStepper
@@ -56,11 +56,16 @@ class SequenceNorm(nn.Module):
             ValueError: The last dimension is not ``d_model``, or the lengths describe no such batch.
             TypeError: ``x`` is not real floating point.
         """
+        if lengths is not None:
+            check_tensor("lengths", lengths)
+        if not isinstance(self.norm, nn.BatchNorm1d):
+            try:
+                return self.norm(x)
+            except RAW as error:
+                refuse_features(error, "x", x, "d_model", self.d_model)
         check_features("x", x, "d_model", self.d_model)
         if lengths is not None:
             check_lengths(lengths, x)
-        if not isinstance(self.norm, nn.BatchNorm1d):
-            return self.norm(x)
         if lengths is None or not self.norm.training:
             normed: Tensor = self.norm(x.flatten(0, -2)).view_as(x)
             return normed
@@ -173,8 +178,10 @@ class BlockStepper(SurroundedStepper):
         Returns:
             (B, L, d_model).
         """
-        check_features("u", u, "d_model", self.norm.d_model)
-        return self.norm(u) if self.prenorm else u
+        try:
+            return self.norm(u) if self.prenorm else u
+        except RAW as error:
+            refuse_features(error, "u", u, "d_model", self.norm.d_model)
 
     def after(self, y: Tensor, u: Tensor) -> Tensor:
         """Add the input, and normalise if that comes last.

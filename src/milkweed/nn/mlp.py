@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from milkweed._arguments import check_features, check_size, checked
+from milkweed._arguments import RAW, check_features, check_size, checked, refuse_features
 from milkweed.nn.factory import build_linear
 from milkweed.nn.filters.base import check_rate
 from milkweed.nn.stepping import Stepper, check_batch_size
@@ -57,9 +57,11 @@ class Mlp(nn.Module):
             ValueError: The last dimension is not ``features``.
             TypeError: ``x`` is not real floating point.
         """
-        check_features("x", x, "features", self.features)
         fuses = isinstance(self.up, StructuredLinear)
-        hidden = self.up(x, activation="gelu") if fuses else F.gelu(self.up(x))
+        try:
+            hidden = self.up(x, activation="gelu") if fuses else F.gelu(self.up(x))
+        except RAW as error:
+            refuse_features(error, "x", x, "features", self.features)
         return self.dropout(self.down(hidden))
 
     def stepper(self, rate: float = 1.0) -> Stepper:

@@ -116,7 +116,7 @@ def discretize_dplr(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor
         Ā (..., N, N) and B̄ (..., N), real.
 
     Raises:
-        ValueError: A shape does not fit, or ``dt`` is not above 0.
+        ValueError: A shape does not fit.
 
     Source:
         S4 (arXiv 2111.00396), appendix C.2, whose Woodbury correction is in complex arithmetic for a rank of one.
@@ -129,7 +129,6 @@ def discretize_dplr(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor
     """
     check_pairs(A=A, P=P, B=B)
     check_real(dt=dt)
-    _check_step(dt)
     if dt.shape != A.shape[:-2] and dt.ndim:
         raise ValueError(f"dt must be (...) as A (..., N/2, 2); got {tuple(dt.shape)} and {tuple(A.shape)}")
     inverse = pairs.reciprocal(_one_minus(dt[..., None, None] / 2 * A))

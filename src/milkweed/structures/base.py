@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from milkweed._arguments import check_tensor, checked, is_kind
+from milkweed._arguments import check_kind, check_tensor, checked, is_kind
 from milkweed._registry import register, requires
 
 # The dtype of a matrix without numbers, such as a permutation: promoting it with any other gives the other.
@@ -74,7 +74,6 @@ class StructuredMatrix(ABC):
         """Where the tensors live."""
         return next(tensor.device for _, tensor in self.named_tensors())
 
-    @checked
     def named_tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Walk over the tensors that make the matrix.
 
@@ -84,6 +83,8 @@ class StructuredMatrix(ABC):
         Yields:
             Dotted names, such as ``factors.0.right``, and tensors.
         """
+        if type(prefix) is not str:
+            check_kind(str, prefix=prefix)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             several = isinstance(value, tuple)
@@ -284,7 +285,9 @@ class StructuredMatrix(ABC):
     # ------------------------------------------------------------------ mechanism
 
     def _in_dtype(self, dtype: torch.dtype) -> StructuredMatrix:
-        return self if self.dtype in {dtype, NEUTRAL} else self.to(dtype=dtype)
+        if self.dtype in {dtype, NEUTRAL}:
+            return self
+        return self._map(lambda tensor: tensor.to(dtype) if _holds_numbers(tensor) else tensor)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same structure with every tensor replaced."""

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, nn
 
-from milkweed._arguments import check_features, checked
+from milkweed._arguments import RAW, checked, refuse_features
 from milkweed.nn.structured_linear.base import StructuredLinear
 from milkweed.nn.structured_linear.concat import ConcatLinear
 from milkweed.ops._common import autocast_dtype
@@ -67,8 +67,10 @@ class AdaptedLinear(nn.Module):
             ValueError: The last dimension is not ``in_features``.
             TypeError: ``x`` is not real floating point.
         """
-        check_features("x", x, "in_features", self.in_features)
-        y: Tensor = self.base(x)
+        try:
+            y: Tensor = self.base(x)
+        except RAW as error:
+            refuse_features(error, "x", x, "in_features", self.in_features)
         if autocast_dtype(x) is None:
             x = x.to(next(self.update.parameters()).dtype)
         return y + (self.scale * self.update(x)).to(y.dtype)

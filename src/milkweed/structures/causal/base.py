@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from milkweed._arguments import check_real, check_tensor, checked, got
+from milkweed._arguments import check_real, check_tensor
 from milkweed.ops._common import compute_dtype, needs_plain_formula, without_autocast
 from milkweed.structures.base import check_numbers
 
@@ -52,7 +52,8 @@ class CausalBasis(ABC):
     lead: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        check_factors(self.factors)
+        if not isinstance(self.factors, tuple) or not self.factors:
+            raise TypeError(f"factors must be a tuple of tensors, one per digit; got {type(self.factors).__name__}")
         for index, factor in enumerate(self.factors):
             check_numbers(f"factors[{index}]", factor, index + 3)
             if factor.is_complex():
@@ -76,7 +77,6 @@ class CausalBasis(ABC):
         return cls(factors)
 
     @staticmethod
-    @checked
     def output_digits(digits: tuple[int, ...]) -> tuple[int, ...]:
         """The digits that M₀ needs for sequences of these digits.
 
@@ -381,12 +381,6 @@ def balanced_digits(size: int, order: int) -> tuple[int, ...]:
     return tuple(sorted(digits))
 
 
-def check_factors(factors: tuple[Tensor, ...]) -> None:
-    """Refuse what is no tuple of tensors."""
-    if not isinstance(factors, tuple) or not factors or not all(isinstance(factor, Tensor) for factor in factors):
-        raise TypeError(f"factors must be a tuple of tensors, one per digit; got {got(factors)}")
-
-
 def _is_known_finite(x: Tensor) -> bool:
     """Whether it can be seen at once, without waiting for a device or breaking a graph, that all are numbers."""
     if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
@@ -402,16 +396,15 @@ def _in(basis: CausalBasis, dtype: torch.dtype) -> CausalBasis:
 
 def _check_product(kernel: Tensor, u: Tensor, output: CausalBasis, first: CausalBasis, second: CausalBasis) -> None:
     check_real(kernel=kernel, u=u)
-    for name, basis in (("output_basis", output), ("kernel_basis", first), ("input_basis", second)):
-        if not isinstance(basis, CausalBasis):
-            raise TypeError(f"{name} must be a CausalBasis; got {type(basis).__name__}")
     if u.ndim != 3 or u.shape[2] == 0:
         raise ValueError(f"u must be (B, H, L) with L >= 1; got shape {tuple(u.shape)}")
     if kernel.shape != u.shape[1:]:
         raise ValueError(f"kernel must be (H, L) = {tuple(u.shape[1:])} as u is; got shape {tuple(kernel.shape)}")
-    if not type(output) is type(first) is type(second):
+    if not type(output) is type(first) is type(second) or not isinstance(first, CausalBasis):
         kinds = ", ".join(type(basis).__name__ for basis in (output, first, second))
-        raise ValueError(f"the three bases must be of one construction; got {kinds}")
+        raise ValueError(
+            f"output_basis, kernel_basis and input_basis: the three bases must be of one construction; got {kinds}"
+        )
     expected = first.output_digits(first.digits)
     if first.digits != second.digits or output.digits != expected:
         raise ValueError(

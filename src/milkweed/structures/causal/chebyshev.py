@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from milkweed import ops
-from milkweed._arguments import checked, whole
-from milkweed.structures.causal.base import CausalBasis, check_factors
+from milkweed._arguments import whole
+from milkweed.structures.causal.base import CausalBasis
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,12 +60,10 @@ class ChebyshevBasis(CausalBasis):
         Returns:
             The basis.
         """
-        check_factors(factors)
-        size = factors[-1].shape[-1] if factors[-1].ndim else 0  # which the class refuses
-        return cls(factors, rows_below=max(size - 2, 0))
+        highest = cls(factors).factors[-1]
+        return cls(factors, rows_below=highest.shape[-1] - 2)
 
     @staticmethod
-    @checked
     def output_digits(digits: tuple[int, ...]) -> tuple[int, ...]:
         """The digits that M₀ needs: one more value of the highest, which degree n - 1 falls into.
 
@@ -74,12 +72,7 @@ class ChebyshevBasis(CausalBasis):
 
         Returns:
             The lowest first.
-
-        Raises:
-            ValueError: There are none.
         """
-        if not digits:
-            raise ValueError("digits must be at least one; got none")
         return (*digits[:-1], digits[-1] + 1)
 
     def multiply(self, kernel: Tensor, u: Tensor) -> Tensor:
