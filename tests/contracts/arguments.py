@@ -52,8 +52,14 @@ ABSURD: dict[str, Callable[[], Any]] = {
 }
 # What may be refused for what it has to have in common with another argument.
 SHAPED = (torch.Tensor, int, list)
-# What messages call an argument: layers that pass a name on, and files that are named themselves.
-CALLED = {"name": ("name", "init"), "plan": ("plan", "rules"), "path": ("path", "no"), "source": ("source", "no")}
+# What messages call an argument: layers that pass a name on, files that are named themselves, what is registered.
+CALLED = {
+    "name": ("name", "init"),
+    "plan": ("plan", "rules"),
+    "path": ("path", "no"),
+    "source": ("source", "no"),
+    "cls": ("class", "linear"),
+}
 LISTS = {"Sequence", "tuple", "list", "Iterable"}
 
 Call = Callable[[], tuple[Callable[..., Any], dict[str, Any]]]

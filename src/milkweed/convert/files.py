@@ -155,7 +155,7 @@ def check_device(device: torch.device | str) -> None:
         raise TypeError("device must be a device such as 'cpu' or 'cuda'; got None")
     try:
         found = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA asserts
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch without CUDA asserts
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"device={device!r} cannot be used: {reason}") from error
     if found.type == "meta":

@@ -12,7 +12,7 @@ from milkweed._arguments import check_probability, check_tensor, checked, is_kin
 from milkweed._suggest import unknown
 from milkweed.models.base import Model
 from milkweed.nn import S4ND, GatedMixer, LongConv, Mlp, ResidualBlock
-from milkweed.nn.lengths import mean_of_steps
+from milkweed.nn.lengths import check_lengths, mean_of_steps
 from milkweed.nn.options import layer_options
 from milkweed.ops._common import autocast_dtype
 
@@ -133,9 +133,9 @@ class M2Vit(Model):
         Raises:
             ValueError: The inputs are of another shape or kind.
         """
-        if lengths is not None:
-            check_tensor("lengths", lengths)
         x = self.encoder(self._patches(inputs)) + self.positions
+        if lengths is not None:
+            check_lengths(lengths, inputs)
         x = x if self.mixer == "s4nd" else x.flatten(1, 2)
         for block in self.blocks:
             x = block(x)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed._arguments import RAW, check_features, check_size, check_tensor, checked, refuse_features
+from milkweed._arguments import RAW, check_features, check_size, checked, refuse_features
 from milkweed._suggest import unknown
 from milkweed.nn.lengths import check_lengths, valid_steps
 from milkweed.nn.stepping import SurroundedStepper
@@ -56,8 +56,8 @@ class SequenceNorm(nn.Module):
             ValueError: The last dimension is not ``d_model``, or the lengths describe no such batch.
             TypeError: ``x`` is not real floating point.
         """
-        if lengths is not None:
-            check_tensor("lengths", lengths)
+        if lengths is not None and not isinstance(lengths, Tensor):
+            check_lengths(lengths, x)
         if not isinstance(self.norm, nn.BatchNorm1d):
             try:
                 return self.norm(x)
