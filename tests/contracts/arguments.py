@@ -52,7 +52,7 @@ ABSURD: dict[str, Callable[[], Any]] = {
 }
 # What may be refused for what it has to have in common with another argument.
 SHAPED = (torch.Tensor, int, list)
-# What messages call an argument: layers that pass a name on, files that are named themselves, what is registered.
+# What messages call an argument, if not by its name.
 CALLED = {
     "name": ("name", "init"),
     "plan": ("plan", "rules"),
