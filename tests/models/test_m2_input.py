@@ -15,8 +15,7 @@ MONARCH = {"mixer": "causal_monarch", "mixer_options": {"filter": {"width": 4}}}
 @pytest.mark.parametrize(
     ("kind", "options", "error", "message"),
     [
-        # Integers of numpy would only fail when the model's options are written down.
-        (M2Bert, {"d_input": np.int64(11)}, TypeError, "d_input must be an integer; got np.int64"),
+        (M2Bert, {"d_input": np.float64(11)}, TypeError, "d_input must be an integer; got np.float64"),
         (M2Bert, {"depth": True}, TypeError, "depth must be an integer; got True"),
         (M2Bert, {"length": "8"}, TypeError, "length must be an integer; got '8'"),
         (M2Bert, {"dropout": float("nan")}, ValueError, "dropout must be in 0 <= p <= 1; got nan"),

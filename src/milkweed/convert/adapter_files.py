@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed._files import atomic_write
 from milkweed._tensor_files import write_tensors
 from milkweed._version import __version__
@@ -34,6 +35,7 @@ _DTYPES = {str(d): d for d in vars(torch).values() if isinstance(d, torch.dtype)
 
 
 @through_wrappers(changes=False)
+@checked
 def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write a model's adapters, and whatever else of it is trainable, to ``path/adapters.safetensors``, atomically.
 
@@ -82,6 +84,7 @@ def save_adapters(model: nn.Module, path: str | os.PathLike[str]) -> Path:
 
 
 @through_wrappers(changes=True)
+@checked
 def load_adapters_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     """Add the adapters of a file to the model that they were made for, in place, and freeze everything else.
 

@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import checked, is_kind
 from milkweed.convert.record import structured_layers
 from milkweed.convert.rules import HEADS, Rule, match_configs, matches, nothing_matched
 from milkweed.convert.sites import (
@@ -63,9 +64,10 @@ class AdapterConfig:
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number from 1 on; got {name}={value!r}")
-        if not isinstance(self.scale, numbers.Real) or not math.isfinite(self.scale):
+        if not is_kind(self.scale, float) or not math.isfinite(self.scale):
             raise ValueError(f"scale must be a finite number; got scale={self.scale!r}")
 
+    @checked
     def adapt(self, site: LinearSite) -> AdaptedLinear:
         """Put an update that starts at zero beside a layer; the model is not changed.
 
@@ -97,6 +99,7 @@ AdapterRules = Mapping[Rule, AdapterConfig | None] | Sequence[tuple[Rule, Adapte
 
 
 @through_wrappers(changes=True)
+@checked
 def add_adapters_(
     model: nn.Module, rules: AdapterRules | AdapterConfig | None = None, *, train: str | Sequence[str] = ()
 ) -> list[str]:
@@ -146,6 +149,7 @@ def add_adapters_(
 
 
 @through_wrappers(changes=True)
+@checked
 def remove_adapters_(model: nn.Module) -> list[str]:
     """Take all adapters off, in place; everything stays frozen as it is.
 
@@ -247,6 +251,7 @@ class MergedAdapters:
 
 
 @through_wrappers(changes=True)
+@checked
 def merge_adapters_(model: nn.Module, *, keep: bool = False) -> MergedAdapters:
     """Add all updates to the weights, in place: plain dense layers of W + scale · M with the same outputs.
 

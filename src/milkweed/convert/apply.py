@@ -7,6 +7,7 @@ import sys
 import torch
 from torch import nn
 
+from milkweed._arguments import checked
 from milkweed.convert.conversion_report import ConversionReport
 from milkweed.convert.plan import ConversionPlan, plan_conversion
 from milkweed.convert.record import structured_layers
@@ -26,6 +27,7 @@ from milkweed.nn.wrappers import through_wrappers
 
 
 @through_wrappers(changes=True)
+@checked
 def convert_(model: nn.Module, plan: ConversionPlan | Rules | LayerConfig | None = None) -> ConversionReport:
     """Replace linear layers by the structured ones of a plan, in place: all of them or, after an error, none.
 
@@ -69,6 +71,7 @@ def convert_(model: nn.Module, plan: ConversionPlan | Rules | LayerConfig | None
 
 @torch.no_grad()
 @through_wrappers(changes=True)
+@checked
 def densify_(model: nn.Module) -> list[str]:
     """Multiply the factors of all structured linear layers out, in place: the same outputs from dense layers.
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from milkweed._arguments import checked
 from milkweed._files import atomic_write
 from milkweed._version import __version__
 from milkweed.convert.groups import LayerGroup, by_outcome, by_reason
@@ -129,6 +130,7 @@ class ConversionReport:
         wrapped = [line for note in notes for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
         return "\n".join([*_table(self), *wrapped])
 
+    @checked
     def save(self, path: str | os.PathLike[str], timing: Mapping[str, Any] | None = None) -> None:
         """Write the report as JSON, atomically.
 

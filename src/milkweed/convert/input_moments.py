@@ -280,8 +280,8 @@ def tensor_read(name: str, inputs: tuple[Any, ...]) -> Tensor:
     """The tensor that a layer was called with; a ValueError if there is none, or it has no numbers."""
     if not inputs or not isinstance(inputs[0], Tensor):
         raise ValueError(
-            f"layer {name!r} is not called with a tensor as its first argument, as linear layers are; skip it with "
-            f"the rule {{{name!r}: None}}"
+            f"calibration: layer {name!r} is not called with a tensor as its first argument, as linear layers are; "
+            f"skip it with the rule {{{name!r}: None}}"
         )
     if inputs[0].is_meta:
         raise ValueError(f"layer {name!r} was given a tensor on the meta device; calibration needs numbers")

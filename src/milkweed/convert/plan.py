@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from milkweed._arguments import checked, whole
 from milkweed.convert.conversion_report import ConversionReport
 from milkweed.convert.layer_report import KeptMatrix
 from milkweed.convert.passes.base import Draft, Pass, ProgressCallback
@@ -50,6 +51,7 @@ class ConversionPlan:
 
 
 @through_wrappers(changes=False)
+@checked
 def plan_conversion(
     model: nn.Module,
     rules: Rules | LayerConfig | None = None,
@@ -105,6 +107,8 @@ def plan_conversion(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    if tokens is not None:
+        whole("tokens", tokens, 0)
     if is_sharded(model):
         raise TypeError("the parameters of model are spread over processes; convert it before fully_shard")
     batches = _batches(calibration, sequential=sequential, permute=permute, parameters=parameters)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed._files import atomic_write, read_json_file
 from milkweed._tensor_files import write_tensors
 from milkweed._version import __version__
@@ -44,6 +45,7 @@ PICKLED_NAME = "pytorch_model.bin"
 
 
 @through_wrappers(changes=False)
+@checked(but=("path",))
 def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write a model's parameters, architecture and conversions to ``path/model.safetensors``, atomically.
 
@@ -115,6 +117,7 @@ def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str], con
 
 
 @through_wrappers(changes=True, argument="into")
+@checked(but=("path", "into", "device"))
 def load_pretrained(
     path: str | os.PathLike[str], into: nn.Module | None = None, device: torch.device | str = "cpu"
 ) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from milkweed._arguments import checked
 from milkweed.convert.sites import LinearSite
 from milkweed.nn.structured_linear import LayerConfig, MonarchConfig
 
@@ -21,6 +22,7 @@ C = TypeVar("C")
 HEADS = r"re:(.*\.)?(lm_head|classifier|score|head|heads|pooler|cls|qa_outputs|decoder_head|embed\w*)(\..*)?"
 
 
+@checked
 def default_rules(config: LayerConfig | None = None) -> dict[Rule, Choice]:
     """Convert every linear layer except the output heads.
 
@@ -84,8 +86,8 @@ def _checked(
             raise TypeError(f"a rule must be a name, a 're:' pattern or a function; got {rule!r}")
         if not (choice is None or isinstance(choice, kind)):
             raise TypeError(
-                f"rule {rule!r} must stand for a configuration such as {example}, or None to keep layers as they are; "
-                f"got {choice!r}"
+                f"rules: rule {rule!r} must stand for a configuration such as {example}, or None to keep layers as "
+                f"they are; got {choice!r}"
             )
         if isinstance(rule, str) and rule.startswith("re:"):
             try:

@@ -99,9 +99,11 @@ def _own(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 def check_device(device: torch.device | str) -> None:
     """Refuse a device on which there are no numbers, or that is not there."""
+    if device is None:  # which torch takes for the default
+        raise TypeError("device must be a device such as 'cpu' or 'cuda'; got None")
     try:
         found = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA asserts
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch without CUDA asserts
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"device={device!r} cannot be used: {reason}") from error
     if found.type == "meta":

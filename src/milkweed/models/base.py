@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import _registry
+from milkweed._arguments import check_tensor, checked, got
 from milkweed._suggest import unknown
-from milkweed.ops._common import check_tensor
 
 
 class Model(nn.Module):
@@ -43,6 +43,7 @@ class Model(nn.Module):
         return {"name": _registry.name_of("model", type(self)), "options": self.options}
 
 
+@checked
 def build_model(config: dict[str, Any]) -> Model:
     """Build a model from its config.
 
@@ -54,6 +55,7 @@ def build_model(config: dict[str, Any]) -> Model:
 
     Raises:
         ValueError: The name or an option is unknown.
+        TypeError: The name is no string, or the options are no mapping.
 
     Example:
         >>> model = mw.models.SequenceModel(1, 10, d_model=8, depth=1)
@@ -61,6 +63,8 @@ def build_model(config: dict[str, Any]) -> Model:
         'SequenceModel'
     """
     name, options = config.get("name"), config.get("options", {})
+    if not isinstance(name, str) or not isinstance(options, dict):
+        raise TypeError(f"config must be {{'name': ..., 'options': {{...}}}}; got {got(config)}")
     kind: type[Model] = _registry.find("model", name, "model name")
     parameters = inspect.signature(kind).parameters
     for option in options:
@@ -77,14 +81,15 @@ def _check_class(cls: type, name: str) -> None:
 _registry.requires("model", _check_class)
 
 
-def check_inputs(inputs: Tensor, d_input: int) -> None:
+def check_inputs(inputs: Tensor, d_input: int, name: str = "inputs") -> None:
     """Refuse inputs that are not floating-point (B, L, d_input)."""
+    check_tensor(name, inputs)
     if inputs.ndim != 3 or inputs.shape[-1] != d_input or inputs.shape[1] == 0:
         raise ValueError(
-            f"inputs must be (B, L, d_input) with L >= 1 and d_input={d_input}; got shape {tuple(inputs.shape)}"
+            f"{name} must be (B, L, d_input) with L >= 1 and d_input={d_input}; got shape {tuple(inputs.shape)}"
         )
     if not inputs.is_floating_point():
-        raise ValueError(f"inputs must be floating point; got {inputs.dtype}; use inputs.float()")
+        raise ValueError(f"{name} must be floating point; got {inputs.dtype}; use {name}.float()")
 
 
 def check_tokens(tokens: Tensor, count: int, name: str = "tokens") -> None:

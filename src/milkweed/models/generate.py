@@ -9,9 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from milkweed._arguments import check_tensor, checked
 from milkweed.nn import Stepper
-from milkweed.nn.options import check_kind
-from milkweed.ops._common import check_tensor
 
 
 class Steppable(Protocol):
@@ -21,6 +20,7 @@ class Steppable(Protocol):
         """The model as a recurrence over tokens."""
 
 
+@checked
 def stream(
     model: Steppable,
     prompt: Tensor,
@@ -79,6 +79,7 @@ def stream(
             logits, state = stepper(tokens, state)
 
 
+@checked
 def generate(model: Steppable, prompt: Tensor, steps: int, **options: Any) -> Tensor:
     """Continue prompts; see [`stream`][milkweed.models.stream], which gives the tokens one by one.
 
@@ -101,12 +102,10 @@ def generate(model: Steppable, prompt: Tensor, steps: int, **options: Any) -> Te
 
 def _check(prompt: Tensor, steps: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
     check_tensor("prompt", prompt)
-    check_kind(int, steps=steps)
-    check_kind(float, temperature=temperature)
-    check_kind(int, optional=True, top_k=top_k)
-    check_kind(float, optional=True, top_p=top_p)
     if prompt.ndim != 2 or prompt.shape[1] == 0:
         raise ValueError(f"prompt must be (B, L) tokens with L >= 1; got shape {tuple(prompt.shape)}")
+    if prompt.dtype not in {torch.int64, torch.int32}:
+        raise ValueError(f"prompt: tokens must be (B, L) integers, int64 or int32; got {prompt.dtype}")
     if steps < 0:
         raise ValueError(f"steps must be at least 0; got {steps}")
     if not 0 <= temperature < math.inf:

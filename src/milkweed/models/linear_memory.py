@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_inputs
 from milkweed.nn import build_sequence_layer, check_spec
@@ -40,6 +41,7 @@ class LinearMemory(Model):
         torch.Size([2, 100, 3])
     """
 
+    @checked(but=("layer",))
     def __init__(
         self,
         d_input: int,

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from milkweed._arguments import check_kind, check_probability, check_tensor, checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import GatedMixerBlock
 from milkweed.nn.lengths import tokens_without_padding, without_padding
-from milkweed.nn.options import check_kind, check_rate
 from milkweed.ops import backends
-from milkweed.ops._common import autocast_dtype, check_tensor
+from milkweed.ops._common import autocast_dtype
 
 PADDINGS = ("masked", "legacy")
 HEADS = ("classification", "masked_lm", "none")
@@ -47,7 +47,7 @@ class M2BertEncoder(nn.Module):
         sizes["token_types"] = token_types
         check_kind(int, **sizes)
         check_kind(str, padding=padding)
-        check_rate(dropout=dropout)
+        check_probability(dropout=dropout)
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
@@ -108,7 +108,7 @@ class M2BertEncoder(nn.Module):
             check_tensor("token_types", token_types)
             token_types = tokens_without_padding(token_types, lengths)
         if not embedded:
-            check_tokens(inputs, self.tokens.num_embeddings)
+            check_tokens(inputs, self.tokens.num_embeddings, "inputs: tokens")
         elif inputs.ndim != 3 or inputs.shape[-1] != self.d_model or inputs.shape[1] == 0:
             raise ValueError(
                 f"inputs must be (B, L) tokens or (B, L, d_model={self.d_model}) embedded ones with L >= 1; "
@@ -203,6 +203,7 @@ class M2Bert(Model):
         torch.Size([2, 40, 1000])
     """
 
+    @checked(but=("dropout",))
     def __init__(
         self,
         d_input: int = 30528,
@@ -235,8 +236,6 @@ class M2Bert(Model):
             "kernel_options": kernel_options,
         }
         super().__init__(d_output=d_output, head=head, **encoder)
-        check_kind(str, head=head)
-        check_kind(int, optional=True, d_output=d_output)
         if head not in HEADS:
             raise ValueError(unknown("head", head, HEADS))
         if head == "masked_lm" and d_output not in {None, d_input}:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import check_probability, check_tensor, checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import CausalMonarchMixer, ImplicitFilter, LongConv, ResidualBlock, ShortConv, Stepper
+from milkweed.nn.filters.base import check_rate_is_one
 from milkweed.nn.lengths import tokens_without_padding
-from milkweed.nn.options import check_kind, check_rate, layer_options
+from milkweed.nn.options import layer_options
 from milkweed.nn.stepping import StepperStack, check_batch_size, check_state, check_steps
-from milkweed.ops._common import check_tensor
 
 
 class HeadConv(nn.Module):
@@ -106,8 +107,7 @@ class GptMixer(nn.Module):
 
     def stepper(self, rate: float = 1.0) -> GptMixerStepper:
         """The mixer step by step, over (B, d_model), with the parameters as they are now."""
-        if rate != 1.0:
-            raise ValueError(f"rate must be 1: the kernels of M2-GPT are tied to its steps; got {rate}")
+        check_rate_is_one(rate, "M2Gpt")
         return GptMixerStepper(self)
 
 
@@ -199,6 +199,7 @@ class M2Gpt(Model):
         torch.Size([2, 50, 96])
     """
 
+    @checked(but=("mixer_options", "dropout"))
     def __init__(
         self,
         d_input: int = 50257,
@@ -228,10 +229,7 @@ class M2Gpt(Model):
         )
         sizes: dict[str, Any] = {"d_input": d_input, "d_output": d_output, "length": length, "d_model": d_model}
         sizes |= {"depth": depth, "heads": heads, "expand": expand}
-        check_kind(int, **sizes)
-        check_kind(str, mixer=mixer)
-        check_kind(str, optional=True, vocabulary=vocabulary)
-        check_rate(dropout=dropout)
+        check_probability(dropout=dropout)
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
@@ -272,7 +270,7 @@ class M2Gpt(Model):
             ValueError: The inputs are not tokens, or too many.
         """
         inputs = tokens_without_padding(inputs, lengths)
-        check_tokens(inputs, self.d_input)
+        check_tokens(inputs, self.d_input, "inputs: tokens")
         if inputs.shape[1] > self.length:
             raise ValueError(f"this M2Gpt was built for contexts up to length={self.length}; got {tuple(inputs.shape)}")
         x = self.encoder(inputs)
@@ -313,15 +311,15 @@ class M2GptStepper(Stepper):
     @torch.no_grad()
     def forward(self, u: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Take one step with tokens (B,): logits for the next one, (B, d_output), and the next state."""
-        check_tensor("tokens", u)
+        check_tensor("u", u)
         if u.ndim != 1:
-            raise ValueError(f"tokens must be (B,), one step; got shape {tuple(u.shape)}; use read for many steps")
+            raise ValueError(f"u: tokens must be (B,), one step; got shape {tuple(u.shape)}; use read for many steps")
         logits, state = self.read(u[:, None], state)
         return logits[:, 0], state
 
     @torch.no_grad()
     def read(self, u: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Take many steps at once with tokens (B, L): logits (B, L, d_output) and the state after the last step."""
-        check_tokens(u, self.d_input)
+        check_tokens(u, self.d_input, "u: tokens")
         found, states = self.blocks.outputs(self.encoder(u), state)
         return F.linear(self.norm(found[-1]), self.encoder.weight), states

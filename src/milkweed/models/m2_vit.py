@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import check_probability, check_tensor, checked, is_kind
 from milkweed._suggest import unknown
 from milkweed.models.base import Model
 from milkweed.nn import S4ND, GatedMixer, LongConv, Mlp, ResidualBlock
-from milkweed.nn.lengths import mean_of_steps
-from milkweed.nn.options import check_kind, check_rate, is_kind, layer_options
-from milkweed.ops._common import autocast_dtype, check_tensor
+from milkweed.nn.lengths import check_lengths, mean_of_steps
+from milkweed.nn.options import layer_options
+from milkweed.ops._common import autocast_dtype
 
 MIXERS = ("long_conv", "s4nd")
 
@@ -55,6 +56,7 @@ class M2Vit(Model):
         torch.Size([2, 10])
     """
 
+    @checked(but=("size", "mixer_options", "dropout"))
     def __init__(
         self,
         d_input: int = 3,
@@ -69,10 +71,7 @@ class M2Vit(Model):
         mixer_options: Mapping[str, Any] | None = None,
         dropout: float = 0.0,
     ) -> None:
-        check_kind(int, d_input=d_input, d_output=d_output, patch=patch, d_model=d_model, depth=depth)
-        check_kind(int, optional=True, d_hidden=d_hidden)
-        check_kind(str, mixer=mixer)
-        check_rate(dropout=dropout)
+        check_probability(dropout=dropout)
         rows, columns = _grid(size, patch)
         super().__init__(
             d_input=d_input,
@@ -135,6 +134,8 @@ class M2Vit(Model):
             ValueError: The inputs are of another shape or kind.
         """
         x = self.encoder(self._patches(inputs)) + self.positions
+        if lengths is not None:
+            check_lengths(lengths, inputs)
         x = x if self.mixer == "s4nd" else x.flatten(1, 2)
         for block in self.blocks:
             x = block(x)

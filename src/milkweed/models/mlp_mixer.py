@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed.models.base import Model, check_inputs
 from milkweed.models.sequence_model import pool
 from milkweed.nn import Mlp, check_spec
@@ -65,6 +66,7 @@ class MlpMixer(Model):
         torch.Size([2, 10])
     """
 
+    @checked(but=("linear",))
     def __init__(
         self,
         d_input: int,

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model
-from milkweed.models.sequence_model import ENCODERS, encode
+from milkweed.models.sequence_model import ENCODERS, encode, single_step
 from milkweed.nn import Mlp, ResidualBlock, Stepper, build_sequence_layer, check_spec
-from milkweed.nn.stepping import StepperStack, advance
+from milkweed.nn.stepping import StepperStack, advance, check_batch_size
 
 MakeBlocks = Callable[[int], nn.ModuleList]
 
@@ -52,6 +53,7 @@ class Sashimi(Model):
         torch.Size([2, 64, 256])
     """
 
+    @checked(but=("layer",))
     def __init__(
         self,
         d_input: int,
@@ -277,15 +279,18 @@ class SashimiStepper(Stepper):
 
     def initial_state(self, batch_size: int) -> Any:
         """The levels' state before the first step."""
+        check_batch_size(batch_size)
         return self.levels.initial_state(batch_size)
 
     def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take one step with tokens (B,), or u (B, d_input), without gradients and dropout: (B, d_output)."""
-        y, state = self.read(u[:, None], state)
+        y, state = self.read(single_step(u), state)
         return y[:, 0], state
 
     @torch.no_grad()
     def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Take many steps at once with tokens (B, L), or u (B, L, d_input): (B, L, d_output)."""
-        x, state = self.levels.read(encode(self.encoder, u, self.d_input), state)
+        if not isinstance(state, LevelState if isinstance(self.levels, LevelStepper) else tuple):
+            raise TypeError(f"state must be from initial_state or an earlier step; got {type(state).__name__}")
+        x, state = self.levels.read(encode(self.encoder, u, self.d_input, name="u"), state)
         return self.head(self.norm(x)), state

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import check_tensor, checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_inputs, check_tokens
 from milkweed.nn import ResidualBlock, SequenceNorm, Stepper, build_sequence_layer, check_spec
 from milkweed.nn.lengths import check_lengths, mean_of_steps, tokens_without_padding, without_padding
-from milkweed.nn.stepping import StepperStack
+from milkweed.nn.stepping import StepperStack, check_batch_size
 
 ENCODERS = ("embedding", "linear")
 POOLINGS = ("last", "mean", "none")
@@ -48,6 +49,7 @@ class SequenceModel(Model):
         torch.Size([4, 10])
     """
 
+    @checked(but=("layer",))
     def __init__(
         self,
         d_input: int,
@@ -145,6 +147,7 @@ class SequenceStepper(Stepper):
 
     def initial_state(self, batch_size: int) -> SequenceState:
         """The state before the first step."""
+        check_batch_size(batch_size)
         weight = self.head.get_parameter("weight")
         dtype = torch.promote_types(weight.dtype, torch.float32)
         total = weight.new_zeros(batch_size, weight.shape[1], dtype=dtype) if self.pooling == "mean" else None
@@ -153,7 +156,7 @@ class SequenceStepper(Stepper):
 
     def forward(self, u: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
         """Take one step with u (B, d_input), or tokens (B,), without gradients and dropout: (B, d_output)."""
-        outputs, state = self.read(u[:, None], state)
+        outputs, state = self.read(single_step(u), state)
         return (outputs[:, 0] if self.pooling == "none" else outputs), state
 
     @torch.no_grad()
@@ -161,7 +164,7 @@ class SequenceStepper(Stepper):
         """Take many steps at once with u (B, L, d_input), or tokens (B, L); outputs are as those of the model."""
         if not isinstance(state, SequenceState):
             raise TypeError(f"state must be from initial_state or the last step; got {type(state).__name__}")
-        found, layers = self.blocks.outputs(encode(self.encoder, u, self.d_input), state.layers)
+        found, layers = self.blocks.outputs(encode(self.encoder, u, self.d_input, name="u"), state.layers)
         x = self.norm(found[-1])
         steps = state.steps + x.shape[1]
         total = None if state.total is None else state.total + x.sum(1, dtype=state.total.dtype)
@@ -169,14 +172,24 @@ class SequenceStepper(Stepper):
         return self.head(features), SequenceState(layers, total, steps)
 
 
-def encode(encoder: nn.Module, inputs: Tensor, d_input: int, lengths: Tensor | None = None) -> Tensor:
+def single_step(u: Tensor) -> Tensor:
+    """Make a sequence of one step: (B,) tokens or (B, d_input) to (B, 1) or (B, 1, d_input)."""
+    check_tensor("u", u)
+    if u.ndim not in {1, 2}:
+        raise ValueError(f"u must be (B,) tokens or (B, d_input), one step; got shape {tuple(u.shape)}")
+    return u[:, None]
+
+
+def encode(
+    encoder: nn.Module, inputs: Tensor, d_input: int, lengths: Tensor | None = None, name: str = "inputs"
+) -> Tensor:
     """Check a batch and bring it to (B, L, d_model). Padding ends here: whatever it holds, nothing depends on it."""
     # Before the encoder, whose weight's gradient would be NaN with the padding.
     if isinstance(encoder, nn.Embedding):
         inputs = tokens_without_padding(inputs, lengths)
-        check_tokens(inputs, d_input)
+        check_tokens(inputs, d_input, f"{name}: tokens")
     else:
-        check_inputs(inputs, d_input)
+        check_inputs(inputs, d_input, name)
         inputs = without_padding(inputs, lengths)
     encoded: Tensor = encoder(inputs)
     return encoded

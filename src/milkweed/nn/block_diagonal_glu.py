@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from milkweed.nn.options import check_kind, check_rate
+from milkweed._arguments import check_probability, check_size, checked
 from milkweed.nn.structured_linear import BlockDiagonalLinear
 from milkweed.ops._common import autocast_dtype, needs_plain_formula
 from milkweed.ops._gemm import linear, prefers_onednn
@@ -40,6 +40,7 @@ class BlockDiagonalGlu(nn.Module):
         torch.Size([2, 10, 64])
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -50,8 +51,8 @@ class BlockDiagonalGlu(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_kind(int, d_model=d_model, d_hidden=d_hidden, nblocks=nblocks)
-        check_rate(dropout=dropout)
+        check_size(d_model=d_model, d_hidden=d_hidden, nblocks=nblocks)
+        check_probability(dropout=dropout)
         self.up = BlockDiagonalLinear(d_model, 2 * d_hidden, nblocks, bias=False, device=device, dtype=dtype)
         self.down = BlockDiagonalLinear(d_hidden, d_model, nblocks, device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import RAW, check_features, check_size, checked, refuse_features
 from milkweed._suggest import unknown
-from milkweed.nn.lengths import valid_steps
+from milkweed.nn.lengths import check_lengths, valid_steps
 from milkweed.nn.stepping import SurroundedStepper
 
 NORMS = ("batch", "layer")
@@ -31,10 +32,13 @@ class SequenceNorm(nn.Module):
         True
     """
 
+    @checked
     def __init__(self, kind: str, d_model: int) -> None:
         super().__init__()
+        check_size(d_model=d_model)
         if kind not in NORMS:
-            raise ValueError(unknown("norm", kind, NORMS))
+            raise ValueError(unknown("kind of norm", kind, NORMS))
+        self.d_model = d_model
         self.norm: nn.Module = nn.LayerNorm(d_model) if kind == "layer" else nn.BatchNorm1d(d_model)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -47,9 +51,21 @@ class SequenceNorm(nn.Module):
 
         Returns:
             (B, L, d_model).
+
+        Raises:
+            ValueError: The last dimension is not ``d_model``, or the lengths describe no such batch.
+            TypeError: ``x`` is not real floating point.
         """
+        if lengths is not None and not isinstance(lengths, Tensor):
+            check_lengths(lengths, x)
         if not isinstance(self.norm, nn.BatchNorm1d):
-            return self.norm(x)
+            try:
+                return self.norm(x)
+            except RAW as error:
+                refuse_features(error, "x", x, "d_model", self.d_model)
+        check_features("x", x, "d_model", self.d_model)
+        if lengths is not None:
+            check_lengths(lengths, x)
         if lengths is None or not self.norm.training:
             normed: Tensor = self.norm(x.flatten(0, -2)).view_as(x)
             return normed
@@ -94,6 +110,7 @@ class ResidualBlock(nn.Module):
         torch.Size([2, 50, 16])
     """
 
+    @checked
     def __init__(
         self, layer: nn.Module, d_model: int, *, norm: str = "layer", prenorm: bool = True, dropout: float = 0.0
     ) -> None:
@@ -149,7 +166,10 @@ class BlockStepper(SurroundedStepper):
 
     def before(self, u: Tensor) -> Tensor:
         """Normalise u (B, L, d_model), if that comes first."""
-        return self.norm(u) if self.prenorm else u
+        try:
+            return self.norm(u) if self.prenorm else u
+        except RAW as error:
+            refuse_features(error, "u", u, "d_model", self.norm.d_model)
 
     def after(self, y: Tensor, u: Tensor) -> Tensor:
         """Add the input u (B, L, d_model) to y, and normalise if that comes last."""

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from milkweed import _registry
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter
 from milkweed.nn.sequence_layer import SequenceLayer, divide_options
@@ -18,6 +19,7 @@ from milkweed.nn.structured_linear.base import constructor_options
 _VARIADIC = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
+@checked
 def build_sequence_layer(spec: Mapping[str, Any], d_model: int) -> nn.Module:
     """Build a layer on (B, L, d_model) from plain values.
 
@@ -37,6 +39,7 @@ def build_sequence_layer(spec: Mapping[str, Any], d_model: int) -> nn.Module:
     return _build("layer", spec, d_model)
 
 
+@checked
 def build_linear(spec: Mapping[str, Any], in_features: int, out_features: int) -> nn.Module:
     """Build a linear layer, dense or structured, from plain values.
 
@@ -71,6 +74,7 @@ def linear_spec(layer: nn.Linear | StructuredLinear) -> dict[str, Any]:
     return spec
 
 
+@checked
 def check_spec(kind: str, spec: Any) -> dict[str, Any]:
     """Check that a layer is written as a mapping with a name.
 
@@ -89,7 +93,7 @@ def check_spec(kind: str, spec: Any) -> dict[str, Any]:
         {'name': 'monarch', 'nblocks': 2}
     """
     if not isinstance(spec, Mapping) or "name" not in spec:
-        raise ValueError(f"{kind} must be a mapping with a name, e.g. {{'name': 's4d'}}; got {spec!r}")
+        raise ValueError(f"{kind} must be a mapping with a name (a spec), e.g. {{'name': 's4d'}}; got {spec!r}")
     return dict(spec)
 
 

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from milkweed._arguments import check_dtype, check_tensor, checked
 from milkweed._registry import register
+from milkweed.nn.filters.base import check_rate_is_one
 from milkweed.nn.filters.long_conv import LongConv
 from milkweed.nn.filters.online_conv import ConvState, OnlineConv
 from milkweed.nn.lengths import check_lengths, valid_steps
-from milkweed.nn.options import check_dtype, check_kind, layer_options
+from milkweed.nn.options import layer_options
 from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
-from milkweed.ops._common import autocast_dtype, check_tensor
+from milkweed.ops._common import autocast_dtype
 from milkweed.ops._gemm import dense_linear
 
 _WIDTH = 3
@@ -45,11 +47,11 @@ class ShortConv(nn.Module):
         True
     """
 
+    @checked
     def __init__(
         self, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        check_kind(int, channels=channels)
         check_dtype(dtype)
         if channels < 1:
             raise ValueError(f"channels must be at least 1; got {channels}")
@@ -74,7 +76,13 @@ class ShortConv(nn.Module):
 
         Returns:
             (..., C, L) in ``x``'s dtype.
+
+        Raises:
+            ValueError: The shape does not fit.
         """
+        check_tensor("x", x)
+        if x.ndim < 2 or x.shape[-2] != self.weight.shape[0]:
+            raise ValueError(f"x must be (..., {self.weight.shape[0]}, L); got shape {tuple(x.shape)}")
         # Products of shifted signals: a depthwise conv1d takes several times as long on a CPU.
         oldest, older, now = self.weight.to(x.dtype)[..., None].unbind(1)
         y = torch.addcmul(self.bias.to(x.dtype)[:, None], x, now)
@@ -116,6 +124,7 @@ class GatedMixer(nn.Module):
         torch.Size([2, 80, 16])
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -130,8 +139,6 @@ class GatedMixer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_kind(int, d_model=d_model, l_max=l_max)
-        check_kind(bool, bidirectional=bidirectional, residual_long_conv=residual_long_conv, pre_norm=pre_norm)
         for name, value in (("d_model", d_model), ("l_max", l_max)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {name}={value}")
@@ -266,8 +273,7 @@ class GatedMixerStepper(Stepper):
                 "a bidirectional GatedMixer has no stepper: its output depends on the future; call it on whole "
                 "sequences, or build it with bidirectional=False"
             )
-        if rate != 1.0:
-            raise ValueError(f"rate must be 1: the kernel of a GatedMixer is tied to its steps; got {rate}")
+        check_rate_is_one(rate, "GatedMixer")
         super().__init__()
         # A copy: training the mixer further must not change a stepper that is half new and half old.
         self.mixer = copy.deepcopy(mixer).eval().requires_grad_(False)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import check_features, checked
 from milkweed.nn.block_diagonal_glu import BlockDiagonalGlu
 from milkweed.nn.gated_mixer import GatedMixer
-from milkweed.nn.options import check_kind
 from milkweed.nn.stepping import SurroundedStepper
 
 
@@ -42,6 +42,7 @@ class GatedMixerBlock(nn.Module):
         torch.Size([2, 100, 16])
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -56,8 +57,6 @@ class GatedMixerBlock(nn.Module):
         **mixer: Any,
     ) -> None:
         super().__init__()
-        check_kind(int, optional=True, d_hidden=d_hidden)
-        check_kind(float, norm_eps=norm_eps)
         if not 0 <= norm_eps < math.inf:
             raise ValueError(f"norm_eps must be at least 0 and finite; got {norm_eps}")
         if d_hidden is not None and d_hidden < 1:
@@ -83,9 +82,10 @@ class GatedMixerBlock(nn.Module):
         Returns:
             (..., L, d_model).
         """
-        return self.after_mixer(self.mixer(x, lengths=lengths))
+        check_features("x", x, "d_model", self.mixer.d_model)
+        return self._after_mixer(self.mixer(x, lengths=lengths))
 
-    def after_mixer(self, y: Tensor) -> Tensor:
+    def _after_mixer(self, y: Tensor) -> Tensor:
         """Apply what follows the mixer to its output (..., d_model), to every step by itself."""
         return self.norm(self.mlp(y) + y)
 
@@ -110,4 +110,4 @@ class GatedMixerBlockStepper(SurroundedStepper):
 
     def after(self, y: Tensor, u: Tensor) -> Tensor:
         """Apply what follows the mixer to its output y (B, L, d_model)."""
-        return self.block.after_mixer(y)
+        return self.block._after_mixer(y)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from milkweed import ops
+from milkweed._arguments import check_dtype, check_size, check_tensor, checked
 from milkweed._suggest import unknown
-from milkweed.nn.options import check_dtype, check_kind
-from milkweed.ops._common import check_tensor, without_autocast
+from milkweed.ops._common import without_autocast
 from milkweed.structures import Monarch, Permutation, Product, StructuredMatrix
 from milkweed.structures.transforms import balanced_factors, monarch_dct, monarch_dft, monarch_dst, monarch_hadamard
 
@@ -59,6 +59,7 @@ class LearnableTransform(nn.Module):
     right_start: Tensor
     left_start: Tensor
 
+    @checked
     def __init__(
         self,
         n: int,
@@ -71,9 +72,6 @@ class LearnableTransform(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_kind(int, n=n)
-        check_kind(str, start=start, norm=norm)
-        check_kind(bool, inverse=inverse, unitary=unitary)
         check_dtype(dtype)
         if start not in _STARTS:
             raise ValueError(unknown("start", start, _STARTS))
@@ -199,6 +197,7 @@ class LearnableTransform2d(nn.Module):
         True
     """
 
+    @checked
     def __init__(
         self,
         height: int,
@@ -212,6 +211,7 @@ class LearnableTransform2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_size(height=height, width=width)
         self.height, self.width = height, width
         self.along_height, self.along_width = (
             LearnableTransform(n, start, inverse=inverse, norm=norm, unitary=unitary, device=device, dtype=dtype)
@@ -235,6 +235,7 @@ class LearnableTransform2d(nn.Module):
         Raises:
             ValueError: The last two dimensions are others.
         """
+        check_tensor("x", x)
         if x.shape[-2:] != (self.height, self.width):
             raise ValueError(f"x must be (..., height={self.height}, width={self.width}); got shape {tuple(x.shape)}")
         y: Tensor = self.along_width(x)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import RAW, check_features, check_size, checked, refuse_features
 from milkweed.nn.factory import build_linear
-from milkweed.nn.stepping import Stepper
+from milkweed.nn.filters.base import check_rate
+from milkweed.nn.stepping import Stepper, check_batch_size
 from milkweed.nn.structured_linear import StructuredLinear
 
 
@@ -30,10 +32,13 @@ class Mlp(nn.Module):
         torch.Size([5, 64])
     """
 
+    @checked
     def __init__(
         self, features: int, hidden: int, linear: Mapping[str, Any] | None = None, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        check_size(features=features, hidden=hidden)
+        self.features = features
         spec = {"name": "dense"} if linear is None else linear
         self.up = build_linear(spec, features, hidden)
         self.down = build_linear(spec, hidden, features)
@@ -47,20 +52,31 @@ class Mlp(nn.Module):
 
         Returns:
             (..., features).
+
+        Raises:
+            ValueError: The last dimension is not ``features``.
+            TypeError: ``x`` is not real floating point.
         """
         fuses = isinstance(self.up, StructuredLinear)
-        hidden = self.up(x, activation="gelu") if fuses else F.gelu(self.up(x))
+        try:
+            hidden = self.up(x, activation="gelu") if fuses else F.gelu(self.up(x))
+        except RAW as error:
+            refuse_features(error, "x", x, "features", self.features)
         return self.dropout(self.down(hidden))
 
     def stepper(self, rate: float = 1.0) -> Stepper:
         """Give the layer as a recurrence without a state, with the parameters as they are now.
 
         Args:
-            rate: Makes no difference.
+            rate: Makes no difference, above 0.
 
         Returns:
             A stepper whose state is None.
+
+        Raises:
+            ValueError: The rate is not above 0.
         """
+        check_rate(rate)
         return PointwiseStepper(self)
 
 
@@ -73,10 +89,15 @@ class PointwiseStepper(Stepper):
 
     def initial_state(self, batch_size: int) -> None:
         """There is no state."""
+        check_batch_size(batch_size)
 
     @torch.no_grad()
     def forward(self, u: Tensor, state: None) -> tuple[Tensor, None]:
         """Apply the layer to one step (B, features), without gradients and dropout."""
+        if state is not None:
+            raise TypeError(f"state must be None, as initial_state gives it; got {type(state).__name__}")
+        if isinstance(self.layer, Mlp):
+            check_features("u", u, "features", self.layer.features)
         return self.layer(u), None
 
     def read(self, u: Tensor, state: None) -> tuple[Tensor, None]:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from milkweed._arguments import check_dtype, check_tensor, checked
 from milkweed._registry import register
 from milkweed._suggest import unknown
 from milkweed.nn.lengths import without_padding
-from milkweed.nn.options import check_dtype, check_kind
 from milkweed.nn.sequence_layer import ACTIVATIONS
 from milkweed.nn.structured_linear import ButterflyLinear
-from milkweed.ops._common import check_tensor, compute_dtype, without_autocast
+from milkweed.ops._common import compute_dtype, without_autocast
 from milkweed.structures import Chain, monarch_hadamard
 from milkweed.structures.causal import balanced_digits
 
@@ -59,6 +59,7 @@ class MonarchMixer(nn.Module):
         torch.Size([2, 64, 16])
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -72,8 +73,6 @@ class MonarchMixer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_kind(int, d_model=d_model, seq_len=seq_len, order=order)
-        check_kind(str, start=start, feature_start=feature_start, activation=activation)
         check_dtype(dtype)
         for name, value, least in (("d_model", d_model, 1), ("seq_len", seq_len, 1), ("order", order, 2)):
             if value < least:

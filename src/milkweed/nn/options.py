@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar, cast
 
-import torch
 from torch import nn
 
 from milkweed._suggest import unknown
@@ -15,88 +14,6 @@ from milkweed._suggest import unknown
 F = TypeVar("F", bound=Callable[..., None])
 
 _VARIADIC = {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
-_EXPECTED = {bool: "True or False", float: "a number", int: "an integer", str: "a string"}
-
-
-def is_kind(value: object, kind: type) -> bool:
-    """Tell whether a value may stand where a bool, float, int or str is expected.
-
-    Args:
-        value: Anything.
-        kind: One of these types. An integer is a float too, but a bool is nothing else.
-
-    Returns:
-        Whether it may.
-    """
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def check_kind(kind: type, /, *, optional: bool = False, **options: object) -> None:
-    """Refuse options of another type.
-
-    Args:
-        kind: ``bool``, ``float``, ``int`` or ``str``.
-        optional: None will do as well.
-        **options: Values by argument name.
-
-    Raises:
-        TypeError: One is of another type.
-    """
-    for name, value in options.items():
-        if not (is_kind(value, kind) or (optional and value is None)):
-            or_none = ", or None" if optional else ""
-            raise TypeError(f"{name} must be {_EXPECTED[kind]}{or_none}; got {value!r}")
-
-
-def check_names(**options: object) -> None:
-    """Refuse options that are no list of names; a single string would be read letter by letter.
-
-    Args:
-        **options: Values by argument name.
-
-    Raises:
-        TypeError: One is no list or tuple of strings.
-    """
-    for name, value in options.items():
-        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-            fix = f"; use [{value!r}]" if isinstance(value, str) else ""
-            raise TypeError(f"{name} must be a list of names; got {value!r}{fix}")
-
-
-def check_rate(**options: Any) -> None:
-    """Refuse what is no probability.
-
-    Args:
-        **options: Values by argument name.
-
-    Raises:
-        ValueError: One is not between 0 and 1.
-        TypeError: One is no number.
-    """
-    check_kind(float, **options)
-    for name, value in options.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in 0 <= p <= 1; got {value}")
-
-
-def check_dtype(dtype: torch.dtype | None) -> None:
-    """Refuse what parameters cannot be stored in.
-
-    Args:
-        dtype: Of the parameters; None for torch's default.
-
-    Raises:
-        TypeError: It is not real floating point.
-    """
-    if dtype is None:
-        return
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype must be a torch.dtype, or None; got {dtype!r}; use e.g. torch.float32")
-    if not dtype.is_floating_point:
-        fix = f"; use {dtype.to_real()}, complex numbers are stored as real pairs" if dtype.is_complex else ""
-        raise TypeError(f"dtype must be real floating point; got {dtype}{fix}")
 
 
 def takes_options_of(*kinds: type) -> Callable[[F], F]:

@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from milkweed._arguments import checked
 
+
+@checked
 def parameter_groups(
     model: nn.Module, *, lr: float, weight_decay: float = 0.0, ssm_lr: float | None = None
 ) -> list[dict[str, Any]]:

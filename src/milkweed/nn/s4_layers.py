@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed._registry import register
 from milkweed.nn.filters.s4 import S4Filter
 from milkweed.nn.filters.s4d import S4DFilter
@@ -41,6 +42,7 @@ class S4D(SequenceLayer):
     filter: S4DFilter
 
     @takes_options_of(S4DFilter, SequenceLayer)
+    @checked
     def __init__(self, d_model: int, *args: Any, **options: Any) -> None:
         own, mixing = divide_options(options)
         super().__init__(S4DFilter(d_model, *args, **own), **mixing)
@@ -73,6 +75,7 @@ class S4(SequenceLayer):
     filter: S4Filter
 
     @takes_options_of(S4Filter, SequenceLayer)
+    @checked
     def __init__(self, d_model: int, *args: Any, **options: Any) -> None:
         own, mixing = divide_options(options)
         super().__init__(S4Filter(d_model, *args, **own), **mixing)

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import check_dtype, check_tensor, checked
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter, check_signal_dtype
 from milkweed.nn.lengths import without_padding
-from milkweed.nn.options import check_dtype, check_kind
 from milkweed.nn.stepping import SurroundedStepper
-from milkweed.ops._common import check_tensor
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -48,6 +47,7 @@ class Mixing(nn.Module):
         TypeError: An option is of another type.
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -62,9 +62,6 @@ class Mixing(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        check_kind(str, activation=activation, output=output)
-        check_kind(bool, gate=gate, tie_dropout=tie_dropout)
-        check_kind(float, dropout=dropout)
         check_dtype(dtype)
         for name, given, known in (("activation", activation, ACTIVATIONS), ("output", output, OUTPUTS)):
             if given not in known:
@@ -134,6 +131,7 @@ class SequenceLayer(nn.Module):
         torch.Size([2, 40, 16])
     """
 
+    @checked
     def __init__(
         self,
         filter: Filter,

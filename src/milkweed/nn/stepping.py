@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed.nn.options import check_kind
-from milkweed.ops._common import autocast_dtype, check_tensor
+from milkweed._arguments import check_kind, check_tensor
+from milkweed.ops._common import autocast_dtype
 
 
 class Stepper(nn.Module, ABC):

@@ -76,50 +76,6 @@ def needs_plain_formula(*args: object) -> str | None:
     return None
 
 
-def check_tensor(name: str, value: object) -> None:
-    """Refuse what is no tensor.
-
-    Args:
-        name: The argument.
-        value: What was given for it.
-
-    Raises:
-        TypeError: It is something else.
-    """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(value).__name__}; use torch.as_tensor({name})")
-
-
-def check_real(**tensors: Tensor) -> None:
-    """Refuse what are no real numbers.
-
-    Args:
-        **tensors: Tensors by argument name.
-
-    Raises:
-        TypeError: One is no tensor, or not real floating point.
-    """
-    for name, tensor in tensors.items():
-        check_tensor(name, tensor)
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be real floating point; got {tensor.dtype}")
-
-
-def check_numbers(**tensors: Tensor) -> None:
-    """Refuse integer and boolean tensors.
-
-    Args:
-        **tensors: Tensors by argument name.
-
-    Raises:
-        TypeError: One is no tensor, or neither floating point nor complex.
-    """
-    for name, tensor in tensors.items():
-        check_tensor(name, tensor)
-        if not (tensor.is_floating_point() or tensor.is_complex()):
-            raise TypeError(f"{name} must be floating point or complex; got {tensor.dtype}")
-
-
 def check_no_empty_block(**factors: Tensor) -> None:
     """Refuse factors without entries.
 

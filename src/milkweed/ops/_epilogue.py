@@ -8,8 +8,9 @@ from functools import partial
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._arguments import check_tensor
 from milkweed._suggest import unknown
-from milkweed.ops._common import autocast_dtype, check_tensor
+from milkweed.ops._common import autocast_dtype
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -25,7 +26,7 @@ def check_epilogue(bias: Tensor | None, activation: str | None, features: int) -
         check_tensor("bias", bias)
         if bias.shape != (features,):
             raise ValueError(f"bias must be ({features},), one number per output; got shape {tuple(bias.shape)}")
-    if activation is not None and activation not in ACTIVATIONS:
+    if activation is not None and not (isinstance(activation, str) and activation in ACTIVATIONS):
         raise ValueError(unknown("activation", activation, ACTIVATIONS))
 
 

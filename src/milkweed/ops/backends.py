@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from milkweed._arguments import check_kind, checked
 from milkweed._suggest import unknown
 
 
@@ -104,6 +105,7 @@ def _in_float64(eager: Backend) -> Backend:
     return Backend("float64", run, refusal)
 
 
+@checked
 def available_backends(operation: str) -> tuple[str, ...]:
     """List the backends of an operation in their order of preference.
 
@@ -213,9 +215,10 @@ def use_backend(name: str | None) -> BackendBlock:
         ...     print(mw.ops.explain("linear_recurrence", torch.rand(1, 4), torch.rand(1, 4)).backend)
         reference
     """
+    check_kind(str, optional=True, name=name)
     known = {backend.name for group in _operations.values() for backend in group}
     if name is not None and name not in known:
-        raise ValueError(unknown("backend", name, known))
+        raise ValueError(unknown("name: backend", name, known))
     return BackendBlock(name)
 
 
@@ -289,13 +292,19 @@ def explain(operation: str, *args: Any, backend: str | None = None, **kwargs: An
 
     Raises:
         ValueError: The operation or the backend is unknown, or the backend asked for cannot take these arguments.
+        TypeError: The operation does not take these arguments.
 
     Example:
         >>> x, right, left = torch.ones(3, 16), torch.ones(4, 4, 4), torch.ones(4, 4, 4)
         >>> print(mw.ops.explain("monarch_mm", x, right, left, backend="reference"))
         monarch_mm: reference (asked for by backend=)
     """
-    return _choose(operation, backend, args, kwargs)[1]
+    check_kind(str, operation=operation)
+    check_kind(str, optional=True, backend=backend)
+    try:
+        return _choose(operation, backend, args, kwargs)[1]
+    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+        raise TypeError(f"args must be what {operation} takes; {error}") from error
 
 
 def dispatch(operation: str, backend: str | None, *args: Any, **kwargs: Any) -> Tensor:
@@ -315,6 +324,8 @@ def _find(operation: str) -> tuple[Backend, ...]:
 
 def _choose(operation: str, backend: str | None, args: Any, kwargs: Any) -> tuple[Backend, Choice]:
     candidates = _find(operation)
+    if backend is not None:
+        check_kind(str, backend=backend)
     wanted, reason = (backend, "asked for by backend=") if backend else (chosen_backend(), "asked for by use_backend")
     if wanted:
         for candidate in candidates:

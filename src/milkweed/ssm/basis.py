@@ -7,9 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 from milkweed.ssm.hippo import BASES, check_basis, laguerre_parameters
 
 
+@checked
 def basis(A: Tensor, B: Tensor, times: Tensor) -> Tensor:
     """Evaluate the kernels K(t) = e^{tA} B of x' = A x + B u.
 
@@ -49,6 +51,7 @@ def basis(A: Tensor, B: Tensor, times: Tensor) -> Tensor:
     return kernels[:, : len(times)]
 
 
+@checked
 def basis_functions(
     name: str, d_state: int, times: Tensor, *, alpha: float | None = None, beta: float | None = None
 ) -> Tensor:
@@ -106,6 +109,7 @@ def basis_functions(
     return torch.where(inside, p, 0.0)
 
 
+@checked
 def measure(name: str, times: Tensor, *, alpha: float | None = None, beta: float | None = None) -> Tensor:
     """Evaluate the density ω by which a HiPPO basis weighs the past.
 

@@ -7,9 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from milkweed._arguments import check_real, checked, whole
 from milkweed.ssm.discretize import discretize
 
 
+@checked
 def cauchy_kernel(Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, length: int) -> Tensor:
     """Evaluate the kernel of a bilinearly discretised diagonal minus low-rank system by Cauchy sums.
 
@@ -29,6 +31,10 @@ def cauchy_kernel(Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, l
     Returns:
         (..., H, L), real.
 
+    Raises:
+        ValueError: A shape or the length does not fit.
+        TypeError: A tensor is not complex, or ``dt`` not real.
+
     Source:
         S4 (arXiv 2111.00396), section 3.2 and appendix C; the limit at -1 is missing there.
 
@@ -39,6 +45,21 @@ def cauchy_kernel(Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, l
         >>> mw.ssm.cauchy_kernel(Lambda, P, B, C, dt, length=100).shape
         torch.Size([2, 100])
     """
+    for name, tensor in {"Lambda": Lambda, "P": P, "B": B, "C": C}.items():
+        if not tensor.is_complex():
+            raise TypeError(f"{name} must be complex; got {tensor.dtype}")
+    check_real(dt=dt)
+    for name, tensor, shape in (
+        ("P", P, (*P.shape[:1], *Lambda.shape)),
+        ("B", B, Lambda.shape),
+        ("C", C, (*C.shape[:-2], *Lambda.shape)),
+        ("dt", dt, Lambda.shape[:1]),
+    ):
+        if Lambda.ndim != 2 or tensor.shape != shape:
+            raise ValueError(
+                f"Lambda must be (H, M), and {name} fit it; got shapes {tuple(Lambda.shape)} and {tuple(tensor.shape)}"
+            )
+    length = whole("length", length)
     pairs = [torch.cat([x, x.conj()], -1) for x in (Lambda, P, B)]
     A = torch.diag_embed(pairs[0]) - torch.einsum("rhn,rhm->hnm", pairs[1], pairs[1].conj())
     a, _ = discretize(A, pairs[2], dt, "bilinear")

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.ssm.nplr import nplr
 
@@ -14,6 +15,7 @@ DIAGONAL_INITS = ("fout", "inv", "inv2", "legs", "lin", "quad", "rand", "real")
 COMBINATIONS = {"diag": ("inv", "lin"), "hippo": ("legs", "fout")}
 
 
+@checked
 def diagonal(
     name: str,
     d_state: int,

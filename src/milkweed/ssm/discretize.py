@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._arguments import check_kind, check_pairs, check_real, checked, got, is_kind
 from milkweed._suggest import unknown
 from milkweed.ops import pairs
 
 DISCRETIZATIONS = ("bilinear", "zoh")
 
 
+@checked(but=("dt",))
 def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") -> tuple[Tensor, Tensor]:
     """Discretise x' = A x + B u: x_t = Ā x_{t-1} + B̄ u_t.
 
@@ -66,6 +68,8 @@ def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") ->
 
 
 def _check_step(dt: Tensor | float) -> None:
+    if not isinstance(dt, Tensor) and not is_kind(dt, float):
+        raise TypeError(f"dt must be a number or a tensor; got {got(dt)}")
     if isinstance(dt, Tensor):
         if dt.is_complex() or dt.dtype == torch.bool:
             raise TypeError(f"dt must be real; got {dt.dtype}")
@@ -111,6 +115,9 @@ def discretize_dplr(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor
     Returns:
         Ā (..., N, N) and B̄ (..., N), real.
 
+    Raises:
+        ValueError: A shape does not fit.
+
     Source:
         S4 (arXiv 2111.00396), appendix C.2, whose Woodbury correction is in complex arithmetic for a rank of one.
 
@@ -120,6 +127,10 @@ def discretize_dplr(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor
         >>> a.shape, b.shape, bool(torch.linalg.eigvals(a).abs().max() < 1)
         (torch.Size([8, 8]), torch.Size([8]), True)
     """
+    check_pairs(A=A, P=P, B=B)
+    check_real(dt=dt)
+    if dt.shape != A.shape[:-2] and dt.ndim:
+        raise ValueError(f"dt must be (...) as A (..., N/2, 2); got {tuple(dt.shape)} and {tuple(A.shape)}")
     inverse = pairs.reciprocal(_one_minus(dt[..., None, None] / 2 * A))
     columns = pairs.multiply(inverse, P).movedim(0, -1)  # D⁻¹ W as pairs, (..., N/2, 2, rank)
     conjugate = torch.stack([inverse[..., 0], -inverse[..., 1]], -1)
@@ -168,11 +179,13 @@ def discretize_diagonal(dt_a: Tensor, method: str = "zoh") -> tuple[Tensor, Tens
         >>> exponent.exp()[..., 0], scale[..., 0]  # a halves in every step
         (tensor([0.5000]), tensor([0.7213]))
     """
+    check_pairs(dt_a=dt_a)
+    check_kind(str, method=method)
     if method == "zoh":
         return dt_a, _expm1_over(dt_a)
     if method == "bilinear":
         return _log_bilinear(dt_a), pairs.reciprocal(_one_minus(dt_a / 2))
-    raise ValueError(unknown("discretization", method, DISCRETIZATIONS))
+    raise ValueError(unknown("method: discretization", method, DISCRETIZATIONS))
 
 
 def _expm1_over(z: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 
 
+@checked
 def hippo(name: str, d_state: int, *, alpha: float | None = None, beta: float | None = None) -> tuple[Tensor, Tensor]:
     """Give the matrices of x' = A x + B u for a HiPPO basis.
 

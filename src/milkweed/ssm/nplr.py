@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.ops import pairs
 from milkweed.ssm.hippo import BASES, hippo
@@ -33,6 +34,7 @@ class NPLR(NamedTuple):
     V: Tensor
 
 
+@checked
 def nplr(name: str, d_state: int, rank: int | None = None, *, b_clip: float | None = None) -> NPLR:
     """Give a HiPPO basis as diagonal minus low rank.
 
@@ -101,6 +103,7 @@ def _eigenpairs(normal: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     return frequencies, V
 
 
+@checked
 def real_dplr(Lambda: Tensor, P: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """Give diagonal minus low rank in the real coordinates [Re z, Im z].
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from milkweed._arguments import check_real, checked
 from milkweed.ssm.basis import basis_functions
 from milkweed.ssm.discretize import discretize
 from milkweed.ssm.hippo import BASES, hippo
@@ -42,6 +43,7 @@ class Reconstruction:
         tensor([1., 1.], dtype=torch.float64)
     """
 
+    @checked
     def __init__(self, name: str, d_state: int, *, dt: float = 0.01, scaled: bool = False, method: str = "zoh") -> None:
         self._A, self._B = hippo(name, d_state)
         if scaled and name != "legs":
@@ -49,6 +51,7 @@ class Reconstruction:
         self._constant = discretize(self._A, self._B, dt, method)
         self.name, self.d_state, self.dt, self.scaled, self.method = name, d_state, dt, scaled, method
 
+    @checked
     def coefficients(self, u: Tensor) -> Tensor:
         """Run over a signal.
 
@@ -63,6 +66,7 @@ class Reconstruction:
         """
         return torch.stack(list(self._states(u)), -2)
 
+    @checked
     def final(self, u: Tensor) -> Tensor:
         """Run over a signal without keeping what came between.
 
@@ -79,6 +83,7 @@ class Reconstruction:
             last = state
         return last
 
+    @checked
     def past(self, coefficients: Tensor, ago: Tensor, elapsed: float | None = None) -> Tensor:
         """Read the past back from the coefficients at one time.
 
@@ -101,6 +106,9 @@ class Reconstruction:
         if self.scaled != (elapsed is not None):
             wanted = "needs elapsed, the number of samples so far times dt" if self.scaled else "takes no elapsed"
             raise ValueError(f"scaled={self.scaled} {wanted}; got elapsed={elapsed}")
+        check_real(ago=ago)
+        if ago.ndim != 1:
+            raise ValueError(f"ago must be (K,); got shape {tuple(ago.shape)}")
         window = BASES[self.name].window if elapsed is None else elapsed
         if ago.numel() and not 0 <= float(ago.min()) <= float(ago.max()) <= window:
             raise ValueError(f"ago must lie in 0 .. {window:g}; got {float(ago.min()):g} .. {float(ago.max()):g}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from milkweed import ops
+from milkweed._arguments import check_kind, check_pairs, whole
 from milkweed.ops import pairs
 
 # The paper's: 1/x becomes conj(x)/(|x|² + 1e-7), which is bounded where a complex softmax has a pole.
@@ -31,6 +32,10 @@ def softmax_kernel(W: Tensor, A: Tensor, dt_a: Tensor, length: int, *, growing: 
     Returns:
         (..., H, L), real.
 
+    Raises:
+        ValueError: A shape or the length does not fit.
+        TypeError: A tensor is not real floating point.
+
     Source:
         DSS (arXiv 2203.14343), proposition 1(b), with the regularised reciprocals and the maximum of its appendix A.2.
         The paper has all N modes and the real part, here are conjugate pairs: its W is 2 W. Its code regularises the
@@ -41,6 +46,12 @@ def softmax_kernel(W: Tensor, A: Tensor, dt_a: Tensor, length: int, *, growing: 
         >>> mw.ssm.softmax_kernel(W, A, 0.1 * A, length=50).shape
         torch.Size([1, 50])
     """
+    check_pairs(W=W, A=A, dt_a=dt_a)
+    check_kind(bool, growing=growing)
+    length = whole("length", length)
+    if W.shape[-3:] != A.shape or A.shape != dt_a.shape or A.ndim != 3:
+        shapes = ", ".join(str(tuple(each.shape)) for each in (W, A, dt_a))
+        raise ValueError(f"W, A and dt_a must be (..., H, N, 2), (H, N, 2) and (H, N, 2); got shapes {shapes}")
     flipped = (dt_a[..., :1] > 0) if growing else None
     z = dt_a if flipped is None else torch.where(flipped, -dt_a, dt_a)
     total = ops.diagonal_ssm_state(z.new_ones(z.shape[0], length), z)

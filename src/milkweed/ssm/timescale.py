@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked, whole
 
+
+@checked
 def log_timescale(
     channels: int, dt_min: float = 1e-3, dt_max: float = 1e-1, *, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -33,6 +36,7 @@ def log_timescale(
         >>> bool(dt.min() >= 0.01), bool(dt.max() <= 0.1)
         (True, True)
     """
+    channels = whole("channels", channels, 0)
     if not 0 < dt_min <= dt_max < math.inf:
         raise ValueError(f"expected 0 < dt_min <= dt_max, both finite; got dt_min={dt_min}, dt_max={dt_max}")
     low, high = math.log(dt_min), math.log(dt_max)

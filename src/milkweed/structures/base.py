@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
+from milkweed._arguments import check_kind, check_tensor, checked, is_kind
 from milkweed._registry import register, requires
 
 # The dtype of a matrix without numbers, such as a permutation: promoting it with any other gives the other.
@@ -83,6 +84,8 @@ class StructuredMatrix(ABC):
         Yields:
             Dotted names, such as ``factors.0.right``, and tensors.
         """
+        if type(prefix) is not str:
+            check_kind(str, prefix=prefix)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             several = isinstance(value, tuple)
@@ -98,6 +101,7 @@ class StructuredMatrix(ABC):
         """How many numbers are stored; a complex one counts as one, positions do not count."""
         return sum(tensor.numel() for _, tensor in self.named_tensors() if _holds_numbers(tensor))
 
+    @checked
     def flops(self, batch: int = 1) -> int:
         """Count the operations of multiplying a batch of vectors, a multiply-add as two.
 
@@ -129,6 +133,7 @@ class StructuredMatrix(ABC):
         Raises:
             ValueError: The last dimension is not n.
         """
+        check_tensor("x", x)
         m, n = self.shape
         if x.ndim == 0 or x.shape[-1] != n:
             raise ValueError(f"x must be (..., {n}) for a {m} × {n} {type(self).__name__}; got shape {tuple(x.shape)}")
@@ -180,6 +185,7 @@ class StructuredMatrix(ABC):
         """Conjugate every entry; the structure stays the same."""
         return self._map(lambda tensor: tensor.conj().resolve_conj())
 
+    @checked
     def to(self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the tensors, or change the precision of the numbers.
 
@@ -238,7 +244,14 @@ class StructuredMatrix(ABC):
 
         Returns:
             x, of b's shape.
+
+        Raises:
+            ValueError: ``b`` has another size, or the matrix no cheap inverse.
         """
+        check_tensor("b", b)
+        rows = self.shape[0]
+        if b.ndim == 0 or b.shape[max(-2, -b.ndim)] != rows:
+            raise ValueError(f"b must be ({rows},) or (..., {rows}, columns); got shape {tuple(b.shape)}")
         if b.ndim < 2:
             return self._solve(b)
         return self._solve(b.mT).mT
@@ -257,7 +270,9 @@ class StructuredMatrix(ABC):
     # ------------------------------------------------------------------ mechanism
 
     def _in_dtype(self, dtype: torch.dtype) -> StructuredMatrix:
-        return self if self.dtype in {dtype, NEUTRAL} else self.to(dtype=dtype)
+        if self.dtype in {dtype, NEUTRAL}:
+            return self
+        return self._map(lambda tensor: tensor.to(dtype) if _holds_numbers(tensor) else tensor)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same structure with every tensor replaced."""
@@ -305,7 +320,7 @@ def check_numbers(name: str, tensor: Tensor, ndim: int) -> None:
 
 def check_crop(crop: tuple[int, int] | None, full: tuple[int, int]) -> None:
     """Refuse a crop (rows, columns) that is not a part of the ``full`` matrix."""
-    whole = crop is None or all(isinstance(size, int) and not isinstance(size, bool) for size in crop)
+    whole = isinstance(crop, tuple | list) and all(type(size) is int or is_kind(size, int) for size in crop)
     if crop is not None and not (whole and len(crop) == 2 and 1 <= crop[0] <= full[0] and 1 <= crop[1] <= full[1]):
         raise ValueError(f"crop must be (rows, columns) within {full}; got {crop}")
 
@@ -347,6 +362,7 @@ class Product(StructuredMatrix):
         check_crop(self.crop, self._full_shape)
 
     @staticmethod
+    @checked
     def of(*matrices: StructuredMatrix) -> Product:
         """Multiply structures, from left to right, into one flat product; only cropped products stay as they are."""
         flat: list[StructuredMatrix] = []
@@ -442,6 +458,7 @@ class Sum(StructuredMatrix):
                 raise ValueError(f"terms must have one shape; got {self.terms[0]!r} and {term!r}")
 
     @staticmethod
+    @checked
     def of(*matrices: StructuredMatrix) -> Sum:
         """Add structures of one shape into one flat sum."""
         flat: list[StructuredMatrix] = []

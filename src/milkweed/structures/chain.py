@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from milkweed import ops
+from milkweed._arguments import checked
 from milkweed._registry import register
 from milkweed.structures.base import Expandable, Product, check_crop, check_numbers
 from milkweed.structures.block_diagonal import BlockDiagonal
@@ -58,6 +59,7 @@ class Chain(Expandable):
         check_crop(self.crop, self._full_shape)
 
     @staticmethod
+    @checked
     def identity(
         digits: Sequence[int], dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> Chain:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 from milkweed.structures.base import Product, check_numbers
 from milkweed.structures.monarch import Monarch
 
@@ -47,6 +48,7 @@ class Factorization:
     relative_error: float
 
 
+@checked
 def factorize_monarch_product(dense: Tensor, block_size: int, *, refine: int = 200) -> Factorization:
     """Recover M₁ and M₂ from the entries of M₁ M₂*.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from milkweed import ops
+from milkweed._arguments import checked
 from milkweed._registry import register
 from milkweed.structures.base import Expandable, Product, check_crop, check_numbers
 from milkweed.structures.block_diagonal import BlockDiagonal
@@ -57,6 +58,7 @@ class Monarch(Expandable):
         check_crop(self.crop, self._full_shape)
 
     @staticmethod
+    @checked
     def kronecker(a: Tensor, b: Tensor) -> Monarch:
         """Write A ⊗ B for A (s, k) and B (q, p) as one Monarch matrix (s q × k p), (A ⊗ I)(I ⊗ B)."""
         check_numbers("a", a, 2)
@@ -116,6 +118,7 @@ def slice_ranks(k: int, q: int, l: int) -> Tensor:  # noqa: E741 - the paper's l
     return torch.zeros(k, l, dtype=torch.int64).scatter_add_(1, target, torch.ones_like(target))
 
 
+@checked
 def monarch_shapes(
     in_features: int, out_features: int, nblocks: int | tuple[int, int], rank: int | None = None
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from milkweed._arguments import check_size, checked
 from milkweed._registry import register
 from milkweed.structures.base import StructuredMatrix
 
@@ -40,6 +41,7 @@ class Permutation(StructuredMatrix):
             raise ValueError(f"index must hold every integer from 0 to n - 1 once; got {self.index.tolist()[:16]} ...")
 
     @staticmethod
+    @checked
     def stride(rows: int, columns: int, device: torch.device | str | None = None) -> Permutation:
         """Transpose a vector read as a rows × columns table in row-major order.
 
@@ -50,7 +52,11 @@ class Permutation(StructuredMatrix):
 
         Returns:
             P with (P x)[j * rows + i] = x[i * columns + j]; the paper's P for rows = columns = √n.
+
+        Raises:
+            ValueError: A size is below 1.
         """
+        check_size(rows=rows, columns=columns)
         return Permutation(torch.arange(rows * columns, device=device).view(rows, columns).T.reshape(-1))
 
     @property

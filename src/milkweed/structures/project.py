@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._arguments import checked
 from milkweed.structures._spectral import EIGENVALUE_FLOOR, best_low_rank, roots
 from milkweed.structures.base import StructuredMatrix, Sum, check_numbers
 from milkweed.structures.block_diagonal import BlockDiagonal
@@ -79,6 +80,7 @@ def prepare(dense: Tensor, input_covariance: Tensor | None) -> tuple[Tensor, Ten
     return dense.detach().to(precise), covariance.to(precise)
 
 
+@checked
 def as_projection(
     matrix: M,
     dense: Tensor,
@@ -130,6 +132,7 @@ def padded(tensor: Tensor, rows: int, columns: int) -> Tensor:
     return F.pad(tensor, (0, columns - tensor.shape[1], 0, rows - tensor.shape[0]))
 
 
+@checked
 def project_diagonal(dense: Tensor) -> Projection[Diagonal]:
     """Keep the diagonal.
 
@@ -149,6 +152,7 @@ def project_diagonal(dense: Tensor) -> Projection[Diagonal]:
     return as_projection(Diagonal(work.diagonal().clone()), work, None, dense.dtype)
 
 
+@checked
 def project_circulant(dense: Tensor) -> Projection[Circulant]:
     """Average the wrapped diagonals.
 
@@ -171,6 +175,7 @@ def project_circulant(dense: Tensor) -> Projection[Circulant]:
     return as_projection(Circulant(column), work, None, dense.dtype)
 
 
+@checked
 def project_toeplitz(dense: Tensor) -> Projection[Toeplitz]:
     """Average the diagonals.
 
@@ -195,6 +200,7 @@ def project_toeplitz(dense: Tensor) -> Projection[Toeplitz]:
     return as_projection(Toeplitz(means[n - 1 :], means[: n - 1].flip(0)), work, None, dense.dtype)
 
 
+@checked
 def project_low_rank(dense: Tensor, rank: int, *, input_covariance: Tensor | None = None) -> Projection[LowRank]:
     """Truncate the singular value decomposition, of W C^½ where the inputs' covariance C is known.
 
@@ -226,6 +232,7 @@ def project_low_rank(dense: Tensor, rank: int, *, input_covariance: Tensor | Non
     return as_projection(LowRank(left[0], right[0]), work, covariance, dense.dtype, lost=float(lost))
 
 
+@checked
 def project_block_diagonal(
     dense: Tensor, nblocks: int = 4, *, input_covariance: Tensor | None = None
 ) -> Projection[BlockDiagonal]:
@@ -251,6 +258,7 @@ def project_block_diagonal(
     return as_projection(BlockDiagonal(blocks[:, 0], (work.shape[0], work.shape[1])), work, covariance, dense.dtype)
 
 
+@checked
 def project_flat_butterfly(
     dense: Tensor, nblocks: int = 4, neighbours: int | None = None, *, input_covariance: Tensor | None = None
 ) -> Projection[FlatBlockButterfly]:
@@ -286,6 +294,7 @@ def project_flat_butterfly(
     return as_projection(FlatBlockButterfly(blocks, (work.shape[0], work.shape[1])), work, covariance, dense.dtype)
 
 
+@checked
 def project_pixelfly(
     dense: Tensor,
     nblocks: int = 4,
@@ -330,6 +339,7 @@ def project_pixelfly(
     return as_projection(Sum((sparse, smooth)), work, covariance, dense.dtype)
 
 
+@checked
 def project_chain(dense: Tensor, digits: Sequence[int]) -> Projection[Chain]:
     """Peel off one digit after another, each time with the best matrices of rank one.
 

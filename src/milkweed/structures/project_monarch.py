@@ -8,6 +8,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 from milkweed.structures._spectral import EIGENVALUE_FLOOR, best_low_rank, roots
 from milkweed.structures.monarch import Monarch, monarch_shapes, slice_ranks
 from milkweed.structures.project import Projection, as_projection, padded, prepare
@@ -31,6 +32,7 @@ def project_monarch(
     input_covariance: Tensor | None = None,
     refine: int = 0,
 ) -> list[Projection[Monarch]]: ...
+@checked
 def project_monarch(
     dense: Tensor | Sequence[Tensor],
     nblocks: int | tuple[int, int] = 4,

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from milkweed import _json, _registry
+from milkweed._arguments import checked
 from milkweed._files import atomic_write
 from milkweed._tensor_files import read_safetensors_header, write_tensors
 from milkweed.structures.base import StructuredMatrix
@@ -19,6 +20,7 @@ from milkweed.structures.base import StructuredMatrix
 _KEY = "milkweed.structure"
 
 
+@checked
 def save(matrix: StructuredMatrix, path: str | os.PathLike[str]) -> None:
     """Write a structure to one safetensors file, atomically.
 
@@ -40,6 +42,7 @@ def save(matrix: StructuredMatrix, path: str | os.PathLike[str]) -> None:
         write_tensors(tensors, temporary, metadata)
 
 
+@checked
 def load(path: str | os.PathLike[str]) -> StructuredMatrix:
     """Read a structure that ``save`` wrote.
 

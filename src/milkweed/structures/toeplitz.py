@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._arguments import check_tensor
 from milkweed._registry import register
 from milkweed.structures.base import StructuredMatrix, check_numbers
 
@@ -104,6 +105,7 @@ class Toeplitz(StructuredMatrix):
 
     def __post_init__(self) -> None:
         check_numbers("column", self.column, 1)
+        check_tensor("row", self.row)
         if self.row.numel():
             check_numbers("row", self.row, 1)
         elif self.row.ndim != 1:

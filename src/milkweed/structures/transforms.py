@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.structures.base import Product, StructuredMatrix, check_numbers
 from milkweed.structures.monarch import Monarch
@@ -21,6 +22,7 @@ _NORMS = {"backward": 0.0, "ortho": 0.5, "forward": 1.0}
 _ORTHO_OR_NOT = ("backward", "ortho")
 
 
+@checked
 def monarch_dft(
     n: int,
     *,
@@ -66,6 +68,7 @@ def monarch_dft(
     return _cast(Product(_fourier(n, inverse, 1 - power if inverse else power)), dtype, device)
 
 
+@checked
 def monarch_dct(
     n: int,
     *,
@@ -107,6 +110,7 @@ def monarch_dct(
     return _trigonometric(n, False, inverse, norm, dtype, device)
 
 
+@checked
 def monarch_dst(
     n: int,
     *,
@@ -145,6 +149,7 @@ def monarch_dst(
     return _trigonometric(n, True, inverse, norm, dtype, device)
 
 
+@checked
 def monarch_hadamard(
     n: int,
     *,
@@ -189,6 +194,7 @@ def monarch_hadamard(
     return _cast(matrix, torch.get_default_dtype() if dtype is None else dtype, device)
 
 
+@checked
 def monarch_circulant(column: Tensor) -> Product:
     """Write circular convolution as one MM* product.
 
@@ -220,6 +226,7 @@ def monarch_circulant(column: Tensor) -> Product:
     return Product((scaled, *_transposed(monarch))).to(dtype=_complex_of(column.dtype))
 
 
+@checked
 def monarch_toeplitz(column: Tensor, row: Tensor) -> Product:
     """Write a Toeplitz matrix, such as a linear convolution, as the corner of a circulant one of twice the size.
 
@@ -254,6 +261,7 @@ def monarch_toeplitz(column: Tensor, row: Tensor) -> Product:
     return Product(circulant.factors, (m, n))
 
 
+@checked
 def monarch_fastfood(scale: Tensor, gaussian: Tensor, permutation: Tensor, signs: Tensor) -> Product:
     """Write Fastfood's stand-in for a Gaussian matrix, S H G Π H B, as two Monarch matrices around a permutation.
 
@@ -281,7 +289,10 @@ def monarch_fastfood(scale: Tensor, gaussian: Tensor, permutation: Tensor, signs
         ((16, 16), 3)
     """
     dtype = _check_diagonals(scale=scale, gaussian=gaussian, signs=signs)
-    middle = Permutation(permutation)
+    try:
+        middle = Permutation(permutation)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"permutation cannot be used: {error}") from None
     if middle.shape[0] != scale.shape[0]:
         raise ValueError(f"permutation must have scale's size {scale.shape[0]}; got {middle.shape[0]}")
     hadamard = monarch_hadamard(scale.shape[0], dtype=dtype, device=scale.device)
@@ -289,6 +300,7 @@ def monarch_fastfood(scale: Tensor, gaussian: Tensor, permutation: Tensor, signs
     return Product((_scaled(hadamard, rows=scale, columns=gaussian), middle, first))
 
 
+@checked
 def monarch_acdc(a: Tensor, d: Tensor) -> Product:
     """Write A C D C⁻¹, with diagonals A and D and the orthogonal cosine transform C, as one product of two Monarchs.
 
@@ -316,6 +328,7 @@ def monarch_acdc(a: Tensor, d: Tensor) -> Product:
     return Product((_scaled(monarch, rows=a, columns=order(d)), *_transposed(monarch)))
 
 
+@checked
 def monarch_hd(*signs: Tensor) -> Product:
     """Write H D_k ... H D₁, with the orthogonal Hadamard matrix H, as one Monarch matrix per diagonal.
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._arguments import check_kind, checked
 from milkweed._files import check_unpacked_size
 from milkweed._suggest import unknown
 from milkweed.convert.checkpoints.numbers import stored_numbers
 from milkweed.convert.safetensors_files import SUFFIX, read_tensors
 from milkweed.models import M2Bert
 from milkweed.nn import ImplicitFilter
-from milkweed.nn.options import check_kind
 from milkweed.nn.wrappers import through_wrappers
 
 _LAYER = "bert.encoder.layer."
@@ -68,6 +68,7 @@ _EXTENSIONS = ("keep", "stretch")
 _MOST_REPEATED = 16
 
 
+@checked
 def read_m2_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the tensors of a published file as data; nothing in it is executed.
 
@@ -141,6 +142,7 @@ def _unpickled(path: Path) -> Any:
         ) from error
 
 
+@checked
 def load_m2_bert(state: Mapping[str, Tensor], *, padding: str = "legacy", dropout: float = 0.1) -> M2Bert:
     """Make an M2-BERT from a published state dict, in which every key must be known and none may be missing.
 
@@ -192,6 +194,7 @@ def load_m2_bert(state: Mapping[str, Tensor], *, padding: str = "legacy", dropou
 
 
 @through_wrappers(changes=False)
+@checked
 def extend_positions(model: M2Bert, length: int, kernels: str = "keep") -> M2Bert:
     """Make a model for longer sequences from a shorter one.
 

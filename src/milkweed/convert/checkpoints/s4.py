@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 from milkweed.convert.checkpoints.numbers import stored_numbers
 from milkweed.nn import S4, S4D
 from milkweed.nn.filters import S4Filter
@@ -28,6 +29,7 @@ _LOW_RANK_KEYS = ("P", "l_kernel")
 _RENAMED = {"log_dt": "inv_dt", "inv_w_real": "A_real", "log_w_real": "A_real", "w_imag": "A_imag", "L": "l_kernel"}
 
 
+@checked
 def load_s4d_minimal(state: Mapping[str, Tensor]) -> S4D:
     """Make an S4D layer from a state dict of the minimal S4D (``models/s4/s4d.py``).
 
@@ -63,6 +65,7 @@ def load_s4d_minimal(state: Mapping[str, Tensor]) -> S4D:
     return _filled(layer, renamed, state["output_linear.0.weight"], state["output_linear.0.bias"])
 
 
+@checked
 def load_s4(state: Mapping[str, Tensor], **options: Any) -> S4 | S4D:
     """Make an S4 or S4D layer from a state dict of the full S4 block, version 3 or 4.
 

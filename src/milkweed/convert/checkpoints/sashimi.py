@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from milkweed._arguments import checked
 from milkweed.convert.checkpoints.numbers import stored_numbers
 from milkweed.convert.checkpoints.s4 import load_s4
 from milkweed.models import Sashimi
@@ -17,6 +18,7 @@ from milkweed.nn import S4, S4D
 _FEED_FORWARD = {"ff.0.0": "up", "ff.2": "down"}
 
 
+@checked
 def load_sashimi(
     state: Mapping[str, Tensor], d_input: int, d_output: int, *, encoder: str = "embedding", **options: Any
 ) -> Sashimi:

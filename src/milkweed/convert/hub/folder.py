@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from milkweed._arguments import checked
 from milkweed.convert.apply import convert_
 from milkweed.convert.conversion_report import ConversionReport
 from milkweed.convert.hub.conversion_progress import FolderError, Progress
@@ -70,6 +71,7 @@ class _Options:
     candidates: Sequence[LayerConfig | None]
 
 
+@checked(but=("texts", "max_length", "batch_size", "dtype"))
 def convert_folder(
     source: str | os.PathLike[str] | Source,
     out: str | os.PathLike[str] | None,
@@ -219,7 +221,7 @@ def _check(texts: object, max_length: object, batch_size: object, dtype: object,
     for name, value in (("max_length", max_length), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number from 1 on; got {value!r}")
-    if dtype is not None and dtype not in DTYPES:
+    if not (dtype is None or (isinstance(dtype, str) and dtype in DTYPES)):
         raise ValueError(f"dtype must be None or one of {', '.join(map(repr, DTYPES))}; got {dtype!r}")
     if train is not None and not texts:
         raise ValueError("train needs texts to learn from; labels are not needed")

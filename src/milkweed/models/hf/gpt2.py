@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import build_linear, check_spec
 from milkweed.nn.lengths import tokens_without_padding
@@ -43,6 +44,7 @@ class Gpt2(Model):
         torch.Size([2, 50, 96])
     """
 
+    @checked(but=("linear",))
     def __init__(
         self,
         d_input: int,
@@ -98,7 +100,7 @@ class Gpt2(Model):
             ValueError: The inputs are not tokens, or too many.
         """
         inputs = tokens_without_padding(inputs, lengths)
-        check_tokens(inputs, self.d_input)
+        check_tokens(inputs, self.d_input, "inputs: tokens")
         if inputs.shape[1] > self.length:
             raise ValueError(f"this Gpt2 was built for contexts up to length={self.length}; got {tuple(inputs.shape)}")
         # Without a mask transformers looks for packed sequences by value, and meta tensors have none.

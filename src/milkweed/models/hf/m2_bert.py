@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from milkweed._arguments import check_tensor
 from milkweed._suggest import unknown
 from milkweed.models.m2_bert import ClassificationHead, M2Bert, M2BertEncoder, MaskedLmHead, draw_embedding
 from milkweed.nn.lengths import valid_steps
 from milkweed.nn.wrappers import through_wrappers
-from milkweed.ops._common import check_tensor
 
 try:
     from transformers import (

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import LARGEST, check_tensor
 from milkweed.nn.lengths import check_lengths, valid_steps
 from milkweed.nn.stepping import Stepper
-from milkweed.ops._common import autocast_dtype, check_tensor
+from milkweed.ops._common import autocast_dtype
 
 
 class Filter(nn.Module, ABC):
@@ -112,7 +113,7 @@ def check_signal_dtype(u: Tensor, own: torch.dtype, *, kept: bool) -> None:
 
 def check_rate(rate: object) -> None:
     """Refuse a rate, a step length relative to training, that is not above 0 and finite."""
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= LARGEST:
         raise ValueError(f"rate must be above 0 and finite; got {rate!r}")
 
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from milkweed._arguments import check_dtype, check_kind, checked
 from milkweed._registry import register
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter, check_rate_is_one
-from milkweed.nn.filters.implicit_filter import ImplicitFilter
-from milkweed.nn.options import check_dtype, check_kind, layer_options
+from milkweed.nn.filters.implicit_filter import ImplicitFilter, check_lags
+from milkweed.nn.options import layer_options
 from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
 from milkweed.ops._common import is_known
 from milkweed.structures.causal import (
@@ -75,6 +76,7 @@ class CausalMonarchMixer(Filter):
 
     length_option = "seq_len"
 
+    @checked(but=("filter",))
     def __init__(
         self,
         d_model: int,
@@ -167,6 +169,7 @@ class CausalMonarchMixer(Filter):
         """
         x, count = self._prepared(u, lengths)
         check_rate_is_one(rate, "CausalMonarchMixer")
+        check_kind(bool, return_state=return_state)
         length = u.shape[-2]
         if state is not None or return_state:
             if count is not None:
@@ -174,7 +177,7 @@ class CausalMonarchMixer(Filter):
                     "lengths cannot go with a state, as the sequences of a state are at one position; cut the "
                     "sequences to one length"
                 )
-            y, state = self.go_on(self.stream(), x, state)
+            y, state = self._go_on(self.stream(), x, state)
             return (y.reshape(u.shape), state) if return_state else y.reshape(u.shape)
         if is_known(length):
             return self._mixed(x).reshape(u.shape)
@@ -191,7 +194,7 @@ class CausalMonarchMixer(Filter):
         dtype = torch.promote_types(self.D.dtype, torch.float32)
         return CausalStream(self.lags(self.seq_len).to(dtype), **self.bases())
 
-    def go_on(self, stream: CausalStream, u: Tensor, state: ProductState | None) -> tuple[Tensor, ProductState]:
+    def _go_on(self, stream: CausalStream, u: Tensor, state: ProductState | None) -> tuple[Tensor, ProductState]:
         """Take many steps at once, as fast as ``forward`` over everything so far: the past is read again.
 
         Args:
@@ -209,13 +212,13 @@ class CausalMonarchMixer(Filter):
         dtype = torch.promote_types(self.D.dtype, torch.float32)
         new = u.to(dtype).transpose(1, 2)
         if state is not None:
-            self.check_room(u, state, u.shape[1])
+            self._check_room(u, state, u.shape[1])
             new = torch.cat([state.inputs.done, state.inputs.row, new], -1)
         y, state = stream.state_after(new)
         y = y[..., y.shape[-1] - u.shape[1] :].transpose(1, 2)
         return (y + self.D.to(dtype) * u).to(u.dtype), state
 
-    def check_room(self, u: Tensor, state: ProductState, steps: int) -> None:
+    def _check_room(self, u: Tensor, state: ProductState, steps: int) -> None:
         """Refuse a state of other sequences than those of u (B, ...), and so many further steps beyond ``seq_len``."""
         check_state(state, ProductState, lambda own: own.inputs.row, u, self.d_model)
         taken = state.inputs.done.shape[-1] + state.inputs.row.shape[-1]
@@ -239,6 +242,7 @@ class CausalMonarchMixer(Filter):
         """
         if self.filter is None:
             assert self.kernel is not None
+            check_lags(length, self.seq_len)
             return self.kernel[:, :length]
         kernel, reverse = self.filter(length)
         if reverse is not None:
@@ -312,7 +316,7 @@ class CausalMixerStepper(Stepper):
     def forward(self, u: Tensor, state: ProductState) -> tuple[Tensor, ProductState]:
         """Take one step u (B, d_model), without gradients; there are ``seq_len`` at most."""
         check_steps(u, self.mixer.d_model)
-        self.mixer.check_room(u, state, 1)
+        self.mixer._check_room(u, state, 1)
         dtype = state.inputs.row.dtype
         y, state = self.stream.step(u.to(dtype), state)
         return (y + self.mixer.D.to(dtype) * u).to(u.dtype), state
@@ -321,7 +325,9 @@ class CausalMixerStepper(Stepper):
     def read(self, u: Tensor, state: ProductState) -> tuple[Tensor, ProductState]:
         """Take many steps at once, as fast as the mixer over everything so far: the past is read again."""
         check_steps(u, self.mixer.d_model, many=True)
-        return self.mixer.go_on(self.stream, u, state)
+        if state is None:
+            raise TypeError("state must be from initial_state or an earlier step; got None")
+        return self.mixer._go_on(self.stream, u, state)
 
 
 def _forget_stream(stepper: nn.Module, _: object) -> None:
@@ -330,8 +336,6 @@ def _forget_stream(stepper: nn.Module, _: object) -> None:
 
 
 def _check_options(d_model: int, seq_len: int, construction: str, order: int, heads: int, filter: object) -> None:
-    check_kind(int, d_model=d_model, seq_len=seq_len, order=order, heads=heads)
-    check_kind(str, construction=construction)
     for name, value, least in (("d_model", d_model, 1), ("seq_len", seq_len, 1), ("order", order, 2)):
         if value < least:
             raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")

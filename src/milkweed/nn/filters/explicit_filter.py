@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from milkweed._arguments import check_dtype, checked
 from milkweed.nn.filters.implicit_filter import check_filters, check_lags
-from milkweed.nn.options import check_dtype, check_kind
 
 # Over L lags of a white signal the sum is 0.002 sqrt(L) times as large: small beside the skip.
 _INIT_STD = 2e-3
@@ -39,6 +39,7 @@ class ExplicitFilter(nn.Module):
         torch.Size([8, 50])
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -50,8 +51,6 @@ class ExplicitFilter(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_kind(int, d_model=d_model, l_max=l_max)
-        check_kind(bool, bidirectional=bidirectional)
         check_filters(filters)
         check_dtype(dtype)
         for name, value in (("d_model", d_model), ("l_max", l_max)):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from milkweed import ops
+from milkweed._arguments import check_dtype, checked, got, is_kind
 from milkweed._suggest import unknown
-from milkweed.nn.options import check_dtype, check_kind
 from milkweed.nn.precision import KeepsFloat32, at_least_float32
 
 # How a filter's parameters are trained.
@@ -58,6 +58,7 @@ class ImplicitFilter(KeepsFloat32):
         torch.Size([8, 60])
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -74,9 +75,6 @@ class ImplicitFilter(KeepsFloat32):
     ) -> None:
         super().__init__()
         time_scale = l_max if time_scale is None else time_scale
-        check_kind(int, d_model=d_model, l_max=l_max, emb_dim=emb_dim, width=width, time_scale=time_scale)
-        check_kind(bool, bidirectional=bidirectional)
-        check_kind(float, freq=freq)
         check_filters(filters)
         check_dtype(dtype)
         for name, value in (("d_model", d_model), ("l_max", l_max), ("width", width), ("time_scale", time_scale)):
@@ -173,12 +171,13 @@ class ImplicitFilter(KeepsFloat32):
 
 def check_filters(filters: str) -> None:
     """Refuse an unknown ``filters``, the way to train a filter."""
-    check_kind(str, filters=filters)
     if filters not in FILTERS:
         raise ValueError(unknown("filters", filters, FILTERS))
 
 
 def check_lags(length: int, l_max: int) -> None:
     """Refuse to give more lags than a filter has."""
-    if not 1 <= length <= l_max:
-        raise ValueError(f"length must be in 1 .. l_max={l_max}; got {length}; build the layer with a larger l_max")
+    if not is_kind(length, int) or not 1 <= length <= l_max:
+        raise ValueError(
+            f"length must be in 1 .. l_max={l_max}; got {got(length)}; build the layer with a larger l_max"
+        )

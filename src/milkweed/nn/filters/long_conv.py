@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from milkweed import ops
+from milkweed._arguments import check_kind, check_tensor, checked
 from milkweed._registry import register
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter, check_rate_is_one, check_signal_dtype
@@ -17,7 +18,6 @@ from milkweed.nn.filters.explicit_filter import ExplicitFilter
 from milkweed.nn.filters.implicit_filter import ImplicitFilter
 from milkweed.nn.filters.online_conv import ConvRecurrence, ConvState, OnlineConv, state_after
 from milkweed.nn.lengths import without_padding
-from milkweed.nn.options import check_kind
 
 KERNELS = ("explicit", "implicit")
 
@@ -57,6 +57,7 @@ class LongConv(Filter):
         torch.Size([2, 100, 8])
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -75,8 +76,6 @@ class LongConv(Filter):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_kind(str, kernel=kernel)
-        check_kind(float, squash=squash, kernel_dropout=kernel_dropout)
         if kernel not in KERNELS:
             raise ValueError(unknown("kernel", kernel, KERNELS))
         if not 0 <= squash < float("inf"):
@@ -144,7 +143,10 @@ class LongConv(Filter):
         """
         x, count = self._prepared(u, lengths)
         check_rate_is_one(rate, "LongConv")
+        check_kind(bool, return_state=return_state)
         for name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
+            if gate is not None:
+                check_tensor(name, gate)
             if gate is not None and gate.shape != u.shape:
                 raise ValueError(f"{name} must have u's shape {tuple(u.shape)}; got {tuple(gate.shape)}")
         pre_gate = None if pre_gate is None else without_padding(pre_gate, lengths)
@@ -213,7 +215,15 @@ class LongConv(Filter):
 
         Returns:
             (..., d_model, L) in ``u``'s dtype.
+
+        Raises:
+            ValueError: The shape does not fit.
         """
+        check_tensor("u", u)
+        if u.ndim < 2 or u.shape[-2] != self.d_model or not 1 <= u.shape[-1] <= self.filter.l_max:
+            raise ValueError(
+                f"u must be (..., d_model, L) with 1 <= L <= {self.filter.l_max}; got shape {tuple(u.shape)}"
+            )
         kernel, reverse = self.kernels(u.shape[-1])
         return ops.fft_conv(
             u,

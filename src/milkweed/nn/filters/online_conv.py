@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed import ops
+from milkweed._arguments import checked
 from milkweed.nn.precision import KeepsFloat32
 from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
 from milkweed.ops._common import rows_per_block
@@ -198,6 +199,7 @@ class OnlineConv(KeepsFloat32, Stepper):
 
     kernel: Tensor
 
+    @checked
     def __init__(self, kernel: Tensor) -> None:
         super().__init__()
         self.register_buffer("kernel", kernel)

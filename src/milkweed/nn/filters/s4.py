@@ -9,12 +9,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from milkweed import ssm
+from milkweed._arguments import checked
 from milkweed._suggest import unknown
+from milkweed.nn.filters.base import check_rate
 from milkweed.nn.filters.decay import DECAYS, decay_rate, inverse_decay_rate
 from milkweed.nn.filters.s4d import check_groups
 from milkweed.nn.filters.state_space import StateSpaceFilter
 from milkweed.nn.filters.systems import CauchySystem, DenseSystem
-from milkweed.nn.options import check_kind, takes_options_of
+from milkweed.nn.options import takes_options_of
 from milkweed.ops import pairs
 from milkweed.ops._common import without_autocast
 from milkweed.ssm.discretize import DISCRETIZATIONS
@@ -64,6 +66,7 @@ class S4Filter(StateSpaceFilter):
     ssm_parameters = ("log_dt", "A_real", "A_imag", "B", "P")
 
     @takes_options_of(StateSpaceFilter)
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -78,10 +81,6 @@ class S4Filter(StateSpaceFilter):
         **options: Any,
     ) -> None:
         super().__init__(d_model, **options)
-        check_kind(int, d_state=d_state)
-        check_kind(int, optional=True, rank=rank)
-        check_kind(str, init=init, discretization=discretization, decay=decay)
-        check_kind(str, optional=True, backend=backend)
         for name, given, known in (("discretization", discretization, DISCRETIZATIONS), ("decay", decay, DECAYS)):
             if given not in known:
                 raise ValueError(unknown(name, given, known))
@@ -136,8 +135,7 @@ class S4Filter(StateSpaceFilter):
 
     def system(self, rate: float = 1.0) -> DenseSystem:
         """One dense system per channel, in the real coordinates [Re z, Im z]."""
-        # It is discretised in float64, where the device has it: in float32 extreme parameters make Ā expand by
-        # rounding.
+        check_rate(rate)
         dtype = torch.promote_types(self.log_dt.dtype, torch.float32)
         precise = dtype if self.log_dt.device.type == "mps" else torch.float64
         dt = torch.exp(self.log_dt.to(precise)) * rate

@@ -10,17 +10,22 @@ from torch import Tensor
 from typing_extensions import override
 
 from milkweed import ssm
+from milkweed._arguments import check_kind, checked
 from milkweed._suggest import unknown
+from milkweed.nn.filters.base import check_rate
 from milkweed.nn.filters.decay import DECAYS, decay_rate, inverse_decay_rate
 from milkweed.nn.filters.state_space import StateSpaceFilter
 from milkweed.nn.filters.systems import DiagonalSystem, SoftmaxSystem
-from milkweed.nn.options import check_kind, takes_options_of
+from milkweed.nn.options import takes_options_of
 from milkweed.ops import pairs
 from milkweed.ssm.discretize import DISCRETIZATIONS
 
 # How continuous time becomes a kernel; "dss" leaves no discrete system.
 KERNELS = (*DISCRETIZATIONS, "dss")
 B_INITS = ("alternating", "legs", "ones", "random")
+
+
+_INIT_OPTIONS = ("random_imag", "random_real", "scale_imag", "scale_real")
 
 
 class S4DFilter(StateSpaceFilter):
@@ -65,6 +70,7 @@ class S4DFilter(StateSpaceFilter):
     ssm_parameters = ("log_dt", "A_real", "A_imag", "B")
 
     @takes_options_of(StateSpaceFilter)
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -80,10 +86,6 @@ class S4DFilter(StateSpaceFilter):
         **options: Any,
     ) -> None:
         super().__init__(d_model, **options)
-        check_kind(int, d_state=d_state)
-        check_kind(str, init=init, discretization=discretization, decay=decay)
-        check_kind(str, optional=True, b_init=b_init)
-        check_kind(bool, dt_tie=dt_tie)
         if not isinstance(init_options, Mapping | None):
             raise TypeError(
                 f"init_options must be a mapping, e.g. {{'scale_imag': 2.0}}, or None; got {init_options!r}"
@@ -96,6 +98,9 @@ class S4DFilter(StateSpaceFilter):
             if given not in known:
                 raise ValueError(unknown(name, given, [k for k in known if k]))
         self.d_state, self.init, self.discretization, self.decay = d_state, init, discretization, decay
+        for option in init_options or {}:
+            if option not in _INIT_OPTIONS:
+                raise ValueError(unknown("init_options", option, _INIT_OPTIONS))
         self.init_options = dict(init_options or {})
         self.n_ssm = check_groups(d_model, n_ssm)
         self.b_init = b_init
@@ -151,6 +156,7 @@ class S4DFilter(StateSpaceFilter):
 
     def system(self, rate: float = 1.0) -> DiagonalSystem | SoftmaxSystem:
         """One diagonal system per channel; for ``"dss"`` only its kernels."""
+        check_rate(rate)
         dtype = torch.promote_types(self.log_dt.dtype, torch.float32)
         log_dt = self.log_dt if self.log_dt.ndim == 2 else self.log_dt[:, None]
         dt = torch.exp(log_dt.to(dtype)) * rate

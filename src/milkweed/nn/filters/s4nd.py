@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from milkweed import ops
+from milkweed._arguments import check_tensor, checked
 from milkweed._suggest import unknown
+from milkweed.nn.filters.base import check_rate
 from milkweed.nn.filters.s4 import S4Filter
 from milkweed.nn.filters.s4d import S4DFilter, check_groups
 from milkweed.nn.filters.systems import DenseSystem, DiagonalSystem, SoftmaxSystem
-from milkweed.nn.options import check_kind, check_names
 from milkweed.nn.precision import KeepsFloat32, at_least_float32
 
 T = TypeVar("T")
@@ -70,6 +71,7 @@ class S4NDFilter(KeepsFloat32):
         torch.Size([2, 12, 10, 4])
     """
 
+    @checked(but=("axis_options", "bidirectional", "dt_min", "dt_max"))
     def __init__(
         self,
         d_model: int,
@@ -89,10 +91,6 @@ class S4NDFilter(KeepsFloat32):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_kind(int, d_model=d_model, dims=dims, channels=channels, kernel_rank=kernel_rank)
-        check_kind(str, kind=kind)
-        check_kind(float, optional=True, bandlimit=bandlimit)
-        check_names(frozen=frozen)
         sizes = {"d_model": d_model, "dims": dims, "channels": channels, "kernel_rank": kernel_rank}
         for name, value in sizes.items():
             if value < 1:
@@ -171,6 +169,7 @@ class S4NDFilter(KeepsFloat32):
         Raises:
             ValueError: The shape does not fit, or a rate is not above 0.
         """
+        check_tensor("u", u)
         if u.ndim != self.dims + 2 or u.shape[-1] != self.d_model:
             raise ValueError(
                 f"u must be (B, {', '.join(f'L{i + 1}' for i in range(self.dims))}, d_model) with "
@@ -179,8 +178,8 @@ class S4NDFilter(KeepsFloat32):
         if 0 in u.shape[1:-1]:
             raise ValueError(f"u must have at least one point on every axis; got shape {tuple(u.shape)}")
         rates = _per_axis("rate", rate, self.dims)
-        if not all(0 < each < math.inf for each in rates):
-            raise ValueError(f"rate must be above 0 and finite; got {rate}")
+        for each in rates:
+            check_rate(each)
         return self._convolve(u, rates)
 
     def _convolve(self, u: Tensor, rates: Sequence[float]) -> Tensor:
@@ -218,7 +217,7 @@ class S4NDFilter(KeepsFloat32):
 
 def _per_axis(name: str, value: T | Sequence[T], dims: int) -> tuple[T, ...]:
     """One value for all axes, or one for each."""
-    if not isinstance(value, Iterable) or isinstance(value, str):
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         return (value,) * dims
     values = tuple(cast("Sequence[T]", value))
     if len(values) != dims:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from milkweed import ops, ssm
+from milkweed._arguments import check_kind, checked
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter, check_rate, check_signal_dtype
 from milkweed.nn.filters.systems import KernelSystem, LinearSystem
-from milkweed.nn.options import check_kind, check_names
 from milkweed.nn.precision import KeepsFloat32, at_least_float32
 from milkweed.nn.stepping import Stepper, check_batch_size, check_steps
 
@@ -58,6 +58,7 @@ class StateSpaceFilter(KeepsFloat32, Filter):
     log_dt: nn.Parameter
     D: nn.Parameter | None  # (channels, H)
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -72,10 +73,6 @@ class StateSpaceFilter(KeepsFloat32, Filter):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_kind(int, d_model=d_model, channels=channels)
-        check_kind(bool, bidirectional=bidirectional, skip=skip)
-        check_kind(float, dt_min=dt_min, dt_max=dt_max)
-        check_names(frozen=frozen)
         for name, value in (("d_model", d_model), ("channels", channels)):
             if value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
@@ -151,7 +148,7 @@ class StateSpaceFilter(KeepsFloat32, Filter):
             TypeError: The dtype is not the parameters', and autocast is off.
         """
         x, count = self._prepared(u, lengths)
-        check_rate(rate)
+        check_kind(bool, return_state=return_state)
         lead, signal, shape = u.shape[:-2], x.transpose(1, 2), (*u.shape[:-1], self.channels * self.d_model)
         if state is None and not return_state:
             y = convolve(self.system(rate), signal, self.D, self.bidirectional)

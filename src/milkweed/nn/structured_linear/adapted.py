@@ -7,6 +7,7 @@ import math
 from torch import Tensor, nn
 from typing_extensions import override
 
+from milkweed._arguments import RAW, checked, refuse_features
 from milkweed.nn.structured_linear.base import StructuredLinear
 from milkweed.nn.structured_linear.concat import ConcatLinear
 from milkweed.ops._common import autocast_dtype
@@ -40,6 +41,7 @@ class AdaptedLinear(nn.Module):
         True
     """
 
+    @checked
     def __init__(self, base: nn.Module, update: Update, scale: float = 1.0) -> None:
         super().__init__()
         self.in_features, self.out_features = update.in_features, update.out_features
@@ -61,8 +63,15 @@ class AdaptedLinear(nn.Module):
 
         Returns:
             (..., out_features), in the dtype that the base alone gives.
+
+        Raises:
+            ValueError: The last dimension is not ``in_features``.
+            TypeError: ``x`` is not real floating point.
         """
-        y: Tensor = self.base(x)
+        try:
+            y: Tensor = self.base(x)
+        except RAW as error:
+            refuse_features(error, "x", x, "in_features", self.in_features)
         if autocast_dtype(x) is None:
             x = x.to(next(self.update.parameters()).dtype)
         return y + (self.scale * self.update(x)).to(y.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from milkweed._arguments import check_tensor, checked
 from milkweed.nn.wrappers import unwrapped
 from milkweed.ops._common import autocast_dtype
 from milkweed.ops._epilogue import check_epilogue, finish
@@ -41,6 +42,7 @@ class StructuredLinear(nn.Module, ABC):
         (True, True)
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -79,6 +81,8 @@ class StructuredLinear(nn.Module, ABC):
             ValueError: The last dimension is not ``in_features``, or the activation is unknown.
             TypeError: The dtype is not the parameters', and autocast is off.
         """
+        if not isinstance(x, Tensor):
+            check_tensor("x", x)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must be (..., in_features={self.in_features}); got shape {tuple(x.shape)}")
         dtype = self.matrix().dtype

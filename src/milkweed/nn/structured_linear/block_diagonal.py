@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from milkweed import ops
+from milkweed._arguments import checked
 from milkweed._registry import register
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
 from milkweed.nn.structured_linear.config import LayerConfig
@@ -43,6 +44,7 @@ class BlockDiagonalLinear(StructuredLinear):
         (2048, 8192)
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -79,6 +81,7 @@ class BlockDiagonalLinear(StructuredLinear):
         return self._by_operation(product, x, (k * q, k * p))
 
     @classmethod
+    @checked(but=("linear",))
     def from_linear(cls, linear: nn.Linear, nblocks: int = 4, *, input_covariance: Tensor | None = None) -> Self:
         """Project a dense layer.
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from milkweed._arguments import checked
 from milkweed._registry import register
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, orthogonal_blocks
 from milkweed.structures import Chain, project_chain
@@ -47,6 +48,7 @@ class ButterflyLinear(StructuredLinear):
         768
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -76,6 +78,7 @@ class ButterflyLinear(StructuredLinear):
         return Chain(tuple(self.factors), (self.out_features, self.in_features))
 
     @classmethod
+    @checked(but=("linear",))
     def from_linear(cls, linear: nn.Linear, digits: Sequence[int] | None = None) -> Self:
         """Project a dense layer, exactly if it is a chain.
 

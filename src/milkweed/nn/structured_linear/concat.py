@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import checked
 from milkweed.nn.structured_linear.base import StructuredLinear
 
 
@@ -27,6 +28,7 @@ class ConcatLinear(nn.Module):
         torch.Size([2, 192])
     """
 
+    @checked
     def __init__(self, parts: Sequence[StructuredLinear]) -> None:
         super().__init__()
         if len({part.in_features for part in parts}) != 1:

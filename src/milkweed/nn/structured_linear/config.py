@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed._registry import find, requires
-from milkweed.nn.structured_linear.base import StructuredLinear
+from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight
 from milkweed.nn.structured_linear.hidden_units import GroupedUnits
 
 
@@ -62,6 +62,7 @@ class LayerConfig:
 
     def empty(self, linear: nn.Linear) -> StructuredLinear:
         """Make the layer in the sizes of a dense one, without numbers, on the meta device."""
+        dense_weight(linear)  # refuses another layer
         options = self.spec() | {"bias": linear.bias is not None}
         del options["name"]
         with torch.device("meta"):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from milkweed._arguments import checked
 from milkweed._registry import register
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
 from milkweed.nn.structured_linear.config import LayerConfig
@@ -36,6 +37,7 @@ class LowRankLinear(StructuredLinear):
         (torch.Size([3, 50]), 600)
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -63,6 +65,7 @@ class LowRankLinear(StructuredLinear):
         return LowRank(self.left, self.right)
 
     @classmethod
+    @checked(but=("linear",))
     def from_linear(cls, linear: nn.Linear, rank: int, *, input_covariance: Tensor | None = None) -> Self:
         """Project a dense layer.
 

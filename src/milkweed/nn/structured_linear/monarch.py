@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from milkweed import ops
+from milkweed._arguments import checked
 from milkweed._registry import register
 from milkweed._suggest import unknown
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, orthogonal_blocks, uniform_with_variance
@@ -65,6 +66,7 @@ class MonarchLinear(StructuredLinear):
         True
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -106,6 +108,7 @@ class MonarchLinear(StructuredLinear):
         return self._by_operation(product, x, (l * s, k * p))
 
     @classmethod
+    @checked(but=("linear",))
     def from_linear(
         cls,
         linear: nn.Linear,

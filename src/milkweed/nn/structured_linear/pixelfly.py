@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from milkweed._arguments import checked
 from milkweed._registry import register
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
 from milkweed.nn.structured_linear.block_diagonal import check_nblocks
@@ -46,6 +47,7 @@ class PixelflyLinear(StructuredLinear):
         torch.Size([3, 128])
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -88,6 +90,7 @@ class PixelflyLinear(StructuredLinear):
         return Sum((sparse, LowRank(self.left, self.right)))
 
     @classmethod
+    @checked(but=("linear",))
     def from_linear(
         cls,
         linear: nn.Linear,

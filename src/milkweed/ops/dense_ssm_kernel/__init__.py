@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from milkweed._arguments import check_real, whole
 from milkweed.ops import backends
-from milkweed.ops._common import check_real, compute_dtype, needs_plain_formula
+from milkweed.ops._common import compute_dtype, needs_plain_formula
 from milkweed.ops._triton import refuses, triton_backend
 from milkweed.ops.dense_ssm_kernel import eager, reference
 
@@ -94,8 +95,7 @@ def dense_ssm_kernel(a: Tensor, b: Tensor, c: Tensor, length: int, *, backend: s
         tensor([0.0000, 1.0000, 0.0000, 0.5000, 0.0000])
     """
     _check_system(a, b=b, c=c)
-    if isinstance(length, float | bool) or length < 1:
-        raise ValueError(f"length must be an integer of at least 1; got {length!r}")
+    length = whole("length", length)
     dtype, out_dtype = compute_dtype(a, b, c), c.dtype
     if b.ndim > max(a.ndim - 1, c.ndim):
         # c a^l b = b (aᵀ)^l c: the one with more leading dimensions takes the place of c.
@@ -197,9 +197,8 @@ def dense_ssm_advance(x: Tensor, a: Tensor, steps: int | Tensor, *, backend: str
             raise ValueError(f"steps must be at least 0; got {int(steps.min())}")
         counts = steps.to(x.device, torch.int64).reshape(-1)
     else:
-        if isinstance(steps, float | bool) or steps < 0:
-            raise ValueError(f"steps must be an integer of at least 0; got {steps!r}")
-        counts = torch.full((math.prod(lead),), steps, dtype=torch.int64, device=x.device)
+        count = whole("steps", steps, 0)
+        counts = torch.full((math.prod(lead),), count, dtype=torch.int64, device=x.device)
     dtype = compute_dtype(x, a)
     flat = x.to(dtype).reshape(math.prod(lead), *x.shape[-2:])
     return backends.dispatch("dense_ssm_advance", backend, flat, a.to(dtype), counts).reshape(x.shape)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from milkweed._arguments import check_real
 from milkweed.ops import backends
-from milkweed.ops._common import check_real, needs_plain_formula
+from milkweed.ops._common import needs_plain_formula
 from milkweed.ops._triton import refuses, triton_backend
 from milkweed.ops.fft_conv import eager, reference
 from milkweed.ops.fft_conv._triton_plan import too_long

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from milkweed.ops._common import check_real, compute_dtype
+from milkweed._arguments import LARGEST, check_real, checked, is_kind
+from milkweed.ops._common import compute_dtype
 from milkweed.ops.fft_conv.eager import least_points
 
 # The Triton backend's shortest transform.
@@ -50,6 +51,7 @@ class FrozenKernel:
         True
     """
 
+    @checked(but=("length",))
     def __init__(
         self, kernel: Tensor, reverse_kernel: Tensor | None = None, *, length: int, bandwidth: float = 1.0
     ) -> None:
@@ -57,15 +59,17 @@ class FrozenKernel:
         check_real(**kernels)
         for name, lags in kernels.items():
             if lags.ndim != 2 or 0 in lags.shape or lags.shape[0] != kernel.shape[0]:
-                raise ValueError(f"{name} must be (H, lags) with H = {kernel.shape[0]}; got shape {tuple(lags.shape)}")
+                channels = "" if lags is kernel else f" with H = {kernel.shape[0]}"
+                raise ValueError(f"{name} must be (H, lags){channels}; got shape {tuple(lags.shape)}")
         reverse = 0 if reverse_kernel is None else reverse_kernel.shape[-1]
-        if isinstance(length, bool) or not isinstance(length, int) or length < max(kernel.shape[1], reverse):
+        if not is_kind(length, int) or length > LARGEST or length < max(kernel.shape[1], reverse):
             raise ValueError(
                 f"length must be an integer of at least the {max(kernel.shape[1], reverse)} lags of the kernel; "
                 f"got {length!r}; crop the kernel"
             )
         if not 0 < bandwidth <= 1:
             raise ValueError(f"bandwidth must be in 0 < bandwidth <= 1; got {bandwidth}")
+        length = int(length)
         self.channels, self.length = kernel.shape[0], length
         least = least_points(length, kernel.shape[1], reverse)
         self.points = max(_LEAST_POINTS, 1 << max(least - 1, 0).bit_length())

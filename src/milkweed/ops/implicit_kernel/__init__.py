@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from milkweed._arguments import check_real
 from milkweed.ops import backends
-from milkweed.ops._common import check_real, compute_dtype, needs_plain_formula
+from milkweed.ops._common import compute_dtype, needs_plain_formula
 from milkweed.ops.implicit_kernel import eager, reference
 
 backends.register(
@@ -50,6 +51,8 @@ def implicit_kernel(
         >>> mw.ops.implicit_kernel(features, frequency, network, decay=torch.full((4,), 0.1)).shape
         torch.Size([4, 50])
     """
+    if not isinstance(network, Sequence) or isinstance(network, str | bytes):
+        raise TypeError(f"network must be a list of tensors; got {type(network).__name__}")
     if len(network) != len(_NAMES):
         raise ValueError(f"network must be {len(_NAMES)} tensors, {', '.join(_NAMES)}; got {len(network)}")
     check_real(features=features, frequency=frequency, **dict(zip(_NAMES, network, strict=True)), decay=decay)
@@ -65,7 +68,8 @@ def implicit_kernel(
     for name, tensor, shape in zip(_NAMES, network, shapes, strict=True):
         if tensor.shape != shape:
             raise ValueError(
-                f"{name} must be {shape} for E = {inputs}, W = {width}, D = {channels}; got shape {tuple(tensor.shape)}"
+                f"network: {name} must be {shape} for E = {inputs}, W = {width}, D = {channels}; "
+                f"got shape {tuple(tensor.shape)}"
             )
     features = features.to(compute_dtype(features, frequency, *network, decay))
     return backends.dispatch("implicit_kernel", backend, features, frequency, *network, decay)

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from milkweed._arguments import check_numbers
 from milkweed.ops import backends
-from milkweed.ops._common import autocast_together, check_no_empty_block, check_numbers, needs_plain_formula, warn_once
+from milkweed.ops._common import autocast_together, check_no_empty_block, needs_plain_formula, warn_once
 from milkweed.ops._epilogue import check_epilogue, fit_bias
 from milkweed.ops._triton import triton_backend
 from milkweed.ops.monarch import eager, reference

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from milkweed._arguments import check_numbers
 from milkweed.ops import backends
-from milkweed.ops._common import check_numbers, compute_dtype, needs_plain_formula
+from milkweed.ops._common import compute_dtype, needs_plain_formula
 from milkweed.ops.recurrence import eager, reference
 
 backends.register(

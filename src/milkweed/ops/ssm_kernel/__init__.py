@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from milkweed._arguments import check_real, check_tensor, whole
 from milkweed.ops import backends
-from milkweed.ops._common import check_real, check_tensor, compute_dtype, needs_plain_formula
+from milkweed.ops._common import compute_dtype, needs_plain_formula
 from milkweed.ops._triton import triton_backend
 from milkweed.ops.ssm_kernel import eager, reference
 
@@ -68,8 +69,7 @@ def diagonal_ssm_kernel(c: Tensor, dt_a: Tensor, length: int, *, backend: str | 
     c, dt_a = _pairs("c", c), _pairs("dt_a", dt_a)
     if c.shape[-2] != dt_a.shape[-2]:
         raise ValueError(f"c and dt_a must have one number of modes N; got {c.shape[-2]} and {dt_a.shape[-2]}")
-    if isinstance(length, float | bool) or length < 1:
-        raise ValueError(f"length must be an integer of at least 1; got {length!r}")
+    length = whole("length", length)
     dtype = compute_dtype(c, dt_a)
     lead = torch.broadcast_shapes(c.shape[:-2], dt_a.shape[:-2])
     wide_c = c.to(dtype).expand(*lead, *c.shape[-2:])

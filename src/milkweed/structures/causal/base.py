@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milkweed._arguments import check_real, check_tensor
 from milkweed.ops._common import compute_dtype, needs_plain_formula, without_autocast
 from milkweed.structures.base import check_numbers
 
@@ -108,7 +109,7 @@ class CausalBasis(ABC):
             ValueError: A size does not fit.
             TypeError: The dtype is not the factors'.
         """
-        basis = self._covering(x)
+        basis = self._covering("x", x)
         return basis.causally(lambda x: basis._mixed(basis._on_digits(x, solve=False))[..., : x.shape[-1]], x)
 
     def from_polynomial(self, coefficients: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ class CausalBasis(ABC):
             ValueError: A size does not fit.
             TypeError: The dtype is not the factors'.
         """
-        basis = self._covering(coefficients)
+        basis = self._covering("coefficients", coefficients)
 
         def solved(coefficients: Tensor) -> Tensor:
             length = coefficients.shape[-1]
@@ -200,20 +201,22 @@ class CausalBasis(ABC):
         """The steps of products that depend on any that are marked, (..., L) booleans both."""
         return marked.cumsum(-1, dtype=torch.int32) > 0
 
-    def _covering(self, x: Tensor) -> Self:
+    def _covering(self, name: str, x: Tensor) -> Self:
         """The leading part of the basis that sequences of x's length need."""
+        check_tensor(name, x)
         if x.ndim != 3 or x.shape[1] % self.heads or x.shape[2] > self.length:
             raise ValueError(
-                f"a sequence must be (B, H, L) with H a multiple of heads={self.heads} and L <= {self.length}; "
+                f"{name}: a sequence must be (B, H, L) with H a multiple of heads={self.heads} and L <= {self.length}; "
                 f"got shape {tuple(x.shape)}"
             )
         if x.dtype != self.factors[0].dtype:
-            raise TypeError(f"a sequence must be {self.factors[0].dtype} as the factors are; got {x.dtype}")
+            raise TypeError(f"{name}: a sequence must be {self.factors[0].dtype} as the factors are; got {x.dtype}")
         rows = max(1, -(-x.shape[2] // (self.length // self.digits[-1])))
         return self._leading(rows)
 
     def _check_values(self, values: Tensor, *nodes: int) -> None:
         """Refuse values at another number of nodes, of which other coefficients would be made."""
+        check_tensor("values", values)
         if values.ndim != 3 or values.shape[-1] not in nodes:
             count = " or ".join(str(each) for each in dict.fromkeys(nodes))
             raise ValueError(f"values must be (B, H, N) at N = {count} nodes; got shape {tuple(values.shape)}")
@@ -349,16 +352,16 @@ def _in(basis: CausalBasis, dtype: torch.dtype) -> CausalBasis:
 
 
 def _check_product(kernel: Tensor, u: Tensor, output: CausalBasis, first: CausalBasis, second: CausalBasis) -> None:
-    for name, tensor in (("kernel", kernel), ("u", u)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be real floating point; got {tensor.dtype}")
+    check_real(kernel=kernel, u=u)
     if u.ndim != 3 or u.shape[2] == 0:
         raise ValueError(f"u must be (B, H, L) with L >= 1; got shape {tuple(u.shape)}")
     if kernel.shape != u.shape[1:]:
         raise ValueError(f"kernel must be (H, L) = {tuple(u.shape[1:])} as u is; got shape {tuple(kernel.shape)}")
-    if not type(output) is type(first) is type(second):
+    if not type(output) is type(first) is type(second) or not isinstance(first, CausalBasis):
         kinds = ", ".join(type(basis).__name__ for basis in (output, first, second))
-        raise ValueError(f"the three bases must be of one construction; got {kinds}")
+        raise ValueError(
+            f"output_basis, kernel_basis and input_basis: the three bases must be of one construction; got {kinds}"
+        )
     expected = first.output_digits(first.digits)
     if first.digits != second.digits or output.digits != expected:
         raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
+from milkweed._arguments import check_real
 from milkweed.ops.backends import chosen_backend, lacks_float64
 from milkweed.structures.causal.base import CausalBasis
 
@@ -45,8 +46,15 @@ class BivariateBasis(CausalBasis):
             (B, H, L).
 
         Raises:
-            ValueError: float64 is asked for on a device that has none.
+            ValueError: A shape does not fit, or float64 is asked for on a device that has none.
+            TypeError: A tensor is not real floating point.
         """
+        check_real(kernel=kernel, u=u)
+        if u.ndim != 3 or not 1 <= u.shape[2] <= self.length or kernel.shape not in (u.shape[1:], u.shape):
+            raise ValueError(
+                f"kernel and u must be (H, L) and (B, H, L) with 1 <= L <= {self.length}; "
+                f"got shapes {tuple(kernel.shape)} and {tuple(u.shape)}"
+            )
         if u.shape[0] == 0:  # which not every FFT takes
             return u * kernel
         if chosen_backend() != "float64":

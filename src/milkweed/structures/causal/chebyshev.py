@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from milkweed import ops
+from milkweed._arguments import whole
 from milkweed.structures.causal.base import CausalBasis
 
 
@@ -42,13 +43,18 @@ class ChebyshevBasis(CausalBasis):
 
     rows_below: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("rows_below", self.rows_below, 0)
+
     # The element of the odd top degree 2 n - 1 is never reached.
     lead = 1
 
     @classmethod
     def for_output(cls, factors: tuple[Tensor, ...]) -> Self:
         """The basis M₀ that a product is read in, of which the degrees from n - b_0 ⋯ b_{p-2} on are needed."""
-        return cls(factors, rows_below=factors[-1].shape[-1] - 2)
+        highest = cls(factors).factors[-1]
+        return cls(factors, rows_below=highest.shape[-1] - 2)
 
     @staticmethod
     def output_digits(digits: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,0 +1,198 @@
+"""Every public call refuses a wrong argument by its name: no raw error, no wrong type taken, no size that hangs."""
+
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from milkweed import _registry, models, nn, ops, ssm, structures
+from milkweed._arguments import checked
+from tests.argument_calls import CALLS, NOT_CALLED, prepare
+from tests.contracts.arguments import WRONG, code_of, faults, takes_arguments
+
+MODULES = ("", ".ops", ".structures", ".ssm", ".nn", ".nn.filters", ".models", ".convert")
+# Of every so many wrong values one is tried, unless all cases are asked for.
+SAMPLED = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("calls")
+    prepare(made)
+    return made
+
+
+@pytest.mark.parametrize(("first", "name"), list(enumerate(CALLS)), ids=list(CALLS))
+def test_one_wrong_argument(first, name, folder, monkeypatch, request):
+    monkeypatch.chdir(folder)
+    every = 1 if request.config.getoption("all_cases", default=False) else SAMPLED
+    assert list(faults(CALLS[name], every=every, first=first)) == []
+
+
+def test_values_are_sampled_evenly():
+    tried = []
+    for first in range(SAMPLED):
+
+        def call(x: object) -> None:
+            tried.append(type(x) if isinstance(x, torch.Tensor) else repr(x))
+
+        list(faults(lambda call=call: (call, {"x": 0}), every=SAMPLED, first=first))
+    assert len(tried) == len(WRONG) + SAMPLED
+
+
+def _public():
+    """All that users may call with arguments: functions, constructors, methods, and steppers of what has them."""
+    found = {}
+    for module in MODULES:
+        package = importlib.import_module(f"milkweed{module}")
+        for name in package.__all__:
+            public = getattr(package, name)
+            if callable(public) and not (inspect.isclass(public) and issubclass(public, BaseException)):
+                found |= {code: said for said, code in takes_arguments(public)}
+    for name, call in CALLS.items():
+        if name.endswith(".stepper"):
+            stepper = call()[0]()
+            methods = {method: code_of(getattr(stepper, method)) for method in ("forward", "read", "initial_state")}
+            found |= {code: f"{name}().{method}" for method, code in methods.items()}
+    return found
+
+
+def test_every_public_callable_is_called():
+    called = {code_of(call()[0]) for call in CALLS.values()}
+    missing = {said for code, said in _public().items() if code not in called}
+    assert missing == NOT_CALLED
+
+
+def test_absurd_sizes_are_refused(folder):
+    """In a process with 6 GB and 20 seconds for each call: what is not refused is found out, and harms nothing."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.contracts.arguments", str(folder), str(6 << 30), "20"],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == []
+
+
+def test_sizes_beyond_the_memory_are_named():
+    @checked
+    def make(rows: int, columns: int) -> torch.Tensor:
+        return torch.empty(rows, columns, dtype=torch.float64)
+
+    with pytest.raises(ValueError, match=r"^not enough memory for rows=2000000000, columns=2000000000; use smaller"):
+        make(2_000_000_000, 2_000_000_000)
+
+
+def test_registering_refuses_by_name(monkeypatch):
+    monkeypatch.setattr(_registry, "_classes", {kind: dict(known) for kind, known in _registry._classes.items()})
+
+    def call():
+        return _registry.register, {"kind": "linear", "name": "walked", "cls": type("Walked", (nn.LowRankLinear,), {})}
+
+    assert list(faults(call)) == []
+
+
+@pytest.mark.parametrize("size", [np.int64(8), np.int32(8), np.uint8(8)])
+def test_sizes_may_be_numpy_integers(size):
+    layer = nn.MonarchLinear(size, size, 2)
+    assert type(layer.in_features) is int
+    assert ssm.hippo("legs", size)[0].shape == (8, 8)
+    assert structures.monarch_dct(size).shape == (8, 8)
+    assert ops.diagonal_ssm_kernel(torch.randn(3, 2), -torch.rand(3, 2), size).shape == (8,)
+    assert nn.S4D(4, size, dt_min=np.float32(1e-3))(torch.randn(1, size, 4)).shape == (1, 8, 4)
+    assert type(models.M2Bert(d_input=size, d_model=8, depth=1).options["d_input"]) is int
+
+
+def test_messages_say_what_to_do():
+    with pytest.raises(TypeError, match=r"^x must be a tensor; got ndarray; use torch\.as_tensor\(x\)$"):
+        nn.MonarchLinear(8, 8, 2)(np.ones(8))
+    with pytest.raises(TypeError, match=r"^A must be a tensor; got list; use torch\.as_tensor\(A\)$"):
+        ssm.discretize([[1.0]], torch.ones(1), 0.1)
+    with pytest.raises(TypeError, match=r"^bias must be True or False; got 'no'$"):
+        nn.MonarchLinear(8, 8, 2, bias="no")
+    with pytest.raises(ValueError, match=r"^n must be below 2\*\*31; got 1099511627776$"):
+        structures.monarch_dft(2**40)
+    with pytest.raises(TypeError, match=r"^dtype must be a torch.dtype, or None; got 'float32'; use e.g."):
+        structures.monarch_dct(4, dtype="float32")
+    with pytest.raises(ValueError, match=r"^device must be a device such as 'cpu' or 'cuda'; got 'gpu'$"):
+        nn.LowRankLinear(8, 8, 2, device="gpu")
+    with pytest.raises(TypeError, match=r"^digits must be a list of integers, or None; got 8$"):
+        nn.ButterflyLinear(8, 8, digits=8)
+
+
+def _said(call, *args, **options):
+    with pytest.raises((TypeError, ValueError)) as error:
+        call(*args, **options)
+    return str(error.value)
+
+
+LAYERS = {
+    "S4D": lambda: nn.S4D(4, 8),
+    "S4": lambda: nn.S4(4, 8),
+    "LongConv": lambda: nn.LongConv(4, 9),
+    "CausalMonarchMixer": lambda: nn.CausalMonarchMixer(4, 9),
+    "GatedMixer": lambda: nn.GatedMixer(4, 9),
+    "ResidualBlock": lambda: nn.ResidualBlock(nn.S4D(4, 8), 4),
+    "Mlp": lambda: nn.Mlp(4, 8),
+}
+
+
+@pytest.mark.parametrize("wrong", [None, [1.0], np.ones((2, 4)), "u"], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_and_their_steppers_use_the_same_words(name, wrong):
+    layer = LAYERS[name]()
+    stepper = layer.stepper()
+    state = stepper.initial_state(2)
+    said = {_said(layer, wrong), _said(stepper, wrong, state), _said(stepper.read, wrong, state)}
+    # Blocks and feed-forward layers call their input x.
+    assert {words.replace("x must", "u must").replace("as_tensor(x)", "as_tensor(u)") for words in said} == {
+        f"u must be a tensor; got {type(wrong).__name__}; use torch.as_tensor(u)"
+    }
+
+
+@pytest.mark.parametrize("rate", [None, 0, -1.0, float("nan"), float("inf"), "1", True])
+@pytest.mark.parametrize("name", ["S4D", "S4", "LongConv", "CausalMonarchMixer"])
+def test_layers_and_their_steppers_refuse_the_same_rates(name, rate):
+    layer = LAYERS[name]()
+    assert _said(layer, torch.randn(1, 4, 4), rate=rate) == _said(layer.stepper, rate)
+
+
+@pytest.mark.parametrize("lengths", [[3], torch.tensor([0]), torch.tensor([9]), torch.tensor([1.0])])
+def test_layers_norms_and_pooling_refuse_the_same_lengths(lengths):
+    u = torch.randn(1, 8, 4)
+    norm = nn.SequenceNorm("batch", 4)
+    pooled = models.SequenceModel(4, 2, d_model=4, depth=1, pooling="mean")
+    said = {
+        _said(call, u, lengths=lengths) for call in (nn.S4D(4, 8), nn.LongConv(4, 9), nn.GatedMixer(4, 9), norm, pooled)
+    }
+    assert len(said) == 1
+
+
+def test_checks_leave_compiled_graphs_whole():
+    layer = nn.S4D(4, 8).eval()
+    u = torch.randn(1, 9, 4)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(u), layer(u))
+    length = torch.export.Dim("length", min=2)
+    exported = torch.export.export(layer, (u,), dynamic_shapes={"u": {1: length}}).module()
+    longer = torch.randn(1, 30, 4)
+    torch.testing.assert_close(exported(longer), layer(longer))
+
+
+def test_gates_are_traced_through():
+    @checked
+    def scaled(x: torch.Tensor, factor: float) -> torch.Tensor:
+        return x * factor
+
+    x = torch.randn(3)
+    assert torch.equal(torch.compile(scaled, fullgraph=True, backend="eager")(x, 2.0), 2 * x)
