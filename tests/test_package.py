@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.resources import files
 
 
 def test_import_needs_the_base_install_only():
@@ -16,3 +17,7 @@ print(*sorted(added - set(sys.stdlib_module_names)))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert set(found) <= {"milkweed", "torch", "numpy", "einops", "safetensors"}
+
+
+def test_type_checkers_may_read_the_annotations():
+    assert (files("milkweed") / "py.typed").is_file()

@@ -110,6 +110,24 @@ def test_shuffled_structures_are_recovered(structure, d, hidden, nblocks, seed):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+def test_a_configuration_says_how_its_structure_groups_units():
+    class Own(mw.MonarchConfig):
+        def hidden_units(self, *matrices, rows):
+            seen.append(rows)
+            return super().hidden_units(*matrices, rows=rows)
+
+    class Silent(mw.MonarchConfig):
+        def hidden_units(self, *matrices, rows):
+            return None
+
+    seen, model, data = [], FeedForward(31, 67), inputs(31)
+    _, _, expected = orders_for(model, mw.MonarchConfig(4), data)
+    _, _, found = orders_for(model, Own(4), data)
+    assert seen == [True, False]
+    assert [order.tolist() for order in found.values()] == [order.tolist() for order in expected.values()]
+    assert orders_for(model, Silent(4), data)[2] == {}
+
+
 @pytest.mark.parametrize("config", [mw.MonarchConfig(4), mw.MonarchConfig(3, rank=1), BlockDiagonalConfig(4)])
 @pytest.mark.parametrize("model", [FeedForward(31, 67), FeedForward(32, 64, F.relu, bias=False), Gated(24, 61)])
 def test_errors_fall(config, model):

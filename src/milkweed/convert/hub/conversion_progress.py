@@ -20,7 +20,7 @@ class Progress:
         """Hear that a step of unknown length starts."""
 
     def count(self, text: str, done: int, total: int) -> None:
-        """Hear how far a step is."""
+        """Hear how far a step is: so many layers done, of so many."""
 
     def read(self, batches: Iterable[T], total: int) -> Iterator[T]:
         """Follow a pass over batches."""
