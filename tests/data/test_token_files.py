@@ -259,7 +259,8 @@ for file in files:
 
 
 @pytest.mark.skipif(not hasattr(resource, "RUSAGE_SELF"), reason="needs Unix")
-@pytest.mark.parametrize("kind", ["characters", "tokens"])
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("kind", ["tokens", "characters"])
 def test_memory_does_not_grow_with_the_text(tmp_path, kind):
     line = "Tokens of a text of any size are made once and kept in files that are read in place.\n"
     tokenizer = train_tokenizer(line, 100)
