@@ -137,6 +137,9 @@ def test_reductions_over_long_sequences():
     x = torch.ones(1, 2048, 2, dtype=torch.bfloat16)
     assert (mw.models.sequence_model.pool(x, "mean") == 1).all()
     assert (mw.models.sequence_model.pool(x, "mean", torch.tensor([1500])) == 1).all()
+    # Of 2,048 times 100 the sum is beyond float16, the mean is not.
+    large = torch.full((1, 2048, 2), 100.0, dtype=torch.float16)
+    assert (mw.models.sequence_model.pool(large, "mean") == 100).all()
     model = mw.models.SequenceModel(2, 2, d_model=4, depth=1, layer={"name": "long_conv", "l_max": 600}).bfloat16()
     stepper, u = model.eval().stepper(), torch.randn(1, 600, 2, dtype=torch.bfloat16)
     _, state = stepper.read(u, stepper.initial_state(1))

@@ -56,7 +56,6 @@ def test_the_blocks_of_the_truth_are_a_plain_loop():
     assert (errors(unrolled(a, b, c, 1000), torch.stack(lags, -1)) < 1e-12).all()
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("method", ssm.DISCRETIZATIONS)
 @pytest.mark.parametrize("name", ssm.BASES)
 def test_dense_route(name, method):
