@@ -158,11 +158,14 @@ def _within(name: str, kind: Any, value: Any) -> Any:
             raise ValueError(f"{name} must be {_EXPECTED[outer]}; got {value!r}") from None
     if outer not in _LISTS[:3] or not parts:
         return value
-    each = parts[:1] * len(value) if outer is not tuple or parts[-1] is Ellipsis else parts
-    if len(each) != len(value):
+    items = list(value)
+    each = parts[:1] * len(items) if outer is not tuple or parts[-1] is Ellipsis else parts
+    if len(each) != len(items):
         raise ValueError(f"{name} must be {len(each)} values; got {got(value)}")
-    found = [_fitted(f"{name}[{i}]", part, item) for i, (part, item) in enumerate(zip(each, value, strict=True))]
-    return value if all(a is b for a, b in zip(found, value, strict=True)) else type(value)(found)
+    found = [_fitted(f"{name}[{i}]", part, item) for i, (part, item) in enumerate(zip(each, items, strict=True))]
+    if all(new is old for new, old in zip(found, items, strict=True)):
+        return value
+    return found if isinstance(value, list) else tuple(found)
 
 
 def _words(kinds: Sequence[Any]) -> str:
