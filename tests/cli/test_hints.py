@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from milkweed.cli import hints, main
-from milkweed.cli.build import build, resolve
-from milkweed.cli.describe import all_options
-from milkweed.cli.options import split_overrides
-from milkweed.cli.recipe import find_recipe, shipped_recipes
+from milkweed.cli import MEANT_COMMANDS, main
+from milkweed.cli.overrides import split_overrides
+from milkweed.train.recipe import words
+from milkweed.train.recipe.build import build
+from milkweed.train.recipe.find import find_recipe, shipped_recipes
+from milkweed.train.recipe.resolve import resolve
+from milkweed.train.recipe.schema import options_of
 
 
 def refused(text, capsys):
@@ -64,11 +66,11 @@ def test_natural_mistakes_get_the_right_hint(command, message, capsys, tmp_path,
 def test_words_of_other_programs_lead_to_options_and_commands_that_exist():
     known = {"name", "out", "resume"}
     for recipe in shipped_recipes():
-        known |= set(all_options(resolve(find_recipe(recipe).values, [])))
-    assert set(hints.OPTIONS.values()) <= known
+        known |= set(options_of(resolve(find_recipe(recipe).values, [])).listed())
+    assert set(words.OPTIONS.values()) <= known
     from milkweed.cli import COMMANDS
 
-    assert set(hints.COMMANDS.values()) <= {*COMMANDS, "--version"}
+    assert set(MEANT_COMMANDS.values()) <= {*COMMANDS, "--version"}
 
 
 def test_the_recommended_logger_works(capsys):
@@ -99,7 +101,7 @@ def test_help_lists_every_option_and_each_works(recipe, capsys, monkeypatch):
     names = [name for name, _ in shown]
     values = find_recipe(recipe).values
     config = resolve(values, [])
-    assert {"data", "model", "task"} | set(all_options(config)) == set(names)
+    assert set(options_of(config).listed()) == set(names)
     assert len(set(names)) == len(names)
     for name in names:  # each is taken, with the value that it has
         if "." in name and not name.startswith("trainer.densify"):
@@ -124,8 +126,8 @@ def test_options_of_a_layer_are_listed_with_their_meaning(capsys, monkeypatch):
         values["model"]["init_args"]["layer"] = options
         from rich.console import Console
 
-        from milkweed.cli.describe import print_options
-        from milkweed.cli.recipe import Recipe
+        from milkweed.cli.table import print_options
+        from milkweed.train.recipe.find import Recipe
 
         print_options(Console(), Recipe("mine", "", values))
         shown = dict(re.findall(r"^  --model\.layer\.(\S+) +(\S.*)$", capsys.readouterr().out, re.MULTILINE))

@@ -1,7 +1,9 @@
 import pytest
 
-from milkweed.cli.errors import UsageError
-from milkweed.cli.options import apply_overrides, natural_options, split_overrides
+from milkweed._suggest import UsageError
+from milkweed.cli.overrides import split_overrides
+from milkweed.train.recipe.resolve import apply_overrides
+from milkweed.train.run_config import natural_options
 
 CONFIG = {
     "seed": 0,
