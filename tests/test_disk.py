@@ -14,7 +14,7 @@ import torch
 from milkweed import save_pretrained
 from milkweed._disk import DiskFullError, full_disk
 from milkweed._files import atomic_write
-from milkweed.cli import caused_by_input
+from milkweed.cli.errors import caused_by_input
 from milkweed.convert.files import writing
 from milkweed.models import MlpMixer
 from milkweed.plots import save_confusion_matrix

@@ -131,6 +131,22 @@ def test_a_docstring_is_the_help(calls, capsys):
     assert "--max_length" not in shown
 
 
+def test_without_docstrings_all_options_are_there(monkeypatch, calls):
+    monkeypatch.setattr(command.inspect, "getdoc", lambda function: None)
+    command.run_command("weave", ["wool", "linen", "--rows", "5", "--fast", "--keep", "x"])
+    assert calls[0]["second"] == "linen"
+    assert (calls[0]["rows"], calls[0]["fast"], calls[0]["keep"]) == (5, True, ["x"])
+
+
+@pytest.mark.parametrize("line", ["--name x --help digits", "digits --nmae --help", "-h digits"])
+def test_help_finds_the_recipe(line, monkeypatch, capsys):
+    found = []
+    monkeypatch.setattr(command, "print_recipe_options", found.append)
+    command.run_command("train", line.split())
+    command.run_command("train", ["--help"])
+    assert found == ["digits"]
+
+
 def test_entries_of_docstrings():
     text = "One\ntwo.\n\nArgs:\n    a: First. Second.\n    b (int): Of [`x.Y`][],\n        ``z``.\n\n"
     text += "Raises:\n    No: Way.\n"

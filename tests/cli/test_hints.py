@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from milkweed.cli import MEANT_COMMANDS, main
-from milkweed.cli.overrides import split_overrides
+from milkweed.cli.build import resolve
+from milkweed.cli.options import split_overrides
+from milkweed.cli.recipe import find_recipe, shipped_recipes
 from milkweed.train.recipe import words
 from milkweed.train.recipe.build import build
-from milkweed.train.recipe.find import find_recipe, shipped_recipes
-from milkweed.train.recipe.resolve import resolve
 from milkweed.train.recipe.schema import options_of
 
 
@@ -50,6 +50,25 @@ def refused(text, capsys):
         ("train digits --seed 1.5", "seed=1.5 does not fit; expected int"),
         ("train digits --seed -1", "seed=-1 does not fit; expected int, from 0"),
         ("train digits --seed true", "seed=True does not fit; expected int"),
+        ("train digits --model.d_model=abc", "error: --model.d_model='abc' does not fit; expected int"),
+        (
+            "train digits --model.d_model 1e3",
+            "d_model=1e3 does not fit; expected int; use --model.d_model 1000",
+        ),
+        ("train digits --trainer.max_epochs 1,000", "expected int or null; use --trainer.max_epochs 1000"),
+        ("train digits --model.prenorm maybe", "expected bool; use true or false"),
+        ("train digits --task.schedule cosin", "did you mean cosine?"),
+        ("train digits --model.layer.d_state big", "--model.layer.d_state='big' does not fit; expected int"),
+        ("train digits --model.layer.frozen dt", 'expected list of str; use --model.layer.frozen "[dt]"'),
+        ("train digits --model.layer.name s5", "--model.layer.name='s5' is unknown; did you mean 's4'?"),
+        ("train digits --model.layer.name gated_mixer", 'recipe gives, use --model.layer "{name: gated_mixer}"'),
+        (
+            "train digits --model Sashimi --model.layer.d_state 8",
+            "d_state needs --model.layer.name, one of",
+        ),
+        ("train digits --trainer.callbacks [1]", "--trainer.callbacks=1 does not fit; expected Callback"),
+        ("train digits --model nowhere.Net", "nowhere.Net cannot be imported: No module named 'nowhere'"),
+        ("train digits --data Digts", "--data='Digts' is unknown; did you mean 'Digits'?"),
         ("version", "use milkweed --version"),
         ("list", "use milkweed recipes"),
         ("eval runs/x", "use milkweed evaluate"),
@@ -126,8 +145,8 @@ def test_options_of_a_layer_are_listed_with_their_meaning(capsys, monkeypatch):
         values["model"]["init_args"]["layer"] = options
         from rich.console import Console
 
+        from milkweed.cli.recipe import Recipe
         from milkweed.cli.table import print_options
-        from milkweed.train.recipe.find import Recipe
 
         print_options(Console(), Recipe("mine", "", values))
         shown = dict(re.findall(r"^  --model\.layer\.(\S+) +(\S.*)$", capsys.readouterr().out, re.MULTILINE))

@@ -3,9 +3,10 @@ import sys
 
 import pytest
 
-from milkweed.cli import COMMANDS, describe, main
-from milkweed.train.recipe.find import shipped_recipes
-from milkweed.train.recipe.resolve import readable_type_error
+from milkweed.cli import COMMANDS, main
+from milkweed.cli.errors import describe
+from milkweed.cli.recipe import shipped_recipes
+from milkweed.train.recipe.check import readable_type_error
 
 
 def refused(arguments, capsys):
@@ -170,7 +171,7 @@ def test_help_leaves_out_the_marks_of_code_and_links(capsys, monkeypatch):
 
 def test_missing_packages_are_named_with_their_extra(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
-    monkeypatch.delitem(sys.modules, "milkweed.train.recipe.resolve", raising=False)
+    monkeypatch.delitem(sys.modules, "milkweed.cli.build", raising=False)
     assert 'pip install "milkweed[train]"' in refused(["train", "digits"], capsys)
 
 

@@ -13,12 +13,12 @@ from lightning.pytorch import Trainer
 
 from milkweed._suggest import UsageError
 from milkweed.cli import main
-from milkweed.cli.overrides import split_overrides
+from milkweed.cli.options import split_overrides
+from milkweed.cli.recipe import find_recipe, read_recipe
 from milkweed.tasks import Regression
 from milkweed.train.callbacks import read_rows
 from milkweed.train.recipe.build import build, exact
-from milkweed.train.recipe.find import find_recipe, read_recipe
-from milkweed.train.recipe.resolve import checked, resolve
+from milkweed.train.recipe.check import checked, resolve
 from milkweed.train.run_folder import RunFolder
 
 NUMBERS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
@@ -91,8 +91,8 @@ def test_the_order_in_which_types_were_made_does_not_matter():
     code = """
 from typing import Optional, Union
 Optional[Union[float, int]]  # typing gives this one to whoever asks for the other
-from milkweed.train.recipe.resolve import checked, resolve
-from milkweed.train.recipe.find import find_recipe
+from milkweed.train.recipe.check import checked, resolve
+from milkweed.cli.recipe import find_recipe
 name = "limit_train_batches"
 print(repr(resolve(find_recipe("digits").values, [(f"trainer.{name}", 1)])["trainer"][name]))
 """

@@ -1,9 +1,8 @@
 import pytest
 
 from milkweed._suggest import UsageError
-from milkweed.cli.overrides import split_overrides
-from milkweed.train.recipe.resolve import apply_overrides
-from milkweed.train.run_config import natural_options
+from milkweed.cli.options import apply_overrides, split_overrides
+from milkweed.train.recipe.words import natural_options
 
 CONFIG = {
     "seed": 0,

@@ -4,8 +4,8 @@ import pytest
 
 from milkweed._suggest import UsageError
 from milkweed.cli import main
+from milkweed.cli.recipe import find_recipe, read_recipe, shipped_recipes
 from milkweed.convert import load_pretrained
-from milkweed.train.recipe.find import find_recipe, read_recipe, shipped_recipes
 
 TWO_STEPS = [
     *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from milkweed.cli import table
-from milkweed.train.recipe.find import find_recipe, read_recipe, shipped_recipes
+from milkweed.cli.recipe import find_recipe, read_recipe, shipped_recipes
 
 ROWS = [("seed", "0", "int", "Decides it"), ("model.d_model", "64", "int", "")]
 

@@ -149,7 +149,7 @@ def test_damaged_checkpoints(out, capsys):
 
 
 def test_demo_prints_one_table(tmp_path, capsys, monkeypatch):
-    from milkweed.train.recipe import find as recipe
+    from milkweed.cli import recipe
 
     def shortened(path):
         found = read(path)
@@ -209,8 +209,8 @@ def test_names_of_runs_are_names_of_folders(name, tmp_path, capsys):
 
 
 def test_resume_command_names_the_recipe_as_typed(tmp_path):
+    from milkweed.cli.recipe import find_recipe
     from milkweed.train.plan import Plan
-    from milkweed.train.recipe.find import find_recipe
     from milkweed.train.run_folder import RunFolder
 
     file = tmp_path / "mine.yaml"

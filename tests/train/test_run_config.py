@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from milkweed.train.recipe.find import find_recipe
-from milkweed.train.recipe.resolve import resolve
+from milkweed.cli.build import resolve
+from milkweed.cli.recipe import find_recipe
 from milkweed.train.run_config import MARK, natural_options, read_config, write_config
 from milkweed.train.strict_yaml import read_yaml
 

@@ -9,8 +9,9 @@ from contextlib import suppress
 
 from milkweed._suggest import UsageError, unknown
 from milkweed._version import __version__
-from milkweed.cli.command import DEBUG_VARIABLE, run_command
+from milkweed.cli.command import run_command
 from milkweed.cli.console import complain, echo, in_columns
+from milkweed.cli.errors import caused_by_input, debugging, print_error
 
 COMMANDS = {
     "train": "train a recipe and leave its results under runs/",
@@ -110,35 +111,3 @@ def print_overview() -> None:
     echo("milkweed: sub-quadratic building blocks for PyTorch, from recipe to result\n")
     in_columns(COMMANDS.items(), "  ")
     echo(f"\nFor example\n{FIRST_STEPS}")
-
-
-def print_error(error: BaseException) -> None:
-    """Print an error of the user's input."""
-    complain(describe(error), "error: ")
-    if not isinstance(error, UsageError):
-        complain(f"--debug or {DEBUG_VARIABLE}=1 shows where it came from.")
-
-
-def describe(error: BaseException) -> str:
-    """The text of an error, without the machinery around it where a library wrote it."""
-    text = str(error) or type(error).__name__
-    if isinstance(error, ModuleNotFoundError) and error.name and "milkweed[" not in text:
-        return f'this command needs {error.name}, which is not installed: pip install "milkweed[train]"'
-    if "Parser key" not in text:
-        return text
-    from milkweed.train.recipe.resolve import readable_type_error  # of jsonargparse's
-
-    return readable_type_error(text) or text
-
-
-def caused_by_input(error: BaseException) -> bool:
-    """Whether an error can be mended by whoever typed the command; any other is a defect of the program."""
-    # Lightning and jsonargparse have their own kinds; by name, since neither may be installed.
-    names = {kind.__name__ for kind in type(error).__mro__}
-    expected = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
-    return isinstance(error, expected) or bool(names & {"MisconfigurationException", "ArgumentError"})
-
-
-def debugging(arguments: list[str]) -> bool:
-    """Whether tracebacks are wanted."""
-    return "--debug" in arguments or os.environ.get(DEBUG_VARIABLE, "") not in {"", "0"}

@@ -14,14 +14,14 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from milkweed._suggest import UsageError, unknown
-from milkweed.cli.overrides import split_overrides
+from milkweed.cli.errors import DEBUG_VARIABLE
+from milkweed.cli.options import split_overrides
 from milkweed.train.recipe import docs
 from milkweed.train.recipe.words import OPTIONS, meant_option
-
-DEBUG_VARIABLE = "MILKWEED_DEBUG"
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,9 +44,12 @@ def run_command(name: str, arguments: list[str]) -> None:
     own, overrides = split_overrides(arguments) if takes_recipe else (arguments, [])
     if takes_recipe and {"--help", "-h"} & set(own):
         parser.print_help()
-        recipes = [each for each in own if not each.startswith("-")]
-        if recipes and "recipe" in inspect.signature(function).parameters:
-            print_recipe_options(recipes[0])
+        recipe = None
+        with suppress(UsageError):  # what is missing or wrong does not keep from help
+            values, _ = parser.parse_known_args([each for each in own if each not in {"--help", "-h"}])
+            recipe = getattr(values, "recipe", None)
+        if recipe is not None:
+            print_recipe_options(recipe)
         return
     values, extra = parser.parse_known_args(own)
     if extra:
@@ -85,11 +88,16 @@ def make_parser(name: str, function: Callable[..., None], module: types.ModuleTy
     parser.add_argument("--debug", action="store_true", help=f"show tracebacks (also {DEBUG_VARIABLE}=1)")
     hints = typing.get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {"Args": parser}
-    for entry in docs.entries(text):
+    parameters = dict(inspect.signature(function).parameters)
+    parameters.pop("overrides", None)
+    entries = {entry.name: entry for entry in docs.entries(text) if entry.name in parameters}
+    for each in parameters:  # without docstrings, as under python -OO, all options are there without a meaning
+        entries.setdefault(each, docs.Entry("Args", each, "", ""))
+    for entry in entries.values():
         group = groups.get(entry.section)
         if group is None:
             group = groups[entry.section] = parser.add_argument_group(entry.section)
-        parameter = inspect.signature(function).parameters[entry.name]
+        parameter = parameters[entry.name]
         if parameter.kind is parameter.VAR_KEYWORD:
             for option, meaning in module.further_options().items():
                 _add(
@@ -113,7 +121,7 @@ def _add(group: Any, parameter: inspect.Parameter, hint: Any, entry: docs.Entry)
     if default is not parameter.empty:
         options["default"] = default
         if default not in {None, False} and "default" not in entry.text:
-            options["help"] += f"; default: {default:g}" if isinstance(default, float) else f"; default: {default}"
+            options["help"] += f"; default: {default}"
     if positional:
         options |= {} if default is parameter.empty else {"nargs": "?"}
     options |= _reading(hint)
@@ -142,8 +150,8 @@ def _reading(hint: Any) -> dict[str, Any]:
 def recipe_options(recipe: str | None) -> Iterable[str]:
     """Names of a recipe's options, to find the one that was meant; the usual ones if there is no such recipe."""
     if recipe is not None:
+        from milkweed.cli.recipe import find_recipe
         from milkweed.cli.table import option_rows
-        from milkweed.train.recipe.find import find_recipe
 
         try:
             return [row[0] for row in option_rows(find_recipe(recipe))]
@@ -156,7 +164,7 @@ def print_recipe_options(recipe: str) -> None:
     """Print every option of a recipe."""
     from rich.console import Console
 
+    from milkweed.cli.recipe import find_recipe
     from milkweed.cli.table import print_options
-    from milkweed.train.recipe.find import find_recipe
 
     print_options(Console(), find_recipe(recipe))

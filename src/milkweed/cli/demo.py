@@ -15,9 +15,9 @@ def demo(*, seed: int = 0, out: Path = Path("runs")) -> None:
     """
     from rich.console import Console
 
+    from milkweed.cli.recipe import find_recipe
     from milkweed.cli.tables import print_results
     from milkweed.cli.train import train_one
-    from milkweed.train.recipe.find import find_recipe
 
     outcomes = []
     for number, name in enumerate(RECIPES, 1):

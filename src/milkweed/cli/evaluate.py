@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 from milkweed._suggest import UsageError
-from milkweed.cli.overrides import Overrides
-from milkweed.train.recipe.find import find_recipe, is_run
+from milkweed.cli.options import Overrides
+from milkweed.cli.recipe import find_recipe, is_run
 
 EXAMPLE = """\
   milkweed evaluate runs/digits
@@ -37,10 +37,10 @@ def evaluate(
     from rich.markup import escape
     from rich.table import Table
 
+    from milkweed.cli.build import resolve
     from milkweed.convert import load_pretrained
     from milkweed.train.noise import quiet
     from milkweed.train.recipe.build import build
-    from milkweed.train.recipe.resolve import resolve
     from milkweed.train.run_folder import RunFolder
     from milkweed.train.trusted import import_named_classes, import_paths
 

@@ -1,7 +1,7 @@
 """`milkweed inspect`."""
 
-from milkweed.cli.overrides import Overrides
-from milkweed.train.recipe.find import find_recipe
+from milkweed.cli.options import Overrides
+from milkweed.cli.recipe import find_recipe
 
 EXAMPLE = "  milkweed inspect digits --model.d_model 256 --data.batch_size 32 --levels 4"
 
@@ -20,9 +20,9 @@ def inspect(recipe: str, overrides: Overrides, *, levels: int = 3) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from milkweed.cli.build import resolve
     from milkweed.train.measure import measure
     from milkweed.train.recipe.build import build
-    from milkweed.train.recipe.resolve import resolve
 
     config = resolve(found.values, overrides)
     with torch.device("meta"):

@@ -1,7 +1,7 @@
 """`milkweed recipes`."""
 
 from milkweed.cli.console import echo, in_columns
-from milkweed.train.recipe.find import description, shipped_recipes
+from milkweed.cli.recipe import description, shipped_recipes
 
 EXAMPLE = "  milkweed recipes"
 

@@ -18,7 +18,7 @@ from rich.text import Text
 import milkweed
 from milkweed._disk import DiskFullError
 from milkweed._files import atomic_write, read_json_file
-from milkweed.train.recipe.find import Recipe
+from milkweed.cli.recipe import Recipe
 
 # Name, value, type and meaning of an option.
 Row = tuple[str, str, str, str]
@@ -57,7 +57,7 @@ def option_rows(recipe: Recipe) -> list[Row]:
 
 def make_rows(values: dict[str, Any]) -> list[Row]:
     """All options of a recipe, by importing what they belong to."""
-    from milkweed.train.recipe.resolve import resolve
+    from milkweed.cli.build import resolve
     from milkweed.train.recipe.schema import in_words, options_of
 
     config = resolve(values, [])
@@ -95,7 +95,7 @@ def _key(recipe: Recipe) -> str | None:
     Files of this library count by size and time, as its version does not change while it is being worked on.
     """
     paths = [recipe.values[section].get("class_path") for section in ("data", "model", "task")]
-    if "milkweed.nn" in sys.modules or any(not isinstance(path, str) or "." in path for path in paths):
+    if "milkweed.nn" in sys.modules or not all(isinstance(path, str) and _own(path) for path in paths):
         return None
     folder = Path(milkweed.__file__).parent
     files = [(str(each.relative_to(folder)), each.stat()) for each in sorted(folder.rglob("*.py"))]
@@ -103,6 +103,10 @@ def _key(recipe: Recipe) -> str | None:
     stamps = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
     everything = [str(folder), milkweed.__version__, sys.version, versions, stamps, recipe.values]
     return _digest(json.dumps(everything, default=str))
+
+
+def _own(path: str) -> bool:
+    return "." not in path or path.startswith("milkweed.")
 
 
 def _version(package: str) -> str:

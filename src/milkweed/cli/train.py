@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from milkweed.cli.overrides import Overrides
+from milkweed.cli.options import Overrides
 
 EXAMPLE = """\
   milkweed train digits --name wide --model.d_model 96 --task.lr 0.005
@@ -54,10 +54,10 @@ def train_one(
 
     from rich.console import Console
 
+    from milkweed.cli.build import resolve
+    from milkweed.cli.recipe import find_recipe
     from milkweed.train.noise import quiet
     from milkweed.train.plan import Plan, carry_out, settle
-    from milkweed.train.recipe.find import find_recipe
-    from milkweed.train.recipe.resolve import resolve
 
     quiet()
     console, found = Console(), find_recipe(recipe)

@@ -19,7 +19,7 @@ from milkweed.train.checkpoint_io import read_checkpoint
 from milkweed.train.checkpoints import check_fits, step_of
 from milkweed.train.environment import describe_environment
 from milkweed.train.recipe.build import build
-from milkweed.train.run_config import natural_options
+from milkweed.train.recipe.words import natural_options
 from milkweed.train.run_folder import RunFolder, check_name, check_writable, is_empty
 from milkweed.train.run_lock import locked
 from milkweed.train.session import Session, TrainingInterrupted, run_of_parent

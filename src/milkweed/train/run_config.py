@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from milkweed._files import atomic_write
-from milkweed.train.recipe.find import SECTIONS
+from milkweed.train.recipe.words import SECTIONS
 from milkweed.train.strict_yaml import LARGEST_FILE, plain, read_yaml, write_yaml
 
 MARK = "# checksum of the lines above: "
@@ -28,18 +28,6 @@ class StoredConfig(dict[str, Any]):
     def __init__(self, content: dict[str, Any], path: Path, whole: bool) -> None:
         super().__init__(content)
         self.path, self.whole = path, whole
-
-
-def natural_options(config: dict[str, Any]) -> dict[str, Any]:
-    """All options of a configuration by their natural names, such as `model.d_model`: without `init_args`."""
-    options: dict[str, Any] = {}
-    for key, value in config.items():
-        if not isinstance(value, dict) or not value:
-            options[key] = value
-            continue
-        inner = value.get("init_args") or {} if "class_path" in value else value
-        options |= {f"{key}.{name}": item for name, item in natural_options(inner).items()}
-    return options
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:

@@ -16,17 +16,8 @@ from milkweed.train.densify import DensifyOptions
 from milkweed.train.optimisation import Optimisation
 from milkweed.train.recipe.build import class_of, classes, trainer_options
 from milkweed.train.recipe.docs import entries, first_sentence
+from milkweed.train.recipe.words import FIXED
 
-FIXED = {
-    "model.d_input": "the data decide it",
-    "model.d_output": "the data decide it",
-    "model.length": "the data decide it",
-    "task.num_classes": "the data decide it",
-    "task.judged_by": "the data decide it",
-    "task.model": "it is the section model",
-    "data.seed": "it is --seed",
-    "trainer.max_steps": "trainings are bounded by --trainer.max_epochs, and epochs by --trainer.limit_train_batches",
-}
 _VARIADIC = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 _NAMES = {"Any": Any, "Mapping": Mapping, "Sequence": Sequence, "Literal": typing.Literal}
 

@@ -1,8 +1,10 @@
-"""Words of other programs for options, and the option that was probably meant by a name that is none."""
+"""Names of options: those of a configuration, words of other programs, and what was meant by a name that is none."""
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
+SECTIONS = ("data", "model", "task", "trainer")
 # Names of options elsewhere, with underscores, and what a recipe calls them.
 OPTIONS = {
     **dict.fromkeys(("lr", "learning_rate", "rate"), "task.lr"),
@@ -26,6 +28,30 @@ OPTIONS = {
     **dict.fromkeys(("run_name", "experiment", "exp_name"), "name"),
     **dict.fromkeys(("checkpoint", "ckpt", "continue", "resume_from_checkpoint"), "resume"),
 }
+
+
+FIXED = {
+    "model.d_input": "the data decide it",
+    "model.d_output": "the data decide it",
+    "model.length": "the data decide it",
+    "task.num_classes": "the data decide it",
+    "task.judged_by": "the data decide it",
+    "task.model": "it is the section model",
+    "data.seed": "it is --seed",
+    "trainer.max_steps": "trainings are bounded by --trainer.max_epochs, and epochs by --trainer.limit_train_batches",
+}
+
+
+def natural_options(config: dict[str, Any]) -> dict[str, Any]:
+    """All options of a configuration by their natural names, such as `model.d_model`: without `init_args`."""
+    options: dict[str, Any] = {}
+    for key, value in config.items():
+        if not isinstance(value, dict) or not value:
+            options[key] = value
+            continue
+        inner = value.get("init_args") or {} if "class_path" in value else value
+        options |= {f"{key}.{name}": item for name, item in natural_options(inner).items()}
+    return options
 
 
 def meant_option(given: str, own: Iterable[str], recipe: Iterable[str]) -> str | None:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from milkweed._suggest import UsageError, unknown
-
-SECTIONS = ("data", "model", "task", "trainer")
+from milkweed.train.recipe.words import SECTIONS
 
 
 @dataclass(frozen=True)

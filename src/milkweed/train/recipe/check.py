@@ -6,9 +6,7 @@ import importlib
 import inspect
 import re
 import typing
-from argparse import ArgumentError
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -16,10 +14,9 @@ from lightning.pytorch import LightningModule
 
 from milkweed._suggest import UsageError, unknown
 from milkweed.train.densify import DensifyOptions
-from milkweed.train.recipe.build import BASES, class_of, classes, complete
-from milkweed.train.recipe.schema import FIXED, Option, Schema, in_words, kinds, options_of
-from milkweed.train.recipe.words import unknown_option
-from milkweed.train.run_config import WAY_OUT, StoredConfig, check_complete, natural_options
+from milkweed.train.recipe.build import BASES, class_of, classes
+from milkweed.train.recipe.schema import Option, Schema, in_words, kinds, options_of
+from milkweed.train.recipe.words import FIXED, unknown_option
 from milkweed.train.strict_yaml import read_value
 
 _SCALARS = {int, float, bool, str, None, type(None), Any, typing.Literal}
@@ -34,67 +31,6 @@ LEAST = {
 }
 # Options that take objects, and the module of Lightning that holds their classes.
 OBJECTS = {"trainer.logger": "loggers", "trainer.callbacks": "callbacks", "trainer.profiler": "profilers"}
-
-
-def resolve(values: dict[str, Any], overrides: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Complete a recipe, or a run's config.yaml, by all defaults, change it, and check names, types and ranges."""
-    chosen = [(name.removesuffix(".class_path"), value) for name, value in overrides if _names_class(name)]
-    others = [(name, value) for name, value in overrides if not _names_class(name)]
-    with blamed_on(values):
-        config = values | {name: {"class_path": value, "init_args": {}} for name, value in chosen}
-        config = complete(checked(config))
-        if isinstance(values, StoredConfig):
-            check_complete(values, config, [name for name, _ in (*chosen, *others)])
-    return complete(checked(apply_overrides(config, others), getattr(overrides, "texts", {})))
-
-
-def _names_class(name: str) -> bool:
-    """Whether an option chooses a class, e.g. `--model MlpMixer`."""
-    return name.removesuffix(".class_path") in BASES
-
-
-@contextmanager
-def blamed_on(values: dict[str, Any]) -> Iterator[None]:
-    """Say that an error may come from a config.yaml that is not known to be whole, if that is what the block reads."""
-    try:
-        yield
-    except (ValueError, TypeError, ArgumentError) as error:
-        if not isinstance(values, StoredConfig) or values.whole or str(values.path) in str(error):
-            raise
-        text = readable_type_error(str(error)) or str(error)
-        raise ValueError(f"{values.path} does not fit ({text}), and may be damaged; {WAY_OUT}") from error
-
-
-def apply_overrides(config: dict[str, Any], overrides: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A copy of a resolved configuration with some values changed, given by natural name."""
-    changed = copy.deepcopy(config)
-    for name, value in overrides:
-        if name in FIXED:
-            raise UsageError(f"--{name} cannot be set: {FIXED[name]}")
-        place = _place_of(changed, name.split("."))
-        if place is None:
-            raise UsageError(unknown_option(name, natural_options(changed)))
-        place[name.rpartition(".")[2]] = value
-    return changed
-
-
-def _place_of(config: dict[str, Any], path: list[str]) -> dict[str, Any] | None:
-    """The dictionary that holds the last key of a path; None if there is no such option."""
-    place, free = config, False
-    for depth, key in enumerate(path):
-        if "class_path" in place:
-            place = place["init_args"]
-        if key not in place and not free:
-            return None
-        if depth == len(path) - 1:
-            return place
-        if place.get(key) is None:
-            place[key] = {}
-        place = place[key]
-        if not isinstance(place, dict):
-            return None
-        free = depth > 0 and "class_path" not in place  # options of options, such as those of a layer
-    return None
 
 
 def checked(config: dict[str, Any], texts: Mapping[str, str] | None = None) -> dict[str, Any]:
