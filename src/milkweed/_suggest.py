@@ -12,3 +12,7 @@ def unknown(kind: str, given: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"{kind}={given!r} is unknown{hint} Known: {', '.join(names)}"
+
+
+class UsageError(ValueError):
+    """A command line or a recipe asks for something that does not exist or does not fit."""

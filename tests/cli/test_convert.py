@@ -274,7 +274,7 @@ def test_what_stops_it_leaves_nothing(folder, capsys, monkeypatch, error):
     def stop(*_):
         raise error
 
-    monkeypatch.setattr("milkweed.cli.convert.page.write_page", stop)
+    monkeypatch.setattr("milkweed.plots.conversion_page.write_page", stop)
     before = content(folder)
     assert main(["convert", "bert", "--out", "new/out"]) == (2 if isinstance(error, OSError) else 130)
     assert ("No space left on device" in capsys.readouterr().err) is isinstance(error, OSError)
@@ -315,6 +315,22 @@ def test_weights_that_do_not_belong_to_the_config(folder, capsys):
     assert "bert lacks encoder.layer.2" in refused(["bert", "--out", "x"], capsys)
     file.write_text(json.dumps(config | {"intermediate_size": 48}))
     assert "the weights of bert cannot be read" in refused(["bert", "--out", "x"], capsys)
+
+
+def test_the_options_of_every_structure_are_there_without_importing_them():
+    import dataclasses
+    import inspect
+
+    from milkweed._registry import registered
+    from milkweed.cli.convert import convert as command
+    from milkweed.cli.convert import further_options
+    from milkweed.nn.structured_linear.config import is_whole
+
+    own = {name: kind for name, kind in registered("config").items() if kind.__module__.startswith("milkweed.")}
+    fields = {field.name for kind in own.values() for field in dataclasses.fields(kind) if is_whole(field)}
+    assert fields <= inspect.signature(command).parameters.keys()
+    assert not fields & further_options().keys()
+    assert all(name in inspect.getdoc(command) for name in own)
 
 
 def save_other(folder, name):
@@ -445,7 +461,7 @@ def test_what_appears_in_its_place_meanwhile_is_not_replaced(folder, capsys, mon
             (folder / "out").mkdir()
             (folder / "out" / "thesis.txt").write_text("precious")
 
-    monkeypatch.setattr("milkweed.cli.convert.page.write_page", appear)
+    monkeypatch.setattr("milkweed.plots.conversion_page.write_page", appear)
     assert "choose a new folder" in refused(["bert", "--out", "out"], capsys)
     path = folder / "out" if kind == "file" else folder / "out" / "thesis.txt"
     assert path.read_text() == "precious"
@@ -454,7 +470,7 @@ def test_what_appears_in_its_place_meanwhile_is_not_replaced(folder, capsys, mon
 
 def test_being_ended_leaves_nothing(folder, monkeypatch):
     handler = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("milkweed.cli.convert.page.write_page", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("milkweed.plots.conversion_page.write_page", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     before = content(folder)
     with pytest.raises(SystemExit) as raised:
         main(["convert", "bert", "--out", "new/out"])
@@ -494,8 +510,8 @@ def test_signals_while_distilling(folder, monkeypatch, number, code):
     ],
 )
 def test_records_are_no_texts_and_the_command_in_the_refusal_makes_some(name, content, tmp_path, monkeypatch):
+    from milkweed._suggest import UsageError
     from milkweed.cli.convert.texts import read_texts
-    from milkweed.cli.errors import UsageError
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_text(content)
@@ -511,8 +527,8 @@ def test_records_are_no_texts_and_the_command_in_the_refusal_makes_some(name, co
 
 
 def test_files_of_other_kinds_are_refused_by_name(tmp_path):
+    from milkweed._suggest import UsageError
     from milkweed.cli.convert.texts import read_texts
-    from milkweed.cli.errors import UsageError
 
     (tmp_path / "a.json").write_text('[\n"red",\n"blue"]\n')
     with pytest.raises(UsageError, match=r"a.json is a .json file; expected a text file with one text per line"):

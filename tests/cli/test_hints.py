@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from milkweed.cli import hints, main
-from milkweed.cli.build import build, resolve
-from milkweed.cli.describe import all_options
+from milkweed.cli import MEANT_COMMANDS, main
+from milkweed.cli.build import resolve
 from milkweed.cli.options import split_overrides
 from milkweed.cli.recipe import find_recipe, shipped_recipes
+from milkweed.train.recipe import words
+from milkweed.train.recipe.build import build
+from milkweed.train.recipe.schema import options_of
 
 
 def refused(text, capsys):
@@ -48,6 +50,25 @@ def refused(text, capsys):
         ("train digits --seed 1.5", "seed=1.5 does not fit; expected int"),
         ("train digits --seed -1", "seed=-1 does not fit; expected int, from 0"),
         ("train digits --seed true", "seed=True does not fit; expected int"),
+        ("train digits --model.d_model=abc", "error: --model.d_model='abc' does not fit; expected int"),
+        (
+            "train digits --model.d_model 1e3",
+            "d_model=1e3 does not fit; expected int; use --model.d_model 1000",
+        ),
+        ("train digits --trainer.max_epochs 1,000", "expected int or null; use --trainer.max_epochs 1000"),
+        ("train digits --model.prenorm maybe", "expected bool; use true or false"),
+        ("train digits --task.schedule cosin", "did you mean cosine?"),
+        ("train digits --model.layer.d_state big", "--model.layer.d_state='big' does not fit; expected int"),
+        ("train digits --model.layer.frozen dt", 'expected list of str; use --model.layer.frozen "[dt]"'),
+        ("train digits --model.layer.name s5", "--model.layer.name='s5' is unknown; did you mean 's4'?"),
+        ("train digits --model.layer.name gated_mixer", 'recipe gives, use --model.layer "{name: gated_mixer}"'),
+        (
+            "train digits --model Sashimi --model.layer.d_state 8",
+            "d_state needs --model.layer.name, one of",
+        ),
+        ("train digits --trainer.callbacks [1]", "--trainer.callbacks=1 does not fit; expected Callback"),
+        ("train digits --model nowhere.Net", "nowhere.Net cannot be imported: No module named 'nowhere'"),
+        ("train digits --data Digts", "--data='Digts' is unknown; did you mean 'Digits'?"),
         ("version", "use milkweed --version"),
         ("list", "use milkweed recipes"),
         ("eval runs/x", "use milkweed evaluate"),
@@ -64,11 +85,11 @@ def test_natural_mistakes_get_the_right_hint(command, message, capsys, tmp_path,
 def test_words_of_other_programs_lead_to_options_and_commands_that_exist():
     known = {"name", "out", "resume"}
     for recipe in shipped_recipes():
-        known |= set(all_options(resolve(find_recipe(recipe).values, [])))
-    assert set(hints.OPTIONS.values()) <= known
+        known |= set(options_of(resolve(find_recipe(recipe).values, [])).listed())
+    assert set(words.OPTIONS.values()) <= known
     from milkweed.cli import COMMANDS
 
-    assert set(hints.COMMANDS.values()) <= {*COMMANDS, "--version"}
+    assert set(MEANT_COMMANDS.values()) <= {*COMMANDS, "--version"}
 
 
 def test_the_recommended_logger_works(capsys):
@@ -100,7 +121,7 @@ def test_help_lists_every_option_and_each_works(recipe, capsys, monkeypatch):
     names = [name for name, _ in shown]
     values = find_recipe(recipe).values
     config = resolve(values, [])
-    assert {"data", "model", "task"} | set(all_options(config)) == set(names)
+    assert set(options_of(config).listed()) == set(names)
     assert len(set(names)) == len(names)
     for name in names:  # each is taken, with the value that it has
         if "." in name and not name.startswith("trainer.densify"):
@@ -125,8 +146,8 @@ def test_options_of_a_layer_are_listed_with_their_meaning(capsys, monkeypatch):
         values["model"]["init_args"]["layer"] = options
         from rich.console import Console
 
-        from milkweed.cli.describe import print_options
         from milkweed.cli.recipe import Recipe
+        from milkweed.cli.table import print_options
 
         print_options(Console(), Recipe("mine", "", values))
         shown = dict(re.findall(r"^  --model\.layer\.(\S+) +(\S.*)$", capsys.readouterr().out, re.MULTILINE))

@@ -4,8 +4,9 @@ import sys
 import pytest
 
 from milkweed.cli import COMMANDS, main
-from milkweed.cli.errors import describe, readable_type_error
+from milkweed.cli.errors import describe
 from milkweed.cli.recipe import shipped_recipes
+from milkweed.train.recipe.check import readable_type_error
 
 
 def refused(arguments, capsys):

@@ -1,7 +1,8 @@
 import pytest
 
-from milkweed.cli.errors import UsageError
-from milkweed.cli.options import apply_overrides, natural_options, split_overrides
+from milkweed._suggest import UsageError
+from milkweed.cli.options import apply_overrides, split_overrides
+from milkweed.train.recipe.words import natural_options
 
 CONFIG = {
     "seed": 0,

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from milkweed._suggest import UsageError
 from milkweed.cli import main
-from milkweed.cli.errors import UsageError
 from milkweed.cli.recipe import find_recipe, read_recipe, shipped_recipes
 from milkweed.convert import load_pretrained
 

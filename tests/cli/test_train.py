@@ -209,8 +209,8 @@ def test_names_of_runs_are_names_of_folders(name, tmp_path, capsys):
 
 
 def test_resume_command_names_the_recipe_as_typed(tmp_path):
-    from milkweed.cli.plan import Plan
     from milkweed.cli.recipe import find_recipe
+    from milkweed.train.plan import Plan
     from milkweed.train.run_folder import RunFolder
 
     file = tmp_path / "mine.yaml"

@@ -20,7 +20,7 @@ COMMAND = """
 import re, sys, threading, time
 from pathlib import Path
 import matplotlib.figure, transformers.models.llama.modeling_llama
-import milkweed.cli.convert.page
+import milkweed.plots.conversion_page, milkweed.train.environment
 from milkweed.cli import main
 
 def anonymous():

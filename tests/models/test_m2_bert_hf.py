@@ -288,7 +288,10 @@ def test_a_folder_for_sentence_transformers(pooling, tmp_path):
 
 
 def test_folders_that_sentence_transformers_would_misread(tmp_path):
-    for options, message in (({"pooling": "attention"}, "sentence-transformers has no pooling"), ({"padding": "legacy"}, "longest text")):
+    for options, message in (
+        ({"pooling": "attention"}, "sentence-transformers has no pooling"),
+        ({"padding": "legacy"}, "longest text"),
+    ):
         with pytest.raises(ValueError, match=message):
             save_sentence_transformer(M2BertForTextEncoding(config(**options)), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -8,12 +8,13 @@ import yaml
 from torch import nn
 
 from milkweed.cli import main
-from milkweed.cli.build import build, resolve
+from milkweed.cli.build import resolve
 from milkweed.cli.recipe import find_recipe
 from milkweed.convert import load_pretrained
 from milkweed.tasks import Classification, Glue, Language, MaskedLanguage, Regression, Retrieval
 from milkweed.train.module import SequenceModule
 from milkweed.train.optimisation import Optimisation
+from milkweed.train.recipe.build import build
 from milkweed.train.run_config import read_config
 
 SMALL = [

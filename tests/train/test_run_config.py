@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from milkweed.cli.build import resolve
-from milkweed.cli.options import natural_options
 from milkweed.cli.recipe import find_recipe
+from milkweed.train.recipe.words import natural_options
 from milkweed.train.run_config import MARK, read_config, write_config
 from milkweed.train.strict_yaml import read_yaml
 

@@ -10,11 +10,12 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback
 from torch import nn
 
+from milkweed._suggest import UsageError
 from milkweed.cli import main
-from milkweed.cli.build import build, resolve
-from milkweed.cli.errors import UsageError
+from milkweed.cli.build import resolve
 from milkweed.cli.recipe import find_recipe
 from milkweed.models import SequenceModel
+from milkweed.train.recipe.build import build
 from milkweed.train.run_folder import RunFolder
 from milkweed.train.trusted import UntrustedClassError, takes_code
 

@@ -7,10 +7,11 @@ import sys
 import warnings
 from contextlib import suppress
 
-from milkweed._suggest import unknown
+from milkweed._suggest import UsageError, unknown
 from milkweed._version import __version__
-from milkweed.cli.errors import UsageError, caused_by_input, debugging, print_error
-from milkweed.cli.hints import meant_command
+from milkweed.cli.command import run_command
+from milkweed.cli.console import complain, echo, in_columns
+from milkweed.cli.errors import caused_by_input, debugging, print_error
 
 COMMANDS = {
     "train": "train a recipe and leave its results under runs/",
@@ -21,6 +22,16 @@ COMMANDS = {
     "demo": "train three small models on handwritten digits and compare them",
     "plot": "draw matrices, HiPPO bases and the kernels that a run learned",
 }
+# Words of other programs.
+MEANT_COMMANDS = {
+    **dict.fromkeys(("version", "-v", "-V"), "--version"),
+    **dict.fromkeys(("list", "ls", "models", "recipe"), "recipes"),
+    **dict.fromkeys(("run", "fit", "start", "resume", "finetune", "fine-tune"), "train"),
+    **dict.fromkeys(("test", "eval", "validate", "val", "score"), "evaluate"),
+    **dict.fromkeys(("show", "summary", "describe", "info", "params"), "inspect"),
+    **dict.fromkeys(("compress", "project"), "convert"),
+    **dict.fromkeys(("draw", "figure", "visualize", "visualise"), "plot"),
+}
 FIRST_STEPS = """\
 milkweed demo                                a first look, under three minutes
 milkweed recipes                             what can be trained
@@ -30,23 +41,18 @@ milkweed convert MODEL --plan                what Monarch matrices would make of
 milkweed plot monarch dct                    a matrix and its Monarch factors, as a PNG
 milkweed --import my_layers train my.yaml    with classes of your own, which my_layers.py registers
 milkweed COMMAND --help                      more, with an example"""
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: The command line without the program's name; that of the process if None.
-
-    Returns:
-        The exit code: 0 if all went well, 2 for input that needs mending, 130 when stopped by Ctrl-C.
-    """
+    """Run one command."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return dispatch(arguments)
+        dispatch(arguments)
+        sys.stdout.flush()
+        return OK
     except KeyboardInterrupt as stop:
-        stderr().print(f"\n{stop or 'Stopped.'}", highlight=False, markup=False, soft_wrap=True)
+        complain(f"\n{stop or 'Stopped.'}")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe, e.g. `head`, has seen enough; the interpreter must not complain when it flushes.
@@ -55,54 +61,34 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debugging(arguments) or not caused_by_input(error):
             raise
-        print_error(stderr(), error)
+        print_error(error)
         return BAD_INPUT
 
 
-def dispatch(arguments: list[str]) -> int:
-    """Hand the arguments to their command, importing no more than that one needs.
-
-    Args:
-        arguments: The command line without the program's name.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        UsageError: If there is no such command.
-    """
+def dispatch(arguments: list[str]) -> None:
+    """Hand the arguments to their command, importing no more than that one needs."""
     while arguments and arguments[0].partition("=")[0] == "--import":
         arguments = import_module(arguments)
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in {"--help", "-h", "help"}:
         print_overview()
-        return OK
+        return
     if command == "--version":
-        stdout().print(f"milkweed {__version__}", highlight=False)
-        return OK
+        echo(f"milkweed {__version__}")
+        return
     if command not in COMMANDS:
-        meant = meant_command(command)
+        meant = MEANT_COMMANDS.get(command.lstrip("-") if command.startswith("--") else command)
         if meant is None and command.startswith("-"):
             raise UsageError(f"{command} stands before any command; e.g. milkweed train digits {' '.join(arguments)}")
         raise UsageError(
             f"command={command!r} is unknown; use milkweed {meant}" if meant else unknown("command", command, COMMANDS)
         )
     with warnings.catch_warnings():
-        return importlib.import_module(f"milkweed.cli.{command}").run(rest)
+        run_command(command, rest)
 
 
 def import_module(arguments: list[str]) -> list[str]:
-    """Import a module of the user's, which registers classes; it is looked for in the working folder too.
-
-    Args:
-        arguments: The command line, which begins with `--import`.
-
-    Returns:
-        The rest of it.
-
-    Raises:
-        UsageError: There is no such module.
-    """
+    """Import a module of the user's, which registers classes; it is looked for in the working folder too."""
     _, equals, name = arguments[0].partition("=")
     name, rest = (name, arguments[1:]) if equals else ("".join(arguments[1:2]), arguments[2:])
     name, spec = name.removesuffix(".py"), None
@@ -122,34 +108,6 @@ def import_module(arguments: list[str]) -> list[str]:
 
 def print_overview() -> None:
     """Print what the program can do."""
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 3))
-    for name, summary in COMMANDS.items():
-        table.add_row(f"  [bold]{name}[/]", summary)
-    out = stdout()
-    out.print("[bold]milkweed[/]: sub-quadratic building blocks for PyTorch, from recipe to result\n")
-    out.print(table)
-    out.print(f"\n[bold]For example[/]\n{FIRST_STEPS}", highlight=False)
-
-
-def stdout():
-    """A console on standard output.
-
-    Returns:
-        A new rich console, bound to the stream of this moment.
-    """
-    from rich.console import Console
-
-    return Console()
-
-
-def stderr():
-    """A console on standard error.
-
-    Returns:
-        A new rich console, bound to the stream of this moment.
-    """
-    from rich.console import Console
-
-    return Console(stderr=True)
+    echo("milkweed: sub-quadratic building blocks for PyTorch, from recipe to result\n")
+    in_columns(COMMANDS.items(), "  ")
+    echo(f"\nFor example\n{FIRST_STEPS}")

@@ -1,52 +1,30 @@
 """`milkweed inspect`."""
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from milkweed.cli.arguments import CommandParser
-from milkweed.cli.describe import recipe_options
-from milkweed.cli.options import split_overrides
+from milkweed.cli.options import Overrides
 from milkweed.cli.recipe import find_recipe
 
 EXAMPLE = "  milkweed inspect digits --model.d_model 256 --data.batch_size 32 --levels 4"
 
 
-def make_parser() -> CommandParser:
-    """The command's own arguments.
-
-    Returns:
-        A parser.
-    """
-    parser = CommandParser(
-        "inspect",
-        "Show layers, parameters, FLOPs and memory of a recipe, without data and without allocating anything.",
-        EXAMPLE,
-    )
-    parser.add_argument("recipe", metavar="RECIPE", help="a name listed by `milkweed recipes`, or a YAML file")
-    parser.add_argument("--levels", type=int, default=3, help="how deep the layers are unfolded; default: 3")
-    return parser
-
-
-def run(arguments: list[str]) -> int:
-    """Measure a recipe's model on the meta device and print the result.
+def inspect(recipe: str, overrides: Overrides, *, levels: int = 3) -> None:
+    """Show layers, parameters, FLOPs and memory of a recipe, without data and without allocating anything.
 
     Args:
-        arguments: The command line after the command.
-
-    Returns:
-        The exit code.
+        recipe: a name listed by `milkweed recipes`, or a YAML file
+        levels: how deep the layers are unfolded
     """
-    own, overrides = split_overrides(arguments)
-    options = make_parser().parse(own, recipe_options)
-    recipe = find_recipe(options.recipe)
+    found = find_recipe(recipe)
 
     import torch
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
 
-    from milkweed.cli.build import build, resolve
+    from milkweed.cli.build import resolve
     from milkweed.train.model_costs import model_costs
+    from milkweed.train.recipe.build import build
 
-    config = resolve(recipe.values, overrides)
+    config = resolve(found.values, overrides)
     with torch.device("meta"):
         parts = build(config)
     data, model = parts.data, parts.module.model
@@ -59,7 +37,7 @@ def run(arguments: list[str]) -> int:
     table.add_column("parameters", justify="right")
     table.add_column("forward FLOPs", justify="right")
     for layer in report.layers:
-        if layer.level <= options.levels:
+        if layer.level <= levels:
             flops = f"{layer.flops:,}" if layer.flops else ""
             table.add_row("  " * layer.level + layer.name, layer.kind, f"{layer.parameters:,}", flops)
     console.print(table)
@@ -76,16 +54,8 @@ def run(arguments: list[str]) -> int:
     console.print(rows, highlight=False)
     if report.uncounted:
         console.print(f"[dim]FLOPs of {', '.join(report.uncounted)} are not counted.[/]", highlight=False)
-    return 0
 
 
 def megabytes(count: int) -> str:
-    """Write a number of bytes for people.
-
-    Args:
-        count: Bytes.
-
-    Returns:
-        For example `1.5 MB`.
-    """
+    """Write a number of bytes for people."""
     return f"{count / 1e6:,.1f} MB"

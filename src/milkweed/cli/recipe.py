@@ -5,26 +5,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from milkweed._suggest import unknown
-from milkweed.cli.errors import UsageError
-from milkweed.cli.hints import is_run
-from milkweed.train.strict_yaml import read_yaml
-
-SECTIONS = ("data", "model", "task", "trainer")
+from milkweed._suggest import UsageError, unknown
+from milkweed.train.recipe.words import SECTIONS
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as it was written.
-
-    Attributes:
-        name: File name without its suffix.
-        description: Its first comment line.
-        values: The YAML's content.
-        typed: How it was asked for, a name or a path.
-    """
+    """A recipe as it was written."""
 
     name: str
     description: str
@@ -33,27 +20,13 @@ class Recipe:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the library.
-
-    Returns:
-        Paths by name, sorted.
-    """
+    """The recipes that come with the library."""
     folder = Path(str(resources.files("milkweed.recipes")))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def find_recipe(name: str) -> Recipe:
-    """Read a shipped recipe, or one from a YAML file.
-
-    Args:
-        name: Name of a shipped recipe, or path of a file ending in .yaml or .yml.
-
-    Returns:
-        The recipe.
-
-    Raises:
-        UsageError: If there is no such recipe.
-    """
+    """Read a shipped recipe, or one from a YAML file."""
     shipped = shipped_recipes()
     if name in shipped:
         return replace(read_recipe(shipped[name]), typed=name)
@@ -76,17 +49,11 @@ def find_recipe(name: str) -> Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe file.
+    """Read a recipe file."""
+    import yaml
 
-    Args:
-        path: The file.
+    from milkweed.train.strict_yaml import read_yaml
 
-    Returns:
-        The recipe.
-
-    Raises:
-        UsageError: If it is no YAML, or its keys are not those of a recipe.
-    """
     try:
         text = path.read_text(encoding="utf-8")
         values = read_yaml(text)
@@ -100,5 +67,15 @@ def read_recipe(path: Path) -> Recipe:
     for key in SECTIONS:
         if not isinstance(values.get(key), dict):
             raise UsageError(f"recipe {path} lacks the section {key}; the shipped recipes show how it looks")
-    first = text.splitlines()[0]
-    return Recipe(path.stem, first.removeprefix("#").strip() if first.startswith("#") else "", values)
+    return Recipe(path.stem, description(text), values)
+
+
+def description(text: str) -> str:
+    """What the first line of a recipe says, if it is a comment."""
+    first = text.partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a name is the folder of a run."""
+    return (Path(path) / "config.yaml").is_file()

@@ -11,13 +11,8 @@ from rich.table import Table
 from milkweed.train.run_folder import RunFolder
 
 
-def print_results(console: Console, runs: list[tuple[RunFolder, dict[str, Any]]]) -> None:
-    """Print finished runs, one row each.
-
-    Args:
-        console: Where to print.
-        runs: Folders with the content of their results.json, all judged by the same metric.
-    """
+def print_results(runs: list[tuple[RunFolder, dict[str, Any]]]) -> None:
+    """Print finished runs, one row each."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("recipe", no_wrap=True)
     metric = runs[0][1].get("metric", "accuracy")  # older runs do not say
@@ -33,30 +28,15 @@ def print_results(console: Console, runs: list[tuple[RunFolder, dict[str, Any]]]
             f"{results['seconds_per_epoch']:.2f}",
             escape(str(folder.path)),
         )
-    console.print(table)
+    Console().print(table)
 
 
 def shown(value: float | None, form: str) -> str:
-    """Write a metric for people.
-
-    Args:
-        value: The metric; None or NaN if it has no value.
-        form: A format specification.
-
-    Returns:
-        The number, or a dash.
-    """
+    """Write a metric for people."""
     return "-" if value is None or not math.isfinite(value) else format(value, form)
 
 
 def duration(seconds: float) -> str:
-    """Write a duration for people.
-
-    Args:
-        seconds: The duration.
-
-    Returns:
-        For example `42 s` or `3m 05s`.
-    """
+    """Write a duration for people."""
     whole = round(seconds)
     return f"{whole} s" if whole < 60 else f"{whole // 60}m {whole % 60:02d}s"

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from milkweed._files import atomic_write
-from milkweed.train.strict_yaml import LARGEST_FILE, read_yaml
+from milkweed.train.recipe.words import SECTIONS
+from milkweed.train.strict_yaml import LARGEST_FILE, plain, read_yaml, write_yaml
 
-SECTIONS = ("data", "model", "task", "trainer")
 MARK = "# checksum of the lines above: "
 WAY_OUT = "restore it, or start a new run; environment.json beside it holds the command that made it"
 
@@ -26,7 +26,7 @@ class StoredConfig(dict[str, Any]):
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
     """Write a resolved configuration."""
-    text = yaml.safe_dump(config, sort_keys=False)
+    text = write_yaml(config)
     with atomic_write(path) as temporary:
         temporary.write_text(f"{text}{MARK}{_checksum(text)}\n", encoding="utf-8")
 
@@ -43,7 +43,7 @@ def read_config(path: Path) -> StoredConfig:
                 "are better changed when the run is resumed, e.g. trainer.max_epochs=20. To go on with the file as it "
                 f"is, delete that line; else {WAY_OUT}"
             )
-        content = read_yaml(body)
+        content = plain(read_yaml(body))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); {WAY_OUT}") from error
     missing = [name for name in SECTIONS if not isinstance(content, dict) or not isinstance(content.get(name), dict)]

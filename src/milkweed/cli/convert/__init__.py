@@ -1,37 +1,20 @@
 """`milkweed convert`: a model of transformers becomes structured, in a folder of its own."""
 
 import argparse
-import dataclasses
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rich.console import Console
-from rich.markup import escape
-
-from milkweed._registry import registered
-from milkweed.cli.arguments import CommandParser
-from milkweed.cli.convert.destination import check_out, unwound_when_ended
-from milkweed.cli.convert.flags import typed
-from milkweed.cli.convert.progress import Steps, watch
-from milkweed.cli.convert.texts import read_texts
-from milkweed.cli.errors import UsageError
-from milkweed.nn.structured_linear.config import is_whole
+from milkweed._suggest import UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from milkweed.cli.convert.choices import Choices
+    from milkweed.cli.convert.progress import Steps
     from milkweed.convert.hub.folder import FolderConversion, Train
 
-OPTIONS = {
-    "nblocks": "blocks, of each factor in a Monarch matrix; default: 4",
-    "rank": "of each slice (monarch; default: all that fits), or of the low-rank matrix",
-    "refine": "rounds of least squares after projecting (monarch)",
-}
-DTYPES = ("float32", "bfloat16", "float16")
 DISTILL_LR = 1e-3
 EXAMPLE = """\
   milkweed convert my-encoder --calibrate sentences.txt --out my-encoder-monarch
@@ -41,330 +24,229 @@ EXAMPLE = """\
   milkweed convert openai-community/gpt2 --structure low_rank --rank 128 --keep 're:.*c_attn' --out gpt2-low-rank"""
 
 
-def make_parser() -> CommandParser:
-    """The command's own arguments.
-
-    Returns:
-        A parser.
-    """
-    parser = CommandParser(
-        "convert",
-        "Replace the linear layers of a transformers model by structured ones, without training or with a little of "
-        "it. The model's weights must be safetensors; code that comes with a model is not run.",
-        EXAMPLE,
-    )
-    parser.add_argument(
-        "source", metavar="PATH-OR-ID", help="folder that transformers saved, or a model's name on the Hugging Face hub"
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder for the converted model and its report")
-    parser.add_argument("--overwrite", action="store_true", help="replace DIR if this command wrote it earlier")
-    parser.add_argument("--plan", action="store_true", help="show what would become of each layer; write nothing")
-    parser.add_argument("--all", action="store_true", help="list every layer, not one line for all of a kind")
-    add_structure(parser)
-    add_calibration(parser)
-    parser.add_argument("--dtype", choices=DTYPES, help="compute and save in this; default: as the model is stored")
-    parser.add_argument("--device", default="cpu", help="where to compute, e.g. cuda; default: cpu")
-    add_structure_options(parser)
-    return parser
-
-
-def add_structure(parser: CommandParser) -> None:
-    """Add the options that say which layers become what.
-
-    Args:
-        parser: Changed in place.
-    """
-    group = parser.add_argument_group("what becomes what")
-    group.add_argument("--structure", choices=sorted(registered("config")), default="monarch", help="default: monarch")
-    group.add_argument(
-        "--layers",
-        action="append",
-        metavar="PATTERN",
-        help="convert these alone: a layer's name, or 're:' and a regular expression for whole names; may be repeated; "
-        "default: all linear layers save output heads",
-    )
-    group.add_argument("--keep", action="append", metavar="PATTERN", help="leave these dense; may be repeated")
-    group.add_argument(
-        "--parameters",
-        type=budget,
-        metavar="BUDGET",
-        help="at most so many parameters in the layers to convert, or up to 1: such a share of what they have. Each "
-        "stays dense or gets a Monarch matrix of 2 to 8 blocks, by measured error; needs --calibrate",
-    )
-
-
-def add_structure_options(parser: CommandParser) -> None:
-    """Add the whole numbers among the fields of the structures' configurations, after all other options.
-
-    Args:
-        parser: Changed in place; its default `structure_options` becomes what was added.
-    """
-    group = parser.add_argument_group("options of the structure")
-    owners: dict[str, list[str]] = {}
-    for structure, config in registered("config").items():
-        for field in filter(is_whole, dataclasses.fields(config)):
-            owners.setdefault(field.name, []).append(structure)
-    offered = []
-    for name, structures in owners.items():
-        text = OPTIONS.get(name, f"an option of {', '.join(structures)}")
-        # A field of a user's configuration may be called like an option of the command, which then keeps its meaning.
-        with suppress(argparse.ArgumentError):
-            group.add_argument(f"--{name}", type=positive, help=text)
-            offered.append(name)
-    parser.set_defaults(structure_options=offered)
-
-
-def add_calibration(parser: CommandParser) -> None:
-    """Add the options about text that the model is meant for.
-
-    Args:
-        parser: Changed in place.
-    """
-    group = parser.add_argument_group("calibration: layers keep their outputs for text like yours, not their weights")
-    group.add_argument("--calibrate", type=Path, metavar="FILE.txt", help="one text per line, a few hundred or more")
-    group.add_argument(
-        "--texts", type=positive, default=1000, help="read at most so many, spread over the file; default: 1000"
-    )
-    group.add_argument("--max-length", type=positive, default=128, help="tokens kept of each text; default: 128")
-    group.add_argument("--batch-size", type=positive, default=32, help="texts at a time; default: 32")
-    group.add_argument(
-        "--sequential", action="store_true", help="layer by layer, each making up for those before it: better, slower"
-    )
-    group.add_argument(
-        "--permute",
-        action="store_true",
-        help="also put the hidden units of feed-forward layers into the order in which least is lost: better, slower",
-    )
-    group.add_argument(
-        "--distill",
-        type=positive,
-        metavar="EPOCHS",
-        help="then train the converted model to give the dense one's hidden states and outputs, so many times over the "
-        "texts; better still, and slower: both models run for every text",
-    )
-    group.add_argument(
-        "--distill-lr",
-        type=learning_rate,
-        metavar="LR",
-        help=f"its learning rate, after a warm-up over a tenth of its steps; default: {DISTILL_LR:g}",
-    )
-
-
 def positive(text: str) -> int:
-    """Read a whole number from 1 on.
-
-    Args:
-        text: As typed.
-
-    Returns:
-        The number.
-
-    Raises:
-        ArgumentTypeError: It is something else.
-    """
+    """Read a whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
 
 
-def budget(text: str) -> float:
-    """Read a number of parameters, or a share.
-
-    Args:
-        text: As typed.
-
-    Returns:
-        The number.
-
-    Raises:
-        ArgumentTypeError: It is neither.
-    """
+def _above_zero(text: str, otherwise: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a share such as 0.5 nor a count such as 12000000")
+        raise argparse.ArgumentTypeError(f"{text!r} is {otherwise}")
     return value
+
+
+def budget(text: str) -> float:
+    """Read a number of parameters, or a share."""
+    return _above_zero(text, "neither a share such as 0.5 nor a count such as 12000000")
 
 
 def learning_rate(text: str) -> float:
-    """Read a learning rate.
+    """Read a learning rate."""
+    return _above_zero(text, f"no learning rate such as {DISTILL_LR:g}")
+
+
+def further_options() -> dict[str, str]:
+    """Options of the configurations that a user registered: the whole numbers among their fields."""
+    if "milkweed.nn" not in sys.modules:  # nobody can have registered any
+        return {}
+    import dataclasses
+    import inspect
+
+    from milkweed._registry import registered
+    from milkweed.nn.structured_linear.config import is_whole
+
+    owners: dict[str, list[str]] = {}
+    for structure, config in registered("config").items():
+        for field in filter(is_whole, dataclasses.fields(config)):
+            owners.setdefault(field.name, []).append(structure)
+    # A field may be called like an option of the command, which then keeps its meaning.
+    own = {*inspect.signature(convert).parameters, "help", "debug"}
+    return {name: f"an option of {', '.join(of)}" for name, of in owners.items() if name not in own}
+
+
+def convert(
+    source: str,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    plan: bool = False,
+    all: bool = False,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    device: str = "cpu",
+    structure: str = "monarch",
+    layers: list[str] | None = None,
+    keep: list[str] | None = None,
+    parameters: Annotated[float, budget] | None = None,
+    calibrate: Path | None = None,
+    texts: Annotated[int, positive] = 1000,
+    max_length: Annotated[int, positive] = 128,
+    batch_size: Annotated[int, positive] = 32,
+    sequential: bool = False,
+    permute: bool = False,
+    distill: Annotated[int, positive] | None = None,
+    distill_lr: Annotated[float, learning_rate] | None = None,
+    nblocks: Annotated[int, positive] | None = None,
+    rank: Annotated[int, positive] | None = None,
+    refine: Annotated[int, positive] | None = None,
+    neighbours: Annotated[int, positive] | None = None,
+    **further: Annotated[int, positive] | None,
+) -> None:
+    """Replace the linear layers of a transformers model by structured ones, without training or with a little of it.
+
+    The model's weights must be safetensors; code that comes with a model is not run.
 
     Args:
-        text: As typed.
+        source (PATH-OR-ID): folder that transformers saved, or a model's name on the Hugging Face hub
+        out (DIR): new folder for the converted model and its report
+        overwrite: replace DIR if this command wrote it earlier
+        plan: show what would become of each layer; write nothing
+        all: list every layer, not one line for all of a kind
+        dtype: compute and save in this; default: as the model is stored
+        device: where to compute, e.g. cuda
 
-    Returns:
-        The number.
+    what becomes what:
+        structure (NAME): block_diagonal, low_rank, monarch, pixelfly, or one that a module given to --import registers
+        layers (PATTERN): convert these alone: a layer's name, or 're:' and a regular expression for whole names; may be
+            repeated; default: all linear layers except output heads
+        keep (PATTERN): leave these dense; may be repeated
+        parameters (BUDGET): at most so many parameters in the layers to convert, or up to 1: such a share of what they
+            have. Each stays dense or gets a Monarch matrix of 2 to 8 blocks, by measured error; needs --calibrate
 
-    Raises:
-        ArgumentTypeError: It is none.
+    calibration: layers keep their outputs for text like yours, not their weights:
+        calibrate (FILE.txt): one text per line, a few hundred or more
+        texts (NUMBER): read at most so many, spread over the file
+        max_length (NUMBER): tokens kept of each text
+        batch_size (NUMBER): texts at a time
+        sequential: layer by layer, each making up for those before it: better, slower
+        permute: also put the hidden units of feed-forward layers into the order in which least is lost: better, slower
+        distill (EPOCHS): then train the converted model to give the dense one's hidden states and outputs, so many
+            times over the texts; better still, and slower: both models run for every text
+        distill_lr (LR): its learning rate, after a warm-up over a tenth of its steps; default: 0.001
+
+    options of the structure:
+        nblocks (NUMBER): blocks, of each factor in a Monarch matrix; default: 4
+        rank (NUMBER): of each slice (monarch; default: all that fits), or of the low-rank matrix
+        refine (NUMBER): rounds of least squares after projecting (monarch)
+        neighbours (NUMBER): blocks in each block row (pixelfly); default: log2(nblocks) + 1
+        **further: those of your own
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no learning rate such as {DISTILL_LR:g}")
-    return value
+    if out is None and not plan:
+        raise UsageError("say where to write the converted model with --out DIR, or only look at it with --plan")
+    if distill and plan:
+        raise UsageError("--distill and --plan exclude each other: a plan trains nothing")
+    if distill_lr and not distill:
+        raise UsageError("--distill-lr needs --distill EPOCHS, whose learning rate it is")
+    if calibrate is None:
+        compares = "it compares the outputs of layers"
+        given = {"sequential": sequential, "permute": permute, "parameters": parameters, "refine": refine}
+        why = dict.fromkeys(given, compares) | {
+            "refine": "without it, a projection is the nearest matrix already",
+            "distill": "texts to learn from, labels are not needed",
+        }
+        for option, value in (given | {"distill": distill}).items():
+            if value:
+                raise UsageError(f"--{option} needs --calibrate FILE.txt: {why[option]}")
+    check_packages(figures=not plan, training=bool(distill))
 
-
-def run(arguments: list[str]) -> int:
-    """Convert a model and write it with its report.
-
-    Args:
-        arguments: The command line after the command.
-
-    Returns:
-        The exit code.
-    """
-    options = make_parser().parse(arguments)
-    check(options)
+    from rich.console import Console
+    from rich.markup import escape
 
     from milkweed.cli.convert.choices import make_choices
-
-    choices = make_choices(options)
-    texts = read_texts(options.calibrate, options.texts) if options.calibrate else []
-    console = Console()
-    with typed(), unwound_when_ended():
-        convert(options, choices, texts, console)
-    if not options.plan:
-        console.print(
-            f"\nWritten to [bold]{escape(str(options.out))}[/], with a page of figures: "
-            f"{escape(str(options.out / 'conversion.html'))}\n"
-            f"In Python: milkweed.load_pretrained({escape(repr(str(options.out)))})",
-            highlight=False,
-            soft_wrap=True,
-        )
-    return 0
-
-
-def check(options: argparse.Namespace) -> None:
-    """Refuse options that need each other, and miss what is not installed, before anything takes time.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: An option lacks another one.
-        ModuleNotFoundError: A package is missing.
-    """
-    if options.out is None and not options.plan:
-        raise UsageError("say where to write the converted model with --out DIR, or only look at it with --plan")
-    if options.distill and options.plan:
-        raise UsageError("--distill and --plan exclude each other: a plan trains nothing")
-    for option in ("sequential", "permute", "parameters"):
-        if getattr(options, option) and options.calibrate is None:
-            raise UsageError(f"--{option} needs --calibrate FILE.txt: it compares the outputs of layers")
-    if options.refine and options.calibrate is None:
-        raise UsageError("--refine needs --calibrate FILE.txt: without it, a projection is the nearest matrix already")
-    if options.distill_lr and not options.distill:
-        raise UsageError("--distill-lr needs --distill EPOCHS, whose learning rate it is")
-    if options.distill and options.calibrate is None:
-        raise UsageError("--distill needs --calibrate FILE.txt: texts to learn from, labels are not needed")
-    needed = {"transformers": "hf"} if options.plan else {"transformers": "hf", "matplotlib": "plots"}
-    if options.distill:
-        needed["lightning"] = "train"
-    for package, extra in needed.items():
-        if importlib.util.find_spec(package) is None:
-            raise ModuleNotFoundError(f'milkweed convert needs {package}: pip install "milkweed[{extra}]"')
-
-
-def convert(options: argparse.Namespace, choices: "Choices", texts: list[str], console: Console) -> None:
-    """Convert the folder, or only plan, and print what becomes of the layers.
-
-    Args:
-        options: The command line.
-        choices: What becomes what.
-        texts: To calibrate on; may be empty.
-        console: Where the plan is printed.
-    """
+    from milkweed.cli.convert.destination import check_out, unwound_when_ended
+    from milkweed.cli.convert.flags import typed
+    from milkweed.cli.convert.progress import watch
+    from milkweed.cli.convert.table import print_plan
+    from milkweed.cli.convert.texts import read_texts
     from milkweed.convert.hub.folder import convert_folder
     from milkweed.convert.hub.source import check_device, find_source, quiet_transformers
 
-    check_device(options.device)
-    if options.out is not None:
-        check_out(options.out.expanduser().resolve(), options.overwrite)
-    with watch() as steps:
-        steps.begin(f"reading {options.source}")
-        with quiet_transformers():
-            source = find_source(options.source, options.out)
-            choices.check(source)
-        done = convert_folder(
-            source,
-            None if options.plan else options.out,
-            choices.rules,
-            texts=texts,
-            max_length=options.max_length,
-            batch_size=options.batch_size,
-            sequential=options.sequential,
-            permute=options.permute,
-            parameters=options.parameters,
-            candidates=choices.candidates,
-            dtype=options.dtype,
-            device=options.device,
-            overwrite=options.overwrite,
-            train=trainer(options, steps) if options.distill else None,
-            also_write=page_writer(source.name),
-            progress=steps,
-        )
-    print_result(console, done, options.all, calibrated=bool(texts))
-
-
-def trainer(options: argparse.Namespace, steps: Steps) -> "Train":
-    """Make what trains the converted model against the dense one.
-
-    Args:
-        options: The command line.
-        steps: Told how far it is.
-
-    Returns:
-        A function of the converted model, the dense one and the batches.
-    """
-
-    def train(student: "nn.Module", teacher: "nn.Module", batches: Sequence[Any]) -> list[float]:
-        from milkweed.cli.convert.distilling import distill
-
-        rate = options.distill_lr or DISTILL_LR
-        return distill(student, teacher, batches, options.distill, rate, options.device, steps)
-
-    return train
-
-
-def page_writer(name: str) -> "Callable[[Path, FolderConversion], None]":
-    """Make what writes the page of figures.
-
-    Args:
-        name: The model's.
-
-    Returns:
-        A function of the folder and what was done.
-    """
-
-    def write(folder: Path, done: "FolderConversion") -> None:
-        from milkweed.cli.convert import page
-
-        page.write_page(done.report, done.timing, name, folder / "conversion.html")
-
-    return write
-
-
-def print_result(console: Console, done: "FolderConversion", every: bool, *, calibrated: bool) -> None:
-    """Print what becomes of the layers, and how long the whole model takes.
-
-    Args:
-        console: Where to print.
-        done: What was done.
-        every: A row for each layer.
-        calibrated: Whether there were texts.
-    """
-    from milkweed.cli.convert.table import print_plan, print_timing
-
-    print_plan(console, done.report, every)
-    print_timing(console, done.timing)
-    if not calibrated:
+    fields = {"nblocks": nblocks, "rank": rank, "refine": refine, "neighbours": neighbours, **further}
+    choices = make_choices(structure, fields, layers or [], keep or [], parameters)
+    lines = read_texts(calibrate, texts) if calibrate else []
+    console = Console()
+    with typed(), unwound_when_ended():
+        check_device(device)
+        if out is not None:
+            check_out(out.expanduser().resolve(), overwrite)
+        with watch() as steps:
+            steps.begin(f"reading {source}")
+            with quiet_transformers():
+                found = find_source(source, out)
+                choices.check(found)
+            done = convert_folder(
+                found,
+                None if plan else out,
+                choices.rules,
+                texts=lines,
+                max_length=max_length,
+                batch_size=batch_size,
+                sequential=sequential,
+                permute=permute,
+                parameters=parameters,
+                candidates=choices.candidates,
+                dtype=dtype,
+                device=device,
+                overwrite=overwrite,
+                train=trainer(distill, distill_lr or DISTILL_LR, device, steps) if distill else None,
+                also_write=page_writer(found.name),
+                progress=steps,
+            )
+        print_plan(console, done.report, all)
+        if done.timing is not None:
+            console.print(done.timing.summary(), highlight=False)
+    if not lines:
         console.print(
             "[yellow]Without --calibrate FILE.txt layers keep their weights, not their outputs on text like yours, and "
             "lose much more.[/]",
             highlight=False,
         )
+    if out is not None and not plan:
+        console.print(
+            f"\nWritten to [bold]{escape(str(out))}[/], with a page of figures: "
+            f"{escape(str(out / 'conversion.html'))}\n"
+            f"In Python: milkweed.load_pretrained({escape(repr(str(out)))})",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def check_packages(*, figures: bool, training: bool) -> None:
+    """Miss what is not installed before anything takes time."""
+    needed = {"transformers": "hf"}
+    needed |= {"matplotlib": "plots"} if figures else {}
+    needed |= {"lightning": "train"} if training else {}
+    for package, extra in needed.items():
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f'milkweed convert needs {package}: pip install "milkweed[{extra}]"')
+
+
+def trainer(epochs: int, rate: float, device: str, steps: "Steps") -> "Train":
+    """Make what trains the converted model against the dense one, on the batches."""
+
+    def train(student: "nn.Module", teacher: "nn.Module", batches: Sequence[Any]) -> list[float]:
+        from milkweed.cli.convert.distilling import distill
+
+        return distill(student, teacher, batches, epochs, rate, device, steps)
+
+    return train
+
+
+def page_writer(name: str) -> "Callable[[Path, FolderConversion], None]":
+    """Make what writes the page of figures about a model."""
+
+    def write(folder: Path, done: "FolderConversion") -> None:
+        from milkweed.plots import conversion_page
+        from milkweed.train.environment import describe_environment
+
+        command = " ".join(["milkweed", *sys.argv[1:]])
+        environment = describe_environment([])
+        path = folder / "conversion.html"
+        conversion_page.write_page(done.report, done.timing, name, command, environment, path)
+
+    return write

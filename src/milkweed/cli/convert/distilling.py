@@ -7,31 +7,15 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
+from milkweed._suggest import UsageError
 from milkweed.cli.convert.progress import Steps
-from milkweed.cli.errors import UsageError
 from milkweed.train.distill import distill_
 
 
 def distill(
     student: nn.Module, teacher: nn.Module, batches: Sequence[Any], epochs: int, lr: float, device: str, steps: Steps
 ) -> list[float]:
-    """Train a converted model, in place.
-
-    Args:
-        student: The converted model.
-        teacher: The dense one.
-        batches: Of the calibration texts.
-        epochs: How often each text is seen.
-        lr: Learning rate.
-        device: Where to train.
-        steps: Told how far it is.
-
-    Returns:
-        The loss of every step.
-
-    Raises:
-        UsageError: The loss is not finite.
-    """
+    """Train a converted model, in place."""
     where = torch.device(device)
     steps.begin("distilling")
     try:
@@ -58,9 +42,5 @@ class _Told(pl.Callback):
         self.steps = steps
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Count a step; Lightning's hook.
-
-        Args:
-            trainer: Knows how many there will be.
-        """
+        """Count a step; Lightning's hook."""
         self.steps.count("distilling", trainer.global_step, int(trainer.estimated_stepping_batches))

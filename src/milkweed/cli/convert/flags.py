@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from milkweed.cli.errors import UsageError
+from milkweed._suggest import UsageError
 from milkweed.convert.hub.conversion_progress import FolderError
 
 VALUES = "out|device|dtype|parameters|max_length|batch_size|nblocks|rank|refine"
@@ -14,16 +14,7 @@ QUOTED = r"'[^']*'|\"[^\"]*\""
 
 @contextmanager
 def typed() -> Iterator[None]:
-    """Turn errors about arguments into errors about the options that were typed.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        UsageError: The block met such an error.
-        ValueError: The block met another one.
-        TypeError: The same.
-    """
+    """Turn errors about arguments into errors about the options that were typed."""
     try:
         yield
     except UsageError:
@@ -36,14 +27,7 @@ def typed() -> Iterator[None]:
 
 
 def as_typed(text: str) -> str:
-    """Write options for arguments.
-
-    Args:
-        text: For example ``out='x' is a file``.
-
-    Returns:
-        ``--out x is a file``.
-    """
+    """Write options for arguments."""
     text = re.sub(rf"(?:by |with )?(?:the rule )?\{{({QUOTED}): None\}}", r"with --keep \1", text)
     text = re.sub(rf"\b({SWITCHES})=True\b", r"--\1", text)
     text = re.sub(rf"\b({VALUES})=({QUOTED}|[\w.+-]*\w)", _option, text)

@@ -12,11 +12,7 @@ from milkweed.convert.hub.conversion_progress import Progress
 
 
 class Steps(Progress):
-    """A line for the step at hand and, while texts are read, one for those.
-
-    Args:
-        progress: Where they are shown.
-    """
+    """A line for the step at hand and, while texts are read, one for those."""
 
     def __init__(self, progress: Bars) -> None:
         self.progress = progress
@@ -24,34 +20,16 @@ class Steps(Progress):
         self.reading = progress.add_task("  reading texts", total=None, visible=False)
 
     def begin(self, text: str) -> None:
-        """Start a step of unknown length.
-
-        Args:
-            text: What it is.
-        """
+        """Start a step of unknown length."""
         self.progress.reset(self.step, description=escape(text), total=None)
         self.progress.update(self.reading, visible=False)
 
     def count(self, text: str, done: int, total: int) -> None:
-        """Say how far a step is.
-
-        Args:
-            text: What it is.
-            done: Layers done.
-            total: Layers in all.
-        """
+        """Say how far a step is."""
         self.progress.update(self.step, description=escape(text), completed=done, total=total)
 
     def read(self, batches: Iterable, total: int) -> Iterator:
-        """Show how far a pass over batches is.
-
-        Args:
-            batches: What is passed on.
-            total: How many there are.
-
-        Yields:
-            The batches.
-        """
+        """Show how far a pass over batches is."""
         self.progress.reset(self.reading, total=total, visible=True)
         for batch in batches:
             yield batch
@@ -59,21 +37,13 @@ class Steps(Progress):
         self.progress.update(self.reading, visible=False)
 
     def warn(self, text: str) -> None:
-        """Print what a user should know.
-
-        Args:
-            text: The warning.
-        """
+        """Print what a user should know."""
         self.progress.console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def watch() -> Iterator[Steps]:
-    """Show steps on standard error while the block runs; only warnings if that is no terminal.
-
-    Yields:
-        To be told about the steps.
-    """
+    """Show steps on standard error while the block runs; only warnings if that is no terminal."""
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Bars(

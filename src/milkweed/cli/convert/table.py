@@ -1,7 +1,5 @@
 """The table of a conversion in a terminal."""
 
-from typing import TYPE_CHECKING
-
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -11,18 +9,9 @@ from milkweed.convert import ConversionReport
 from milkweed.convert.conversion_report import describe
 from milkweed.convert.groups import LayerGroup, by_outcome, by_reason
 
-if TYPE_CHECKING:
-    from milkweed.convert.hub.timing import Timing
-
 
 def print_plan(console: Console, report: ConversionReport, every: bool) -> None:
-    """Print what becomes of the layers, the sum and the warnings.
-
-    Args:
-        console: Where to print.
-        report: The plan's report.
-        every: A row for each layer, not one for all of a kind.
-    """
+    """Print what becomes of the layers, the sum and the warnings."""
     groups = [LayerGroup(line.name, (line,)) for line in report.layers] if every else by_outcome(report.layers)
     calibrated = any(line.output_error is not None for line in report.converted)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
@@ -42,17 +31,6 @@ def print_plan(console: Console, report: ConversionReport, every: bool) -> None:
     console.print(escape(report.summary()), highlight=False)
     for warning in report.warnings:
         console.print(f"[yellow]warning: {escape(warning)}[/]", highlight=False)
-
-
-def print_timing(console: Console, timing: "Timing | None") -> None:
-    """Print how long the whole model takes.
-
-    Args:
-        console: Where to print.
-        timing: What was measured, if anything was.
-    """
-    if timing is not None:
-        console.print(timing.summary(), highlight=False)
 
 
 def _row(group: LayerGroup, error: str) -> list[str]:

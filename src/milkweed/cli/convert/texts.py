@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from milkweed.cli.errors import UsageError
+from milkweed._suggest import UsageError
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = {".jsonl", ".ndjson"}
@@ -15,18 +15,7 @@ NO_TEXT = {".json", ".parquet", ".arrow", ".xlsx", ".pdf", ".docx", ".html", ".x
 
 
 def read_texts(path: Path, most: int) -> list[str]:
-    """Read the lines of a file that are not blank, evenly spread over it if there are too many.
-
-    Args:
-        path: The file, UTF-8.
-        most: How many at most.
-
-    Returns:
-        The texts.
-
-    Raises:
-        UsageError: There is no such file, it holds no text, or something else than one text per line.
-    """
+    """Read the lines of a file that are not blank, evenly spread over it if there are too many."""
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "does not exist"
         raise UsageError(f"--calibrate {path} {state}; expected a text file with one text per line")

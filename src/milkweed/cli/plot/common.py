@@ -6,22 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from milkweed.cli.errors import UsageError
+from milkweed._suggest import UsageError
 
 PATIENCE = 1.0  # seconds
 
 
 def check_out(path: Path, example: str, suffix: str = ".png") -> None:
-    """Refuse a file that cannot be written, before anything takes time.
-
-    Args:
-        path: The file.
-        example: A file name for messages.
-        suffix: What its name has to end in.
-
-    Raises:
-        UsageError: If it is of another kind, is a folder, or lies where nothing can be written.
-    """
+    """Refuse a file that cannot be written, before anything takes time."""
     if path.suffix.lower() != suffix:
         raise UsageError(f"--out {path} must end in {suffix}; try --out {path.with_suffix(suffix)}")
     if path.is_dir():
@@ -34,17 +25,7 @@ def check_out(path: Path, example: str, suffix: str = ".png") -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Report a failure to write as a matter of `--out`.
-
-    Args:
-        path: The file that the block writes.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        UsageError: If the block met an error of the file system.
-    """
+    """Report a failure to write as a matter of `--out`."""
     try:
         yield
     except OSError as error:
@@ -53,14 +34,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def late_progress(total: int) -> Iterator[Callable[[str, int], None]]:
-    """Show a progress bar on a terminal if the block takes long.
-
-    Args:
-        total: Steps.
-
-    Yields:
-        A function of a step's description and the number of steps done before it.
-    """
+    """Show a progress bar on a terminal if the block takes long."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

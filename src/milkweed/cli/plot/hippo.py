@@ -1,6 +1,5 @@
 """`milkweed plot hippo`."""
 
-import argparse
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from milkweed._suggest import unknown
-from milkweed.cli.arguments import CommandParser
-from milkweed.cli.errors import UsageError
+from milkweed._suggest import UsageError, unknown
 from milkweed.cli.plot.common import check_out, late_progress, writing
 
 if TYPE_CHECKING:
@@ -27,42 +24,27 @@ DEFAULT_SIZE, LARGEST_SIZE = 64, 256
 SMALLER_SIZES = {"chebt": 24}
 
 
-def make_parser() -> CommandParser:
-    """The arguments of `plot hippo`.
-
-    Returns:
-        A parser.
-    """
-    parser = CommandParser(
-        "plot hippo",
-        "Draw a HiPPO basis: kernels, functions, measure, eigenvalues, and a signal's past read back from N numbers.",
-        EXAMPLE,
-    )
-    parser.add_argument("--basis", metavar="NAME", default="legs", help="legs, legt, fout, lagt, ...; default: legs")
-    parser.add_argument("--N", type=int, help=f"number of coefficients; default: {DEFAULT_SIZE} or the nearest it has")
-    parser.add_argument("--animate", action="store_true", help="a GIF of the memory moving along the signal instead")
-    parser.add_argument("--scaled", action="store_true", help="stretch the basis over the whole past; legs only")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: hippo-NAME.png or .gif in this folder")
-    return parser
-
-
-def run(arguments: list[str]) -> int:
-    """Draw a basis, or how it remembers, and print its figures.
+def hippo(
+    *,
+    basis: str = "legs",
+    N: int | None = None,
+    animate: bool = False,
+    scaled: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Draw a HiPPO basis: kernels, functions, measure, eigenvalues, and a signal's past read back from N numbers.
 
     Args:
-        arguments: The command line after the subject.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        UsageError: If an argument does not fit, or the file cannot be written.
+        basis (NAME): legs, legt, fout, lagt, ...
+        N: number of coefficients; default: 64 or the nearest it has
+        animate: a GIF of the memory moving along the signal instead
+        scaled: stretch the basis over the whole past; legs only
+        out (FILE): default: hippo-NAME.png or .gif in this folder
     """
-    options = make_parser().parse(arguments)
-    d_state = check_basis(options)
-    suffix = ".gif" if options.animate else ".png"
-    name = f"hippo-{options.basis}{'-scaled' if options.scaled else ''}{suffix}"
-    out = options.out or Path(name)
+    d_state = check_basis(basis, N, scaled)
+    suffix = ".gif" if animate else ".png"
+    name = f"hippo-{basis}{'-scaled' if scaled else ''}{suffix}"
+    out = out or Path(name)
     check_out(out, name, suffix)
 
     from milkweed.plots.hippo import frame_samples, remember, save_hippo, save_hippo_animation
@@ -70,57 +52,37 @@ def run(arguments: list[str]) -> int:
     console = Console()
     with late_progress(1) as show:
         show("coefficients", 0)
-        memory = remember(options.basis, d_state, options.scaled)
+        memory = remember(basis, d_state, scaled)
     # Before the figure, which may need a package that is not installed.
-    print_basis(console, memory, memory.count if options.animate else memory.moment)
-    with late_progress(len(frame_samples()) if options.animate else 1) as show, writing(out):
-        if options.animate:
+    print_basis(console, memory, memory.count if animate else memory.moment)
+    with late_progress(len(frame_samples()) if animate else 1) as show, writing(out):
+        if animate:
             save_hippo_animation(memory, out, lambda frames: show("frames", frames))
         else:
             save_hippo(memory, out)
     console.print(f"Drawn to [bold]{escape(str(out))}[/].", highlight=False, soft_wrap=True)
-    return 0
 
 
-def check_basis(options: argparse.Namespace) -> int:
-    """Choose the size, and refuse what the basis does not have.
-
-    Args:
-        options: `basis`, `N` and `scaled`.
-
-    Returns:
-        N.
-
-    Raises:
-        UsageError: If the basis is unknown, or has no such size.
-    """
+def check_basis(basis: str, N: int | None, scaled: bool) -> int:
+    """Choose N, and refuse what the basis does not have."""
     from milkweed import ssm
 
-    if options.basis not in ssm.BASES:
-        raise UsageError(unknown("--basis", options.basis, ssm.BASES))
-    if options.scaled and options.basis != "legs":
-        raise UsageError(f"--scaled is for --basis legs, which can cover the whole past; got --basis {options.basis}")
-    fourier = ssm.BASES[options.basis].fourier
-    if options.N is None:
-        return SMALLER_SIZES.get(options.basis, DEFAULT_SIZE + fourier)
-    if not 1 <= options.N <= LARGEST_SIZE:
-        raise UsageError(f"--N {options.N} is out of range; expected 1 .. {LARGEST_SIZE}")
-    if fourier and options.N % 2 == 0:
-        raise UsageError(
-            f"--N {options.N} does not suit {options.basis}, a constant and pairs of cos and sin; "
-            f"try --N {options.N - 1}"
-        )
-    return options.N
+    if basis not in ssm.BASES:
+        raise UsageError(unknown("--basis", basis, ssm.BASES))
+    if scaled and basis != "legs":
+        raise UsageError(f"--scaled is for --basis legs, which can cover the whole past; got --basis {basis}")
+    fourier = ssm.BASES[basis].fourier
+    if N is None:
+        return SMALLER_SIZES.get(basis, DEFAULT_SIZE + fourier)
+    if not 1 <= N <= LARGEST_SIZE:
+        raise UsageError(f"--N {N} is out of range; expected 1 .. {LARGEST_SIZE}")
+    if fourier and N % 2 == 0:
+        raise UsageError(f"--N {N} does not suit {basis}, a constant and pairs of cos and sin; try --N {N - 1}")
+    return N
 
 
 def print_basis(console: Console, memory: "Memory", samples: int) -> None:
-    """Print what the figure shows in numbers.
-
-    Args:
-        console: Where to print.
-        memory: The basis and the signal.
-        samples: The moment at which the reconstruction is judged.
-    """
+    """Print what the figure shows in numbers."""
     from milkweed import ssm
     from milkweed.plots.hippo import spectrum
 
@@ -143,15 +105,7 @@ def print_basis(console: Console, memory: "Memory", samples: int) -> None:
 
 
 def describe_measure(name: str, scaled: bool) -> str:
-    """Say in words how a basis weighs the past.
-
-    Args:
-        name: The basis.
-        scaled: Whether it is stretched with time.
-
-    Returns:
-        A few words.
-    """
+    """Say in words how a basis weighs the past."""
     from milkweed import ssm
 
     if scaled:

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from milkweed.cli.arguments import CommandParser
-from milkweed.cli.errors import UsageError
+from milkweed._suggest import UsageError
 from milkweed.cli.plot.common import check_out, late_progress, writing
 
 if TYPE_CHECKING:
@@ -23,79 +22,50 @@ if TYPE_CHECKING:
 EXAMPLE = """\
   milkweed plot kernel runs/smnist
   milkweed plot kernel runs/smnist --layer blocks.0.layer --length 784 --linear"""
-DEFAULT_LENGTH, LARGEST_LENGTH = 1024, 2**17
+LARGEST_LENGTH = 2**17
 MOST_DRAWN, MOST_LISTED = 8, 6
 
 
-def make_parser() -> CommandParser:
-    """The arguments of `plot kernel`.
-
-    Returns:
-        A parser.
-    """
-    parser = CommandParser(
-        "plot kernel", "Draw the convolution kernels that the state space layers of a trained model learned.", EXAMPLE
-    )
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or what save_pretrained wrote")
-    parser.add_argument("--layer", metavar="NAME", help=f"one layer only; default: the first {MOST_DRAWN}")
-    parser.add_argument("--length", type=int, default=DEFAULT_LENGTH, help=f"lags; default: {DEFAULT_LENGTH}")
-    parser.add_argument("--linear", action="store_true", help="a linear axis of lags; default: logarithmic")
-    parser.add_argument("--out", type=Path, metavar="FILE.png", help="default: kernel-RUN.png in this folder")
-    return parser
-
-
-def run(arguments: list[str]) -> int:
-    """Compute kernels, print how far they reach and draw the figure.
+def kernel(
+    run: Path, *, layer: str | None = None, length: int = 1024, linear: bool = False, out: Path | None = None
+) -> None:
+    """Draw the convolution kernels that the state space layers of a trained model learned.
 
     Args:
-        arguments: The command line after the subject.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        UsageError: If an argument does not fit, or the figure cannot be written.
+        run: folder of a run, or what save_pretrained wrote
+        layer (NAME): one layer only; default: the first 8
+        length: lags
+        linear: a linear axis of lags; default: logarithmic
+        out (FILE.png): default: kernel-RUN.png in this folder
     """
-    options = make_parser().parse(arguments)
-    name = options.run.absolute().name.removesuffix(".safetensors")
+    name = run.absolute().name.removesuffix(".safetensors")
     default = f"kernel-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.png"
-    out = options.out or Path(default)
+    out = out or Path(default)
     check_out(out, default)
-    if not 2 <= options.length <= LARGEST_LENGTH:
-        raise UsageError(f"--length {options.length} is out of range; expected 2 .. {LARGEST_LENGTH}")
-    layers = choose_layers(options.run, load_model(options.run), options.layer)
+    if not 2 <= length <= LARGEST_LENGTH:
+        raise UsageError(f"--length {length} is out of range; expected 2 .. {LARGEST_LENGTH}")
+    layers = choose_layers(run, load_model(run), layer)
 
     from milkweed.plots.kernels import save_kernels
 
     console, found = Console(), {}
     drawn = list(layers)[:MOST_DRAWN]
     with late_progress(len(drawn)) as show:
-        for layer in drawn:
-            show(layer, len(found))
-            found[layer] = compute(layer, layers[layer], options.length)
+        for each in drawn:
+            show(each, len(found))
+            found[each] = compute(each, layers[each], length)
     # Before the figure, which may need a package that is not installed.
-    print_kernels(console, found, f"{name}: kernels, {options.length:,} lags")
+    print_kernels(console, found, f"{name}: kernels, {length:,} lags")
     with late_progress(len(drawn)) as show, writing(out):
         title = f"Kernels of {name}"
-        save_kernels(found, out, title, log=not options.linear, show=lambda done: show("figure", done))
+        save_kernels(found, out, title, log=not linear, show=lambda done: show("figure", done))
     if len(drawn) < len(layers):
         console.print(f"[dim]The first {len(drawn)} of {len(layers)} layers; --layer NAME draws another.[/]")
     console.print(f"Drawn to [bold]{escape(str(out))}[/].", highlight=False, soft_wrap=True)
-    return 0
 
 
 def load_model(path: Path) -> "Model":
-    """Read the model of a run.
-
-    Args:
-        path: The run's folder, or a file that `save_pretrained` wrote.
-
-    Returns:
-        The model.
-
-    Raises:
-        UsageError: If there is none, or it cannot be read.
-    """
+    """Read the model of a run."""
     from milkweed.convert import load_pretrained
 
     if not path.exists():
@@ -115,33 +85,14 @@ def load_model(path: Path) -> "Model":
 
 
 def neighbours(path: Path) -> list[str]:
-    """List the folders beside a path that hold a model.
-
-    Args:
-        path: Any path.
-
-    Returns:
-        Their names.
-    """
+    """List the folders beside a path that hold a model."""
     if not path.parent.is_dir():
         return []
     return sorted(each.parent.name for each in path.parent.glob("*/model.safetensors"))
 
 
 def choose_layers(path: Path, model: "Model", name: str | None) -> dict[str, "StateSpaceFilter"]:
-    """Find the layers that are meant.
-
-    Args:
-        path: The run, for messages.
-        model: Its model.
-        name: As given, or None for all.
-
-    Returns:
-        Layers by name.
-
-    Raises:
-        UsageError: If there is none, or none of that name.
-    """
+    """Find the layers that are meant."""
     from milkweed.plots.kernels import state_space_layers
 
     layers = state_space_layers(model)
@@ -162,19 +113,7 @@ def choose_layers(path: Path, model: "Model", name: str | None) -> dict[str, "St
 
 
 def compute(name: str, layer: "StateSpaceFilter", length: int) -> "LayerKernels":
-    """Compute a layer's kernels.
-
-    Args:
-        name: Of the layer, for messages.
-        layer: The layer.
-        length: Lags.
-
-    Returns:
-        The kernels.
-
-    Raises:
-        UsageError: If they are not finite.
-    """
+    """Compute a layer's kernels."""
     from milkweed.plots.kernels import layer_kernels
 
     broken = [key for key, value in layer.named_parameters(recurse=False) if not value.isfinite().all()]
@@ -188,13 +127,7 @@ def compute(name: str, layer: "StateSpaceFilter", length: int) -> "LayerKernels"
 
 
 def print_kernels(console: Console, found: dict[str, "LayerKernels"], title: str) -> None:
-    """Print one row per layer.
-
-    Args:
-        console: Where to print.
-        found: Kernels by layer.
-        title: Stands above the table.
-    """
+    """Print one row per layer."""
     from milkweed.plots.kernels import timescales
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=escape(title), title_justify="left")

@@ -1,16 +1,15 @@
 """The page about a conversion: one file of HTML that needs nothing else."""
 
 import base64
-import sys
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from milkweed._files import atomic_write
 from milkweed.convert import ConversionReport
 from milkweed.convert.conversion_report import HEADINGS
 from milkweed.convert.hub.timing import Timing
 from milkweed.plots.conversion import draw_costs, draw_errors, draw_losses, draw_speed
-from milkweed.train.environment import describe_environment
 
 STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
@@ -20,15 +19,10 @@ th, td { text-align: left; padding: .2rem .7rem .2rem 0; border-bottom: 1px soli
 .scroll { overflow-x: auto } .warning { color: #b45309 } .note { color: #6b7280; font-size: 13px }"""
 
 
-def write_page(report: ConversionReport, timing: Timing | None, name: str, path: Path) -> None:
-    """Write figures and the table of all layers.
-
-    Args:
-        report: Of the conversion.
-        timing: Of the whole model, or None if it was not measured.
-        name: The model's.
-        path: The file to write.
-    """
+def write_page(
+    report: ConversionReport, timing: Timing | None, name: str, command: str, environment: dict[str, Any], path: Path
+) -> None:
+    """Write figures and the table of all layers; `environment` is the machine's and versions, as runs have them."""
     title = f"{name}, converted by milkweed"
     body = [f"<h1>{escape(title)}</h1>", f"<p>{escape(report.summary())}.</p>"]
     body += [f'<p class="warning">{escape(warning)}</p>' for warning in report.warnings]
@@ -41,9 +35,8 @@ def write_page(report: ConversionReport, timing: Timing | None, name: str, path:
             "model's, at every step. Errors of layers, above, are those before.</p>",
             _image(draw_losses(report.distillation_losses), "loss of distillation"),
         ]
-    body += _speed(timing)
+    body += _speed(timing, environment)
     body += ["<h2>Every linear layer</h2>", _table(report)]
-    command = " ".join(["milkweed", *sys.argv[1:]])
     body.append(f'<p class="note">Made by: <code>{escape(command)}</code></p>')
     page = "\n".join(
         [
@@ -68,16 +61,15 @@ def _errors(report: ConversionReport) -> list[str]:
     ]
 
 
-def _speed(timing: Timing | None) -> list[str]:
+def _speed(timing: Timing | None, environment: dict[str, Any]) -> list[str]:
     if timing is None:
         return []
-    found = describe_environment([])
-    machine, shape = found["machine"], " × ".join(map(str, timing.shape))
+    machine, shape = environment["machine"], " × ".join(map(str, timing.shape))
     processors = ", ".join([machine["processor"], *machine["gpus"]])
     words = (
         f"Inputs {shape}, on {timing.device}: {1e3 * timing.before:,.1f} ms dense, {1e3 * timing.after:,.1f} ms "
         f"converted, {timing.before / timing.after:.2f}×; medians of {timing.runs} runs by turns, beside whatever else "
-        f"ran there. {processors}, {machine['threads']} threads, torch {found['versions']['torch']}."
+        f"ran there. {processors}, {machine['threads']} threads, torch {environment['versions']['torch']}."
     )
     return [
         "<h2>Speed of the whole model</h2>",
