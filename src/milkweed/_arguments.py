@@ -103,7 +103,7 @@ def _fitted(name: str, hint: Any, value: Any) -> Any:
         if _is(value, kind):
             return _within(name, kind, value)
     fix = ""
-    if Tensor in kinds and value is not None:
+    if Tensor in kinds:
         fix = f"; use torch.as_tensor({name})"
     elif torch.dtype in kinds:
         fix = "; use e.g. torch.float32"

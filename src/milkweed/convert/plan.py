@@ -53,7 +53,7 @@ class ConversionPlan:
 
 
 @through_wrappers(changes=False)
-@checked
+@checked(but=("rules", "calibration", "parameters", "candidates"))
 def plan_conversion(
     model: nn.Module,
     rules: Rules | LayerConfig | None = None,
