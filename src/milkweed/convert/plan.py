@@ -53,7 +53,7 @@ class ConversionPlan:
 
 
 @through_wrappers(changes=False)
-@checked(but=("rules", "calibration", "parameters", "candidates"))
+@checked(but=("rules", "calibration", "parameters"))
 def plan_conversion(
     model: nn.Module,
     rules: Rules | LayerConfig | None = None,
@@ -62,7 +62,7 @@ def plan_conversion(
     sequential: bool = False,
     permute: bool = False,
     parameters: float | None = None,
-    candidates: Sequence[LayerConfig | None] = (),
+    candidates: Iterable[LayerConfig | None] = (),
     tokens: int | None = 1024,
     progress: Progress | None = None,
 ) -> ConversionPlan:

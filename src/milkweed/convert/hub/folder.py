@@ -71,7 +71,7 @@ class _Options:
     candidates: Sequence[LayerConfig | None]
 
 
-@checked(but=("rules", "texts", "max_length", "batch_size", "parameters", "candidates", "dtype"))
+@checked(but=("texts", "max_length", "batch_size", "dtype"))
 def convert_folder(
     source: str | os.PathLike[str] | Source,
     out: str | os.PathLike[str] | None,
