@@ -33,8 +33,8 @@ _NUMBERS = {
     float: (float, int, numbers.Real, torch.SymInt, torch.SymFloat),
 }
 _LISTS = (tuple, list, collections.abc.Sequence, collections.abc.Iterable)
-# Strings and tensors can be walked over, but are no list of anything.
-_NO_LIST = (str, bytes, Tensor, Mapping)
+# These can be walked over, as arrays and tensors can, but are no list of anything.
+_NO_LIST = (str, bytes, Mapping)
 _EXPECTED: dict[Any, str] = {
     bool: "True or False",
     float: "a number",
@@ -103,7 +103,7 @@ def _fitted(name: str, hint: Any, value: Any) -> Any:
         if _is(value, kind):
             return _within(name, kind, value)
     fix = ""
-    if Tensor in kinds and value is not None:
+    if Tensor in kinds:
         fix = f"; use torch.as_tensor({name})"
     elif torch.dtype in kinds:
         fix = "; use e.g. torch.float32"
@@ -137,7 +137,7 @@ def _is(value: object, kind: Any) -> bool:
         return is_kind(value, outer)
     if outer in _LISTS:
         walked = Iterable if outer is collections.abc.Iterable else Sequence
-        listed = isinstance(value, walked) and not isinstance(value, _NO_LIST)
+        listed = isinstance(value, walked) and not isinstance(value, _NO_LIST) and not hasattr(value, "__array__")
         return listed and (not _of_names(kind) or all(isinstance(each, str) for each in cast(Sequence[Any], value)))
     if outer is os.PathLike:
         return isinstance(value, str | os.PathLike)

@@ -99,7 +99,7 @@ AdapterRules = Mapping[Rule, AdapterConfig | None] | Sequence[tuple[Rule, Adapte
 
 
 @through_wrappers(changes=True)
-@checked
+@checked(but=("rules", "train"))
 def add_adapters_(
     model: nn.Module, rules: AdapterRules | AdapterConfig | None = None, *, train: str | Sequence[str] = ()
 ) -> list[str]:

@@ -51,7 +51,7 @@ class ConversionPlan:
 
 
 @through_wrappers(changes=False)
-@checked
+@checked(but=("rules", "calibration", "parameters"))
 def plan_conversion(
     model: nn.Module,
     rules: Rules | LayerConfig | None = None,
@@ -60,7 +60,7 @@ def plan_conversion(
     sequential: bool = False,
     permute: bool = False,
     parameters: float | None = None,
-    candidates: Sequence[LayerConfig | None] = (),
+    candidates: Iterable[LayerConfig | None] = (),
     tokens: int | None = 1024,
     progress: ProgressCallback | None = None,
 ) -> ConversionPlan:

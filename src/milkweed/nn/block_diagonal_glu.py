@@ -40,7 +40,7 @@ class BlockDiagonalGlu(nn.Module):
         torch.Size([2, 10, 64])
     """
 
-    @checked
+    @checked(but=("dropout",))
     def __init__(
         self,
         d_model: int,

@@ -42,7 +42,7 @@ class GatedMixerBlock(nn.Module):
         torch.Size([2, 100, 16])
     """
 
-    @checked
+    @checked(but=("dropout",))
     def __init__(
         self,
         d_model: int,
