@@ -32,7 +32,7 @@ class Budget:
         self,
         sites: Mapping[str, LinearSite],
         parameters: float,
-        candidates: Sequence[LayerConfig | None],
+        candidates: Iterable[LayerConfig | None],
         named: Collection[str] = (),
     ) -> None:
         if isinstance(parameters, bool) or not isinstance(parameters, int | float):
@@ -120,7 +120,7 @@ def _outputs_with(model: nn.Module, site: LinearSite, layer: nn.Module, batches:
 class WithinBudget(Pass):
     """Chooses one candidate for each selected layer, after calibration."""
 
-    def __init__(self, parameters: float, candidates: Sequence[LayerConfig | None]) -> None:
+    def __init__(self, parameters: float, candidates: Iterable[LayerConfig | None]) -> None:
         self.parameters, self.candidates = parameters, candidates
 
     def check(self, draft: Draft) -> None:
