@@ -463,6 +463,7 @@ NOT_CALLED = {
     *("StructuredLinear", "StructuredLinear.from_linear", "CausalBasis", "CausalBasis.causally"),
     *("CausalBasis.echo", "CausalBasis.scale", "CausalBasis.output_digits", "ChebyshevBasis.echo"),
     *("ChebyshevBasis.scale", "ChebyshevBasis.output_digits", "FrozenKernel.layout", "register"),
+    *(f"{config}.hidden_units" for config in ("LayerConfig", "MonarchConfig", "BlockDiagonalConfig")),
 }
 
 

@@ -173,7 +173,7 @@ def _words(kinds: Sequence[Any]) -> str:
     said = []
     for kind in kinds:
         inside = (*typing.get_args(kind), None)[0] if _outer(kind) in _LISTS else None
-        said.append(_LISTED.get(inside) or _EXPECTED.get(_outer(kind)) or f"a {_outer(kind).__name__}")
+        said.append(_LISTED.get(inside) or _EXPECTED.get(_outer(kind)) or _with_article(_outer(kind).__name__))
     said = [words for words in dict.fromkeys(said) if words != "None"]
     return " or ".join(said) + (", or None" if types.NoneType in kinds and Tensor not in kinds else "")
 
@@ -224,6 +224,10 @@ def check_kind(kind: type, /, *, optional: bool = False, **options: object) -> N
             raise TypeError(f"{name} must be {_EXPECTED[kind]}{', or None' if optional else ''}; got {got(value)}")
         if value is not None and kind in {int, float}:
             _number(name, value)
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name.startswith((*'AEIOU', 'M2', 'S4')) else 'a'} {name}"
 
 
 def check_probability(**options: Any) -> None:

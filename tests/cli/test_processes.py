@@ -118,6 +118,7 @@ def test_two_processes_make_layers_dense_as_one_does(tmp_path, then):
             *("train", "digits-monarch", "--trainer.devices", str(processes)),
             *("--trainer.strategy", "ddp" if processes > 1 else "auto"),
             *("--out", str(tmp_path), "--name", name, "--model.d_model", "16", "--model.depth", "1"),
+            *("--data.rows", "false", "--model.channel_dim", "32", "--model.token_linear", "null"),
             *("--model.dropout", "0", "--data.batch_size", "32", "--data.limit", "96", "--trainer.max_epochs", "2"),
             *("--trainer.densify.at", "4", "--trainer.densify.state", "carry", *more),
         ]

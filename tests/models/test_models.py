@@ -183,8 +183,10 @@ def test_mixer_has_its_own_layers_along_the_sequence():
     (block,) = MlpMixer(1, 3, 8, d_model=32, depth=1, linear=monarch, token_linear=dense).blocks
     assert isinstance(block.channels.up, MonarchLinear)
     assert isinstance(block.tokens.up, torch.nn.Linear)
-    with pytest.raises(ValueError, match="token_linear must be a mapping with a name"):
+    with pytest.raises(TypeError, match="token_linear must be a mapping"):
         MlpMixer(1, 3, 8, token_linear="dense")
+    with pytest.raises(ValueError, match="token_linear must be a mapping with a name"):
+        MlpMixer(1, 3, 8, token_linear={"nblocks": 4})
 
 
 @pytest.mark.parametrize(

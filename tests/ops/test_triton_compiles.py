@@ -13,12 +13,12 @@ from tests.ops.triton_offline import SHARED, Compiled
 pytest.importorskip("triton")
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("arch", SHARED)
-def test_compiles_for(arch):
+def test_compiles_for(arch, pytestconfig):
+    every = 1 if pytestconfig.getoption("all_cases") else 4  # a quarter each, and not the same one
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     found = subprocess.run(
-        [sys.executable, "-m", "tests.ops.triton_offline", str(arch)],
+        [sys.executable, "-m", "tests.ops.triton_offline", str(arch), "", str(every)],
         cwd=Path(__file__).parents[2],
         env=environment,
         capture_output=True,
@@ -26,10 +26,11 @@ def test_compiles_for(arch):
     )
     assert found.returncode == 0, found.stderr
     results = json.loads(found.stdout)
-    assert results.keys() == CASES.keys()
+    assert len(results) >= len(CASES) // every > 0
     problems = []
-    for name, case in CASES.items():
-        compiled = [Compiled(**kernel) for kernel in results[name]["kernels"]]
+    for name, result in results.items():
+        case = CASES[name]
+        compiled = [Compiled(**kernel) for kernel in result["kernels"]]
         problems += [f"{name}: launches nothing"] if not compiled else []
         for kernel in compiled:
             problems += [f"{name}: {p}" for p in kernel.problems(matrix=case.matrix, spills=case.spills)]

@@ -27,7 +27,7 @@ from milkweed.nn.wrappers import through_wrappers
 
 
 @through_wrappers(changes=True)
-@checked
+@checked(but=("plan",))
 def convert_(model: nn.Module, plan: ConversionPlan | Rules | LayerConfig | None = None) -> ConversionReport:
     """Replace linear layers by the structured ones of a plan, in place: all of them or, after an error, none.
 

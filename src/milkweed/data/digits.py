@@ -22,11 +22,14 @@ class Digits(SequenceClassificationData):
         rows: Whether a step is a row of 8 grey levels; otherwise it is one grey level.
     """
 
+    length = 64
+    d_input = 1
     class_names = tuple("0123456789")
 
     def __init__(self, batch_size: int = 64, seed: int = 0, limit: int | None = None, rows: bool = False) -> None:
         super().__init__(batch_size, seed, limit)
-        self.length, self.d_input = (8, 8) if rows else (64, 1)
+        if rows:
+            self.length = self.d_input = 8
 
     def load(self) -> dict[str, ArrayDataset]:
         """Read the digits from scikit-learn, split and standardise them."""
@@ -40,7 +43,7 @@ class Digits(SequenceClassificationData):
         parts = stratified_split(targets)
         self.mean, self.std = float(images[parts["train"]].mean()), float(images[parts["train"]].std())
         inputs = torch.from_numpy((images - self.mean) / self.std).float()
-        inputs = inputs.reshape(-1, self.length, self.d_input)
+        inputs = inputs.unflatten(1, (8, 8)) if self.length == 8 else inputs.unsqueeze(-1)
         labels = torch.from_numpy(targets).long()
         return {name: ArrayDataset(inputs[chosen], labels[chosen]) for name, chosen in parts.items()}
 

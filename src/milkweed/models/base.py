@@ -63,9 +63,9 @@ def build_model(config: dict[str, Any]) -> Model:
         'SequenceModel'
     """
     name, options = config.get("name"), config.get("options", {})
-    if not isinstance(name, str) or not isinstance(options, dict):
+    if not isinstance(options, dict):
         raise TypeError(f"config must be {{'name': ..., 'options': {{...}}}}; got {got(config)}")
-    kind: type[Model] = _registry.find("model", name, "model name")
+    kind: type[Model] = _registry.find("model", name, "config: model name")
     parameters = inspect.signature(kind).parameters
     for option in options:
         if option not in parameters and not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):

@@ -10,7 +10,7 @@ from torch import nn
 from milkweed._arguments import checked
 
 
-@checked
+@checked(but=("model",))
 def parameter_groups(
     model: nn.Module, *, lr: float, weight_decay: float = 0.0, ssm_lr: float | None = None
 ) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from milkweed._arguments import checked
+from milkweed._arguments import checked, is_kind, whole
 from milkweed._suggest import unknown
 from milkweed.structures.base import Product, StructuredMatrix, check_numbers
 from milkweed.structures.monarch import Monarch
@@ -22,7 +22,7 @@ _NORMS = {"backward": 0.0, "ortho": 0.5, "forward": 1.0}
 _ORTHO_OR_NOT = ("backward", "ortho")
 
 
-@checked
+@checked(but=("n",))
 def monarch_dft(
     n: int,
     *,
@@ -68,7 +68,7 @@ def monarch_dft(
     return _cast(Product(_fourier(n, inverse, 1 - power if inverse else power)), dtype, device)
 
 
-@checked
+@checked(but=("n",))
 def monarch_dct(
     n: int,
     *,
@@ -110,7 +110,7 @@ def monarch_dct(
     return _trigonometric(n, False, inverse, norm, dtype, device)
 
 
-@checked
+@checked(but=("n",))
 def monarch_dst(
     n: int,
     *,
@@ -149,7 +149,7 @@ def monarch_dst(
     return _trigonometric(n, True, inverse, norm, dtype, device)
 
 
-@checked
+@checked(but=("n",))
 def monarch_hadamard(
     n: int,
     *,
@@ -181,7 +181,7 @@ def monarch_hadamard(
                 [ 1.,  1., -1., -1.],
                 [ 1., -1., -1.,  1.]])
     """
-    _check_size(n)
+    n = _size(n)
     if n & (n - 1):
         lower = 1 << (n.bit_length() - 1)
         nearest = lower if n - lower < 2 * lower - n else 2 * lower
@@ -360,7 +360,7 @@ def monarch_hd(*signs: Tensor) -> Product:
 
 def balanced_factors(n: int) -> tuple[int, int]:
     """Split n into n₁ ≤ n₂ as evenly as divisors allow, for the smallest Monarch matrix; n₁ = 1 for a prime."""
-    _check_size(n)
+    n = _size(n)
     first = next(divisor for divisor in range(math.isqrt(n), 0, -1) if n % divisor == 0)
     return first, n // first
 
@@ -474,9 +474,10 @@ def _unit(angle: Tensor) -> Tensor:
 # ---------------------------------------------------------------------- arguments
 
 
-def _check_size(n: int) -> None:
-    if not isinstance(n, int) or n < 1:
+def _size(n: int) -> int:
+    if not is_kind(n, int) or n < 1:
         raise ValueError(f"n must be a whole number of at least 1; got n={n!r}")
+    return whole("n", n)
 
 
 def _power(norm: str | None, known: tuple[str, ...] | dict[str, float]) -> float:

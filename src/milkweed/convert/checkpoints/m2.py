@@ -142,7 +142,7 @@ def _unpickled(path: Path) -> Any:
         ) from error
 
 
-@checked
+@checked(but=("state",))
 def load_m2_bert(state: Mapping[str, Tensor], *, padding: str = "legacy", dropout: float = 0.1) -> M2Bert:
     """Make an M2-BERT from a published state dict, in which every key must be known and none may be missing.
 
@@ -194,7 +194,7 @@ def load_m2_bert(state: Mapping[str, Tensor], *, padding: str = "legacy", dropou
 
 
 @through_wrappers(changes=False)
-@checked
+@checked(but=("model",))
 def extend_positions(model: M2Bert, length: int, kernels: str = "keep") -> M2Bert:
     """Make a model for longer sequences from a shorter one.
 
