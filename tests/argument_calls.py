@@ -315,6 +315,8 @@ FILTERS = {
     "S4Filter": of(filters.S4Filter, d_model=4, d_state=8),
     "S4Filter.system": method(SEQUENCE["S4Filter"], "system"),
     "S4DFilter.system": method(SEQUENCE["S4DFilter"], "system"),
+    "S4.system": method(SEQUENCE["S4"], "system"),
+    "S4D.system": method(SEQUENCE["S4D"], "system"),
     "S4DFilter.recurrence": method(SEQUENCE["S4DFilter"], "recurrence"),
     "S4NDFilter": of(filters.S4NDFilter, d_model=4, dims=2, d_state=8),
     "S4NDFilter.forward": method(lambda: filters.S4NDFilter(4, 2, 8), "forward", u=x(2, 3, 3, 4)),

@@ -12,6 +12,7 @@ from milkweed._registry import register
 from milkweed.nn.filters.s4 import S4Filter
 from milkweed.nn.filters.s4d import S4DFilter
 from milkweed.nn.filters.s4nd import S4NDFilter
+from milkweed.nn.filters.systems import DenseSystem, DiagonalSystem, SoftmaxSystem
 from milkweed.nn.options import takes_options_of
 from milkweed.nn.sequence_layer import Mixing, SequenceLayer, divide_options
 
@@ -47,6 +48,10 @@ class S4D(SequenceLayer):
         own, mixing = divide_options(options)
         super().__init__(S4DFilter(d_model, *args, **own), **mixing)
 
+    def system(self, rate: float = 1.0) -> DiagonalSystem | SoftmaxSystem:
+        """The discrete system of the layer's filter; ``system().kernel(length)`` are its kernels."""
+        return self.filter.system(rate)
+
 
 @register("layer", "s4")
 class S4(SequenceLayer):
@@ -79,6 +84,10 @@ class S4(SequenceLayer):
     def __init__(self, d_model: int, *args: Any, **options: Any) -> None:
         own, mixing = divide_options(options)
         super().__init__(S4Filter(d_model, *args, **own), **mixing)
+
+    def system(self, rate: float = 1.0) -> DenseSystem:
+        """The discrete system of the layer's filter; ``system().kernel(length)`` are its kernels."""
+        return self.filter.system(rate)
 
 
 class S4ND(nn.Module):
