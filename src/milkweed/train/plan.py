@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from torch import distributed
 
 from milkweed._disk import DiskFullError
 from milkweed._suggest import UsageError
@@ -120,7 +121,7 @@ def carry_out(plan: Plan, config: dict[str, Any], console: Console) -> tuple[Run
     parts.data.setup()
     if plan.checkpoint:
         check_fits(parts.module, plan.checkpoint)
-    with prepared_folder(plan) as folder:
+    with prepared_folder(plan) as folder, own_process_group():
         session = Session(parts.data, parts.module, parts.trainer_options, parts.seed, folder, console)
         trainer = session.make_trainer()
         parts.data.check_processes(trainer.world_size)
@@ -142,6 +143,15 @@ def carry_out(plan: Plan, config: dict[str, Any], console: Console) -> tuple[Run
                 full.kept = f"{saved[0]} is saved; then go on with\n  {plan.resume_command(folder)}"
             raise
     return (folder, results) if trainer.is_global_zero else None
+
+
+@contextmanager
+def own_process_group() -> Iterator[None]:
+    """End the process group that the block starts; its threads may abort an interpreter that ends before them."""
+    before = distributed.is_available() and distributed.is_initialized()
+    yield
+    if distributed.is_available() and distributed.is_initialized() and not before:
+        distributed.destroy_process_group()
 
 
 @contextmanager
