@@ -93,7 +93,8 @@ class Mixing(nn.Module):
         y = ACTIVATIONS[self.activation](y)
         if self.gate is not None:
             y = y * F.silu(self.gate(u))
-        y = y * self.dropout(torch.ones_like(y[..., :1, :])) if self.tie_dropout else self.dropout(y)
+        if self.training:
+            y = y * self.dropout(torch.ones_like(y[..., :1, :])) if self.tie_dropout else self.dropout(y)
         if self.output is None:
             return y
         mixed: Tensor = self.output(y)
@@ -237,6 +238,16 @@ class SequenceLayerStepper(SurroundedStepper):
     def __init__(self, layer: SequenceLayer, rate: float = 1.0) -> None:
         super().__init__(layer.filter.stepper(rate))
         self.mix = copy.deepcopy(layer.mix).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Take one step u (B, d_model); what mixes channels needs no sequence."""
+        check_tensor("u", u)
+        if u.ndim != 2:
+            return super().forward(u, state)  # which refuses it
+        self.mix.check_dtype(u)
+        y, state = self.inner(u, state)
+        return self.mix(y, u), state
 
     def before(self, u: Tensor) -> Tensor:
         """Refuse another dtype than the layer's."""

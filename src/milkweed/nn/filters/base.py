@@ -106,8 +106,10 @@ def check_signal_dtype(u: Tensor, own: torch.dtype, *, kept: bool) -> None:
     """Refuse a signal of another dtype than a filter's, unless autocast is on."""
     # ``kept`` says that its parameters stay in float32 in a model of half precision: then half precision signals will
     # do as well.
+    if u.dtype == own:
+        return
     narrow = kept and own == torch.float32 and u.dtype in {torch.bfloat16, torch.float16}
-    if u.dtype != own and not narrow and autocast_dtype(u) is None:
+    if not narrow and autocast_dtype(u) is None:
         raise TypeError(f"u must be {own} as the layer's parameters are; got {u.dtype}; cast u, or use autocast")
 
 

@@ -273,7 +273,7 @@ class StateSpaceStepper(KeepsFloat32, Stepper):
 
     def __init__(self, system: LinearSystem, skip: Tensor | None) -> None:
         super().__init__()
-        self._kind = type(system)
+        self._kind, self._shape = type(system), system.state_shape
         fields = {field.name: getattr(system, field.name) for field in dataclasses.fields(cast(Any, system))}
         self._fields, self._constants = list(fields), []
         for index, tensor in enumerate(system.stepping()):
@@ -292,16 +292,17 @@ class StateSpaceStepper(KeepsFloat32, Stepper):
     def initial_state(self, batch_size: int) -> Tensor:
         """Give the state before the first step, (B, *state) zeros."""
         check_batch_size(batch_size)
-        system = self.system
-        return system.b.new_zeros(batch_size, *system.state_shape)
+        return self.b.new_zeros(batch_size, *self._shape)
 
     @torch.no_grad()
     def forward(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step u (B, d_model) -> (B, channels d_model), without gradients."""
         self._check(u, state)
-        y, state = self._kind.step(u.to(state.dtype), state, *(getattr(self, name) for name in self._constants))
-        if self.D is not None:
-            y = y + self.D * u[:, None]
+        buffers = cast(dict[str, Tensor], self._buffers)  # read here, as looking one up as an attribute takes as long as using it
+        y, state = self._kind.step(u.to(state.dtype), state, *[buffers[name] for name in self._constants])
+        skip = self._buffers["D"]
+        if skip is not None:
+            y = y + skip * u[:, None]
         return y.flatten(1).to(u.dtype), state
 
     @torch.no_grad()
@@ -313,7 +314,7 @@ class StateSpaceStepper(KeepsFloat32, Stepper):
         return y.transpose(1, 2), final
 
     def _check(self, u: Tensor, state: Tensor, *, many: bool = False) -> None:
-        shape, dtype = self.system.state_shape, self.b.dtype
+        shape, dtype = self._shape, self.b.dtype
         check_steps(u, shape[0], many=many)
         check_signal_dtype(u, dtype, kept=True)
         _check_state(state, (u.shape[0], *shape), u)
