@@ -1,9 +1,11 @@
 """The table of a conversion in a terminal."""
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from milkweed.convert import ConversionReport
 from milkweed.convert.conversion_report import describe
@@ -21,22 +23,28 @@ def print_plan(console: Console, report: ConversionReport, every: bool) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for group in groups:
         row = _row(group, "output_error" if calibrated else "relative_error")
-        table.add_row(*map(escape, row), style=None if group.lines[0].layer else "dim")
+        table.add_row(_cell(row[0]), *map(escape, row[1:]), style=None if group.lines[0].layer else "dim")
     beside = [LayerGroup(line.name, (line,)) for line in report.kept] if every else by_reason(report.kept)
     for matrices in beside:
         first = matrices.lines[0]
-        title = f"{matrices.name}\n  {' × '.join(map(str, first.shape))}, stays: {first.reason}"
-        table.add_row(escape(title), _count(matrices.total("parameters")), "", "", style="dim")
+        title = f"{matrices.name}\n{' × '.join(map(str, first.shape))}, stays: {first.reason}"
+        table.add_row(_cell(title), _count(matrices.total("parameters")), "", "", style="dim")
     console.print(table, highlight=False)
     console.print(escape(report.summary()), highlight=False)
     for warning in report.warnings:
         console.print(f"[yellow]warning: {escape(warning)}[/]", highlight=False)
 
 
+def _cell(title: str) -> Group:
+    """A name, and what is said of it below, indented."""
+    name, below = title.split("\n")
+    return Group(Text(name), Padding(Text(below), (0, 0, 0, 2)))
+
+
 def _row(group: LayerGroup, error: str) -> list[str]:
     """A group's name, with its shape and what becomes of it below, and its numbers."""
     first = group.lines[0]
-    title = f"{group.name}\n  {first.out_features} × {first.in_features}"
+    title = f"{group.name}\n{first.out_features} × {first.in_features}"
     if first.layer is None:
         return [f"{title}, stays: {first.reason}", _count(group.total("parameters_before")), "", ""]
     return [
