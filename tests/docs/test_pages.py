@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import milkweed as mw
+from milkweed import _registry
 from milkweed.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,7 @@ OF_A_TRAINING = {"docs/command_line.md", "docs/monarch_mixer.md"}
 WITH_CODE = [page for page in PAGES if blocks(page, "python") or blocks(page, "pycon")]
 
 
+@pytest.mark.usefixtures("_own_names")
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
 def test_python_of_the_pages_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -124,7 +126,14 @@ def commands(page, program):
     text = re.sub(r"\n {4,}(--\w)", r" \1", re.sub(r"   +[^\n-][^\n]*(?=\n {4,}--\w)", "", text))
     for line in re.findall(rf"^(?:\$ |    )?{program}(?: +|$)(.*)", text, re.MULTILINE):
         line = re.split(r"\s{3,}|\s+# |\s*…|;", line)[0]
-        yield shlex.split(line)
+        words = shlex.split(line)
+        yield words[2:] if words[:1] == ["--import"] else words
+
+
+@pytest.fixture
+def _own_names(monkeypatch):
+    """Names that a page registers are forgotten after it."""
+    monkeypatch.setattr(_registry, "_classes", {kind: dict(known) for kind, known in _registry._classes.items()})
 
 
 MILKWEED = sorted({(name(page), shlex.join(line)) for page in PAGES for line in commands(page, "milkweed")})
@@ -136,6 +145,7 @@ def _help(arguments, capsys):
     return capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_own_names")
 @pytest.mark.parametrize(("page", "line"), MILKWEED, ids=lambda value: value[:60])
 def test_commands_and_their_options_exist(page, line, capsys, monkeypatch, tmp_path):
     pytest.importorskip("lightning")
@@ -143,6 +153,12 @@ def test_commands_and_their_options_exist(page, line, capsys, monkeypatch, tmp_p
     command, *words = shlex.split(line)
     of_recipe = [place for place, word in enumerate(words) if re.match(r"--(data|model|task|trainer|seed)\b", word)]
     if command in {"train", "inspect"}:
+        if words[0] == "my.yaml":  # the recipe and the layer that the page shows
+            Path("my.yaml").write_text(*blocks(ROOT / page, "yaml"))
+            exec(
+                next(block for block in blocks(ROOT / page, "python") if "mw.register" in block),
+                {"__name__": "my_layers"},
+            )
         for place in of_recipe:
             if words[place] == "--data.file":  # a text whose characters are the vocabulary
                 Path(words[place + 1]).write_text("To be, or not to be.\n" * 100)
