@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import milkweed as mw
 from milkweed import _registry
+from milkweed._registry import KINDS, registered
 from milkweed.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +134,7 @@ def commands(page, program):
 @pytest.fixture
 def _own_names(monkeypatch):
     """Names that a page registers are forgotten after it."""
-    monkeypatch.setattr(_registry, "_classes", {kind: dict(known) for kind, known in _registry._classes.items()})
+    monkeypatch.setattr(_registry, "_classes", {kind: registered(kind) for kind in KINDS})
 
 
 MILKWEED = sorted({(name(page), shlex.join(line)) for page in PAGES for line in commands(page, "milkweed")})
@@ -155,10 +156,8 @@ def test_commands_and_their_options_exist(page, line, capsys, monkeypatch, tmp_p
     if command in {"train", "inspect"}:
         if words[0] == "my.yaml":  # the recipe and the layer that the page shows
             Path("my.yaml").write_text(*blocks(ROOT / page, "yaml"))
-            exec(
-                next(block for block in blocks(ROOT / page, "python") if "mw.register" in block),
-                {"__name__": "my_layers"},
-            )
+            (layer,) = (block for block in blocks(ROOT / page, "python") if "mw.register" in block)
+            exec(layer, {"__name__": "my_layers"})
         for place in of_recipe:
             if words[place] == "--data.file":  # a text whose characters are the vocabulary
                 Path(words[place + 1]).write_text("To be, or not to be.\n" * 100)

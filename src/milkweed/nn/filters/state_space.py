@@ -298,9 +298,8 @@ class StateSpaceStepper(KeepsFloat32, Stepper):
     def forward(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step u (B, d_model) -> (B, channels d_model), without gradients."""
         self._check(u, state)
-        buffers = cast(
-            dict[str, Tensor], self._buffers
-        )  # read here, as looking one up as an attribute takes as long as using it
+        # Looked up here: as an attribute, finding a buffer takes as long as using it.
+        buffers = cast(dict[str, Tensor], self._buffers)
         y, state = self._kind.step(u.to(state.dtype), state, *[buffers[name] for name in self._constants])
         skip = self._buffers["D"]
         if skip is not None:
