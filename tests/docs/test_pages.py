@@ -4,6 +4,7 @@ import contextlib
 import doctest
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 
@@ -154,16 +155,21 @@ def test_commands_and_their_options_exist(page, line, capsys, monkeypatch, tmp_p
     command, *words = shlex.split(line)
     of_recipe = [place for place, word in enumerate(words) if re.match(r"--(data|model|task|trainer|seed)\b", word)]
     if command in {"train", "inspect"}:
+        first = []
         if words[0] == "my.yaml":  # the recipe and the layer that the page shows
             Path("my.yaml").write_text(*blocks(ROOT / page, "yaml"))
-            (layer,) = (block for block in blocks(ROOT / page, "python") if "mw.register" in block)
-            exec(layer, {"__name__": "my_layers"})
+            Path("my_layers.py").write_text(
+                *(block for block in blocks(ROOT / page, "python") if "mw.register" in block)
+            )
+            monkeypatch.setattr(sys, "path", list(sys.path))
+            monkeypatch.delitem(sys.modules, "my_layers", raising=False)
+            first = ["--import", "my_layers"]
         for place in of_recipe:
             if words[place] == "--data.file":  # a text whose characters are the vocabulary
                 Path(words[place + 1]).write_text("To be, or not to be.\n" * 100)
         # Checks names and types of all of them, and needs neither data nor memory.
         recipe = [word for place in of_recipe for word in words[place : place + 2]]
-        assert main(["inspect", words[0], *recipe]) == 0, capsys.readouterr().err
+        assert main([*first, "inspect", words[0], *recipe]) == 0, capsys.readouterr().err
         words = [word for place, word in enumerate(words) if place not in of_recipe]
     told = _help([command], capsys) + (_help([command, words[0]], capsys) if command == "plot" else "")
     assert [word for word in words if word.startswith("--") and not re.search(rf"{word}\b", told)] == []
