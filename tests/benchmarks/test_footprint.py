@@ -32,6 +32,7 @@ def sides(tmp_path, monkeypatch):
     return pytest.importorskip("memory_sides")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mib", [4, 40])
 def test_peak_is_what_lives_at_the_same_time(sides, mib):
     found = peak_extra_bytes(sides.build, {"mib": mib}, ["ours", "peer"])

@@ -131,6 +131,7 @@ def test_distillation_brings_the_outputs_nearer(folder, model, capsys):
     assert errors[1] < 0.8 * errors[0]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("more", [["--sequential"], ["--parameters", "0.5"], ["--parameters", "0.6", "--sequential"]])
 def test_decoders_are_calibrated_without_a_padding_token(folder, more, capsys):
     file = folder / "gpt2" / "tokenizer_config.json"

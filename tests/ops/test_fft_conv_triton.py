@@ -92,6 +92,7 @@ def _little_memory(monkeypatch):
     plans.make_plan.cache_clear()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("_little_memory")
 @pytest.mark.parametrize("dtype", ERRORS)
 def test_transforms_split_through_memory(dtype):

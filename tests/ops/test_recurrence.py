@@ -259,6 +259,7 @@ FACTORS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", FACTORS)
 def test_as_good_as_the_float32_loop(kind):
     length = 20_000
