@@ -101,9 +101,9 @@ def test_reference_derivatives():
 
 @pytest.mark.parametrize("bytes_per_block", [1, 4096, 10**9])
 def test_blocks_change_nothing(bytes_per_block, monkeypatch):
-    from milkweed.ops.fft_conv import eager
+    from milkweed.ops.fft_conv import _blocks
 
-    monkeypatch.setattr(eager, "_BLOCK_BYTES", bytes_per_block)
+    monkeypatch.setattr(_blocks, "_BLOCK_BYTES", bytes_per_block)
     u, kernel, extras = draw(65, batch=5, channels=35)
     tensors = [t.requires_grad_() for t in (u, kernel, *extras.values())]
     y = ops.fft_conv(u, kernel, **extras)
@@ -164,7 +164,7 @@ def test_compiles_with_changing_length():
 
 
 def test_fft_length_is_the_shortest_smooth_one():
-    from milkweed.ops.fft_conv.eager import fft_length
+    from milkweed.ops.fft_conv._blocks import fft_length
 
     def smooth(n):
         for prime in (2, 3, 5):

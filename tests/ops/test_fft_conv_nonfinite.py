@@ -7,7 +7,7 @@ import torch
 from tests.ops.test_fft_conv import convolve, draw, expected
 
 from milkweed import ops
-from milkweed.ops.fft_conv import _nonfinite, eager
+from milkweed.ops.fft_conv import _blocks, _nonfinite
 
 # The definition in numpy meets them too.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -26,17 +26,17 @@ def assert_same_pattern(found, exact, scale=None):
 @pytest.fixture(params=["one block", "small blocks", "a device that is not asked"])
 def way(request, monkeypatch):
     if request.param == "small blocks":
-        monkeypatch.setattr(eager, "_BLOCK_BYTES", 1)
-        monkeypatch.setattr(eager, "_LEAST_CHANNELS", 2)
+        monkeypatch.setattr(_blocks, "_BLOCK_BYTES", 1)
+        monkeypatch.setattr(_blocks, "_LEAST_CHANNELS", 2)
     elif request.param != "one block":
         monkeypatch.setattr(_nonfinite, "looks_finite", lambda result: False)
-        plan = eager._Plan.__init__
+        plan = _blocks.Plan.__init__
 
         def unasked(self, *args):
             plan(self, *args)
             self.asks = False
 
-        monkeypatch.setattr(eager._Plan, "__init__", unasked)
+        monkeypatch.setattr(_blocks.Plan, "__init__", unasked)
 
 
 @pytest.mark.sampled

@@ -14,6 +14,7 @@ from milkweed.ops import backends
 from milkweed.ops._common import needs_plain_formula
 from milkweed.ops._triton import refuses, triton_backend
 from milkweed.ops.fft_conv import eager, reference
+from milkweed.ops.fft_conv._blocks import least_points
 from milkweed.ops.fft_conv._triton_plan import too_long
 from milkweed.ops.fft_conv.frozen import FrozenKernel
 
@@ -56,7 +57,7 @@ def _triton_refusal(
     tensors = [t for t in (u, kernel, reverse_kernel, *rest) if t is not None]
     summing = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     reverse = 0 if reverse_kernel is None else reverse_kernel.shape[-1]
-    points = eager.least_points(u.shape[-1], kernel.shape[-1], reverse)
+    points = least_points(u.shape[-1], kernel.shape[-1], reverse)
     return refuses(*tensors) or too_long(u, points, kernel.shape[-1] - 1 + reverse, summing)
 
 

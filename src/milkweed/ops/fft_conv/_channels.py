@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from milkweed.ops.fft_conv import _nonfinite
-
-if TYPE_CHECKING:
-    from milkweed.ops.fft_conv.eager import _Padded
+from milkweed.ops.fft_conv._blocks import Padded
 
 
 class Channels:
@@ -21,7 +18,7 @@ class Channels:
     """
 
     def __init__(
-        self, padded: _Padded, channels: slice, careful: Callable[[], _nonfinite.Kernel], spectrum: Tensor | None
+        self, padded: Padded, channels: slice, careful: Callable[[], _nonfinite.Kernel], spectrum: Tensor | None
     ) -> None:
         self.padded, self.plan, self.slice = padded, padded.plan, channels
         self._careful, self._spectrum = careful, spectrum
@@ -54,7 +51,7 @@ class Channels:
 class LagSums:
     """The gradient of a block's kernel: correlations of upstream gradients with signals, summed over the batch."""
 
-    def __init__(self, padded: _Padded, channels: slice) -> None:
+    def __init__(self, padded: Padded, channels: slice) -> None:
         self._plan = padded.plan
         zeros = padded.zeros(channels)
         self._sum = torch.complex(zeros, zeros)[:, None].repeat(1, self._plan.n // 2 + 1)

@@ -10,113 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from milkweed.ops._common import compute_dtype, register_differentiable, rows_per_block, slices
+from milkweed.ops._common import compute_dtype, register_differentiable
 from milkweed.ops._huge_pages import on_huge_pages
 from milkweed.ops.fft_conv import _nonfinite
+from milkweed.ops.fft_conv._blocks import Padded, Plan, compact
 from milkweed.ops.fft_conv._channels import Channels, LagSums
 from milkweed.ops.fft_conv.reference import frozen_lags
 
-# One padded signal block; its spectrum and the inverse transform come on top. Measured best of 1 .. 8 MiB.
-_BLOCK_BYTES = 4 * 2**20
-# Channels taken together at least: a (B, L, H) signal viewed as (B, H, L) is then read in whole cache lines.
-_LEAST_CHANNELS = 16
 
-
-def fft_length(least: int) -> int:
-    """Find the shortest even length of at least ``least`` with factors 2, 3 and 5 only, which FFTs are fast at."""
-    best = 1 << max(least - 1, 1).bit_length()
-    five = 1
-    while five < best:
-        three = five
-        while three < best:
-            rest = -(-least // three)
-            best = min(best, three * max(2, 1 << (rest - 1).bit_length()))
-            three *= 3
-        five *= 5
-    return best
-
-
-def least_points(length: int, lags: int, reverse_lags: int) -> int:
-    """Count the points of the shortest circular convolution that equals the linear one, for K and R lags."""
-    # Nothing may wrap around into 0 .. L - 1, and the two ends of the kernel may not overlap.
-    return max(length + max(lags - 1, reverse_lags), lags + reverse_lags)
-
-
-class _Plan:
-    """The FFT length and the blocks of one convolution."""
-
-    def __init__(self, u: Tensor, points: int, dtype: torch.dtype) -> None:
-        self.batch, self.channels, self.length = u.shape
-        self.n = points
-        self.dtype = dtype
-        self.asks = u.device.type == "cpu"
-        rows = rows_per_block(
-            self.batch * self.channels, self.n * (8 if dtype == torch.float64 else 4), u.device, budget=_BLOCK_BYTES
-        )
-        self.channel_step = max(min(max(rows // max(self.batch, 1), min(_LEAST_CHANNELS, rows)), self.channels), 1)
-        self.batch_step = max(1, min(self.batch, rows // max(self.channel_step, 1)))
-
-    @classmethod
-    def with_kernels(cls, u: Tensor, kernel: Tensor, reverse_kernel: Tensor | None, dtype: torch.dtype) -> _Plan:
-        reverse = 0 if reverse_kernel is None else reverse_kernel.shape[-1]
-        return cls(u, fft_length(least_points(u.shape[-1], kernel.shape[-1], reverse)), dtype)
-
-    def channel_blocks(self) -> Iterator[slice]:
-        return slices(self.channels, self.channel_step)
-
-    def batch_blocks(self) -> Iterator[slice]:
-        return slices(self.batch, self.batch_step)
-
-    def signal(self, spectrum: Tensor) -> Tensor:
-        return torch.fft.irfft(spectrum, self.n)[..., : self.length]
-
-
-class _Padded:
-    """Zero-padded memory that every block is written into: padding anew would cost a pass and fresh pages each time.
-
-    Row 0 holds the kernel, whose transform rides along with that of the first signals.
-    """
-
-    def __init__(self, plan: _Plan, like: Tensor) -> None:
-        self.plan = plan
-        shape = (plan.batch_step + 1, plan.channel_step, plan.n)
-        self._memory = torch.zeros(shape, dtype=plan.dtype, device=like.device)
-
-    def load_kernel(self, kernel: Tensor, reverse_kernel: Tensor | None, channels: slice) -> None:
-        row = self._memory[0, : channels.stop - channels.start]
-        row[:, : kernel.shape[1]] = kernel[channels]
-        if reverse_kernel is not None:
-            row[:, self.plan.n - reverse_kernel.shape[1] :] = reverse_kernel[channels].flip(-1)
-
-    def load(self, signal: Tensor, gate: Tensor | None, batch: slice, channels: slice) -> Tensor:
-        """Write gate * signal; what was written, (b, c, L), stays valid until the next load."""
-        block = self._block(batch, channels)[1:, :, : self.plan.length]
-        block.copy_(_compact(signal[batch, channels]))
-        return block if gate is None else block.mul_(_compact(gate[batch, channels]))
-
-    def spectra(self, batch: slice, channels: slice, kernel_spectrum: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The kernel's spectrum (c, n/2 + 1), if it is not known yet, and those of the signals (b, c, n/2 + 1)."""
-        block = self._block(batch, channels)
-        if kernel_spectrum is not None:
-            return kernel_spectrum, torch.fft.rfft(block[1:])
-        both = torch.fft.rfft(block)
-        return both[0], both[1:]
-
-    def zeros(self, channels: slice) -> Tensor:
-        """What sums over the batch start from, one number per channel."""
-        return self._memory.new_zeros(channels.stop - channels.start)
-
-    def _block(self, batch: slice, channels: slice) -> Tensor:
-        return self._memory[: batch.stop - batch.start + 1, : channels.stop - channels.start]
-
-
-def _compact(block: Tensor) -> Tensor:
-    """Bring a (B, L, H) signal's block close together first; one in whose memory time runs along stays as it is."""
-    # Turned in place, every number would come from a cache line of its own. Writing into such a signal needs no detour.
-    return block if block.stride(-1) == 1 else block.clone()
-
-
-def _kernels(plan: _Plan, padded: _Padded, kernel: Tensor, reverse_kernel: Tensor | None) -> Iterator[Channels]:
+def _kernels(plan: Plan, padded: Padded, kernel: Tensor, reverse_kernel: Tensor | None) -> Iterator[Channels]:
     """The blocks of channels, each with its kernel loaded."""
 
     def careful(channels: slice) -> _nonfinite.Kernel:
@@ -129,8 +31,8 @@ def _kernels(plan: _Plan, padded: _Padded, kernel: Tensor, reverse_kernel: Tenso
 
 
 def _convolved(
-    plan: _Plan,
-    padded: _Padded,
+    plan: Plan,
+    padded: Padded,
     kernels: Iterator[Channels],
     u: Tensor,
     skip: Tensor | None,
@@ -147,7 +49,7 @@ def _convolved(
             if skip is not None:
                 y.addcmul_(v, skip[channels, None].to(plan.dtype))
             if post_gate is not None:
-                y.mul_(_compact(post_gate[batch, channels]))
+                y.mul_(compact(post_gate[batch, channels]))
             out[batch, channels] = y
     return out
 
@@ -162,10 +64,10 @@ def fft_conv(
     post_gate: Tensor | None,
 ) -> Tensor:
     """Convolve blocks of (B, H, L) signals; the arguments are those of `milkweed.ops.fft_conv`."""
-    plan = _Plan.with_kernels(
+    plan = Plan.with_kernels(
         u, kernel, reverse_kernel, compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate)
     )
-    padded = _Padded(plan, u)
+    padded = Padded(plan, u)
     return _convolved(plan, padded, _kernels(plan, padded, kernel, reverse_kernel), u, skip, pre_gate, post_gate)
 
 
@@ -188,13 +90,13 @@ def _backward(
     post_gate: Tensor | None,
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    plan = _Plan.with_kernels(
+    plan = Plan.with_kernels(
         u, kernel, reverse_kernel, compute_dtype(u, kernel, reverse_kernel, skip, pre_gate, post_gate)
     )
     grads = empty_gradients(u, (kernel, reverse_kernel, skip, pre_gate, post_gate), needed)
     wanted = [found if need else None for found, need in zip(grads, needed, strict=True)]
     grad_u, grad_kernel, grad_reverse, *others = wanted
-    padded = _Padded(plan, u)
+    padded = Padded(plan, u)
     for block in _kernels(plan, padded, kernel, reverse_kernel):
         lags = LagSums(padded, block.slice) if grad_kernel is not None or grad_reverse is not None else None
         _write_gradients(block, grad, (u, skip, pre_gate, post_gate), (grad_u, *others), lags)
@@ -237,7 +139,7 @@ def _write_gradients(
             z = block.convolve(v_spectrum, v)
             if weight is not None:
                 z.addcmul_(v, weight)
-            grad_post[batch, channels] = z.mul_(_compact(grad[batch, channels]))
+            grad_post[batch, channels] = z.mul_(compact(grad[batch, channels]))
         if grad_skip is not None:
             skip_sum += torch.linalg.vecdot(dz, v).sum(0)
         if needs_dv:
@@ -245,9 +147,9 @@ def _write_gradients(
             if weight is not None:
                 dv.addcmul_(dz, weight)
             if grad_pre is not None:
-                grad_pre[batch, channels] = dv * _compact(u[batch, channels])
+                grad_pre[batch, channels] = dv * compact(u[batch, channels])
             if grad_u is not None:
-                grad_u[batch, channels] = dv if pre_gate is None else dv.mul_(_compact(pre_gate[batch, channels]))
+                grad_u[batch, channels] = dv if pre_gate is None else dv.mul_(compact(pre_gate[batch, channels]))
     if grad_skip is not None:
         grad_skip[channels] = skip_sum
 
@@ -373,7 +275,7 @@ def _transform_flops(length: int) -> int:
     return int(2.5 * n * n.bit_length())
 
 
-def _frozen_kernels(plan: _Plan, padded: _Padded, spectrum: Tensor, reach: tuple[int, int]) -> Iterator[Channels]:
+def _frozen_kernels(plan: Plan, padded: Padded, spectrum: Tensor, reach: tuple[int, int]) -> Iterator[Channels]:
     """The blocks of channels, each with its part of a spectrum (H, F, 2)."""
 
     def careful(kept: Tensor) -> _nonfinite.Kernel:
@@ -396,8 +298,8 @@ def frozen_conv(
     behind: int,
 ) -> Tensor:
     """Convolve (B, H, L) signals with a spectrum's lowest frequencies (H, F, 2), of so many points and lags."""
-    plan = _Plan(u, points, compute_dtype(u, spectrum, skip, pre_gate, post_gate))
-    padded = _Padded(plan, u)
+    plan = Plan(u, points, compute_dtype(u, spectrum, skip, pre_gate, post_gate))
+    padded = Padded(plan, u)
     kernels = _frozen_kernels(plan, padded, spectrum, (ahead, behind))
     return _convolved(plan, padded, kernels, u, skip, pre_gate, post_gate)
 
@@ -434,11 +336,11 @@ def frozen_conv_backward(
     behind: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Derive by u, skip and both gates; what is not there has an empty gradient, and the spectrum is frozen."""
-    plan = _Plan(u, points, compute_dtype(u, spectrum, skip, pre_gate, post_gate))
+    plan = Plan(u, points, compute_dtype(u, spectrum, skip, pre_gate, post_gate))
     given = (u, skip, pre_gate, post_gate)
     grads = _empty_like_each(u, given)
     wanted = [found if tensor is not None else None for found, tensor in zip(grads, given, strict=True)]
-    padded = _Padded(plan, u)
+    padded = Padded(plan, u)
     for block in _frozen_kernels(plan, padded, spectrum, (ahead, behind)):
         _write_gradients(block, grad, given, wanted, None)
     return grads

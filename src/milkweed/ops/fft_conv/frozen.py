@@ -10,7 +10,7 @@ from torch import Tensor
 
 from milkweed._arguments import LARGEST, check_real, checked, is_kind
 from milkweed.ops._common import compute_dtype
-from milkweed.ops.fft_conv.eager import least_points
+from milkweed.ops.fft_conv._blocks import least_points
 
 # The Triton backend's shortest transform.
 _LEAST_POINTS = 256
