@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+import milkweed.cli
 from milkweed.cli import COMMANDS, main
 from milkweed.cli.errors import describe
 from milkweed.cli.recipe import shipped_recipes
@@ -173,6 +174,16 @@ def test_missing_packages_are_named_with_their_extra(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
     monkeypatch.delitem(sys.modules, "milkweed.cli.build", raising=False)
     assert 'pip install "milkweed[train]"' in refused(["train", "digits"], capsys)
+
+
+@pytest.mark.parametrize("text", ["", "Stopped. It is saved."])
+def test_ctrl_c_says_that_the_program_stopped(text, capsys, monkeypatch):
+    def stop(arguments):
+        raise KeyboardInterrupt(*[text] if text else [])
+
+    monkeypatch.setattr(milkweed.cli, "dispatch", stop)
+    assert main(["train", "digits"]) == 130
+    assert capsys.readouterr().err == f"\n{text or 'Stopped.'}\n"
 
 
 def test_unreadable_reports_are_passed_on():

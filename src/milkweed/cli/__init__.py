@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return OK
     except KeyboardInterrupt as stop:
-        complain(f"\n{stop or 'Stopped.'}")
+        complain(f"\n{str(stop) or 'Stopped.'}")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe, e.g. `head`, has seen enough; the interpreter must not complain when it flushes.
