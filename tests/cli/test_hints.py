@@ -61,6 +61,15 @@ def refused(text, capsys):
         ("train digits --model.layer.d_state big", "--model.layer.d_state='big' does not fit; expected int"),
         ("train digits --model.layer.frozen dt", 'expected list of str; use --model.layer.frozen "[dt]"'),
         ("train digits --model.layer.name s5", "--model.layer.name='s5' is unknown; did you mean 's4'?"),
+        ("train digits-mixer --model.token_linear monarch", "use --model.token_linear.name monarch"),
+        ("train digits-mixer --model.token_linear.name monrach", "--model.token_linear.name='monrach' is unknown; did"),
+        ("train digits-mixer --model.token_linear.nblocks 2", "option --model.token_linear.nblocks; dense has"),
+        (
+            'train digits-mixer --model.token_linear "{name: monarch}" --model.token_linear.nblocks 2.0',
+            "expected int; use --model.token_linear.nblocks 2",
+        ),
+        ("train digits --model.layer.name [s4]", "--model.layer.name=['s4'] is unknown"),
+        ("train digits --model.layer ''", "--model.layer='' does not fit; expected mapping"),
         ("train digits --model.layer.name gated_mixer", 'recipe gives, use --model.layer "{name: gated_mixer}"'),
         (
             "train digits --model Sashimi --model.layer.d_state 8",
@@ -164,6 +173,8 @@ def test_options_of_a_layer_are_listed_with_their_meaning(capsys, monkeypatch):
         ("data.root", "007", "007"),
         ("data.root", "no", "no"),
         ("data.root", "null", None),
+        ("data.root", "/data/my #1", "/data/my #1"),
+        ("data.root", "'/data/my #1'", "/data/my #1"),
         ("trainer.profiler", "simple", "simple"),
     ],
 )

@@ -12,11 +12,12 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
+from milkweed._registry import registered
 from milkweed._suggest import UsageError, unknown
 from milkweed.train.densify import DensifyOptions
 from milkweed.train.recipe.build import BASES, class_of, classes
 from milkweed.train.recipe.schema import Option, Schema, in_words, kinds, options_of
-from milkweed.train.recipe.words import FIXED, unknown_option
+from milkweed.train.recipe.words import FIXED, spec_kind, unknown_option
 from milkweed.train.strict_yaml import read_value
 
 _SCALARS = {int, float, bool, str, None, type(None), Any, typing.Literal}
@@ -91,7 +92,7 @@ def _check_options(prefix: str, place: dict[str, Any], schema: Schema, texts: Ma
 def _unknown(name: str, schema: Schema, place: dict[str, Any], texts: Mapping[str, str]) -> str:
     """Say which option was probably meant by a name."""
     prefix, _, key = name.rpartition(".")
-    if prefix.rpartition(".")[2] not in {"layer", "linear"}:
+    if f"{prefix}.name" not in schema:
         return unknown_option(name, schema)
     known = [each.removeprefix(f"{prefix}.") for each in schema.inner(prefix)]
     if "name" not in place:
@@ -102,7 +103,7 @@ def _unknown(name: str, schema: Schema, place: dict[str, Any], texts: Mapping[st
     own, has = place["name"], ", ".join(known)
     if f"{prefix}.name" in texts and name not in texts:
         return (
-            f"--{name}, which the recipe gives for another {prefix.rpartition('.')[2]}, is no option of {own}, "
+            f"--{name}, which the recipe gives for another {spec_kind(prefix)}, is no option of {own}, "
             f'which has {has}; to leave out what the recipe gives, use --{prefix} "{{name: {own}}}"'
         )
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -112,8 +113,9 @@ def _unknown(name: str, schema: Schema, place: dict[str, Any], texts: Mapping[st
 def fit(name: str, option: Option, value: Any, text: str | None = None) -> Any:
     """A value in the type of its option: a text stays as it was written where the option takes texts."""
     parts = kinds(option.hint)
-    if name.endswith((".layer.name", ".linear.name")):
-        _check_registered(name, value)
+    owner, _, last = name.rpartition(".")
+    if last == "name" and spec_kind(owner):
+        _check_registered(name, spec_kind(owner), value)
     if any(_accepts(part, value) for part in parts) or (
         value == option.default and type(value) is type(option.default)
     ):
@@ -172,18 +174,16 @@ def _fit_items(name: str, parts: list[Any], value: Any) -> Any:
     return [fit(name, Option(inner[0][0], ...), each, texts.get(place)) for place, each in enumerate(value)]
 
 
-def _check_registered(name: str, value: Any) -> None:
-    from milkweed._registry import registered
-
-    known = registered(name.split(".")[-2])
-    if value not in known:
+def _check_registered(name: str, kind: str, value: Any) -> None:
+    known = registered(kind)
+    if not isinstance(value, str) or value not in known:
         raise UsageError(unknown(f"--{name}", value, known))
 
 
 def _instead(name: str, parts: list[Any], value: Any) -> str:
     """How a value of the wrong type would be written, as the end of a sentence; empty if nobody can tell."""
     last = name.rpartition(".")[2]
-    if isinstance(value, str) and last in {"layer", "linear"} and value.replace("_", "").isalnum():
+    if isinstance(value, str) and spec_kind(last) and value.replace("_", "").isalnum():
         return f"; use --{name}.name {value}, or in a recipe {last}: {{name: {value}}}"
     if name in OBJECTS:
         return _meant_object(name, value) if isinstance(value, str) and value.isalnum() else ""
