@@ -75,6 +75,16 @@ def refused(text, capsys):
             "train digits --model Sashimi --model.layer.d_state 8",
             "d_state needs --model.layer.name, one of",
         ),
+        *(
+            (
+                f'train digits --trainer.callbacks "[{each}]"',
+                "[{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: …}}]",
+            )
+            for each in ("EarlyStopping", "{class_path: EarlyStopping}")
+        ),
+        ("train digits --model.layer.name mine", "a class of your own needs milkweed --import MODULE"),
+        ("train --import mine digits", "--import stands before the command: milkweed --import mine train"),
+        ("plot kernel x --import=mine", "stands before the command: milkweed --import mine plot"),
         ("train digits --trainer.callbacks [1]", "--trainer.callbacks=1 does not fit; expected Callback"),
         ("train digits --model nowhere.Net", "nowhere.Net cannot be imported: No module named 'nowhere'"),
         ("train digits --data Digts", "--data='Digts' is unknown; did you mean 'Digits'?"),

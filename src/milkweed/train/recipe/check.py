@@ -40,12 +40,17 @@ def checked(config: dict[str, Any], texts: Mapping[str, str] | None = None) -> d
     config = copy.deepcopy(config)
     for section in BASES:
         _check_class(section, config[section])
+    named = options_of({section: {"class_path": config[section]["class_path"]} for section in BASES})
+    for section in BASES:
+        place = config[section].setdefault("init_args", {})
+        if place is None:
+            config[section]["init_args"] = {}
+        elif not isinstance(place, dict):
+            example = next((name for name in named if name.startswith(f"{section}.")), "x").rpartition(".")[2]
+            raise UsageError(f"{section}.init_args={place!r} must be options by name, e.g. {{{example}: …}}")
     schema, texts = options_of(config), texts or {}
     for section in ("data", "model", "task", "trainer"):
-        place = config[section] if section == "trainer" else (config[section].get("init_args") or {})
-        if not isinstance(place, dict):
-            example = next((name for name in schema if name.startswith(f"{section}.")), "x").rpartition(".")[2]
-            raise UsageError(f"{section}.init_args={place!r} must be options by name, e.g. {{{example}: …}}")
+        place = config[section] if section == "trainer" else config[section]["init_args"]
         _check_options(section, place, schema, texts)
     config["seed"] = _fit_seed(config.get("seed", 0))
     _check_trainer(config["trainer"])
@@ -58,6 +63,8 @@ def _check_class(section: str, spec: dict[str, Any]) -> None:
         if key not in SECTION_KEYS:
             raise UsageError(unknown(f"{section}'s key", key, SECTION_KEYS))
     name, usable = spec.get("class_path"), classes()[section]
+    if name is None:
+        raise UsageError(f"{section} lacks its class_path, one of {', '.join(usable)}, or an import path")
     if not isinstance(name, str) or ("." not in name and name not in usable):
         hint = unknown(f"--{section}", name, usable)
         raise UsageError(f"{hint}; an import path such as package.module.Class will do too")
@@ -113,6 +120,8 @@ def _unknown(name: str, schema: Schema, place: dict[str, Any], texts: Mapping[st
 def fit(name: str, option: Option, value: Any, text: str | None = None) -> Any:
     """A value in the type of its option: a text stays as it was written where the option takes texts."""
     parts = kinds(option.hint)
+    if name in OBJECTS:
+        _check_objects(name, value)
     owner, _, last = name.rpartition(".")
     if last == "name" and spec_kind(owner):
         _check_registered(name, spec_kind(owner), value)
@@ -177,7 +186,8 @@ def _fit_items(name: str, parts: list[Any], value: Any) -> Any:
 def _check_registered(name: str, kind: str, value: Any) -> None:
     known = registered(kind)
     if not isinstance(value, str) or value not in known:
-        raise UsageError(unknown(f"--{name}", value, known))
+        own = "a class of your own needs milkweed --import MODULE before the command, where MODULE registers it"
+        raise UsageError(f"{unknown(f'--{name}', value, known)}; {own}")
 
 
 def _instead(name: str, parts: list[Any], value: Any) -> str:
@@ -205,18 +215,32 @@ def _instead(name: str, parts: list[Any], value: Any) -> str:
     return ""
 
 
+def _check_objects(name: str, value: Any) -> None:
+    """Refuse, among objects of Lightning, a bare name, and a short class path without what its class needs."""
+    module = importlib.import_module(f"lightning.pytorch.{OBJECTS[name]}")
+    for each in value if isinstance(value, list) else [value] if isinstance(value, dict) else []:
+        given = each.get("class_path") if isinstance(each, dict) else each
+        if not isinstance(given, str) or not given.isidentifier():
+            continue
+        arguments = each.get("init_args") or {} if isinstance(each, dict) else {}
+        if given is each or (given in module.__all__ and set(_needed(getattr(module, given))) - {*arguments}):
+            raise UsageError(f"--{name}={each!r} does not fit{_meant_object(name, given)}")
+
+
+def _needed(kind: type) -> list[str]:
+    """Names of the arguments that a class cannot do without."""
+    parameters = inspect.signature(kind).parameters.values()
+    return [each.name for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
+
+
 def _meant_object(name: str, given: str) -> str:
     """How an object of Lightning is asked for, as the end of a sentence."""
     module = importlib.import_module(f"lightning.pytorch.{OBJECTS[name]}")
     found = [each for each in module.__all__ if given.lower() in each.lower()]
     if not found:
         return f"; use {{class_path: lightning.pytorch.{OBJECTS[name]}.NAME, init_args: {{…}}}}"
-    needed = [
-        each.name
-        for each in inspect.signature(getattr(module, found[0])).parameters.values()
-        if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
-    ]
-    arguments = "".join(f", init_args: {{{each}: {'logs' if each == 'save_dir' else '…'}}}" for each in needed[:1])
+    needed = _needed(getattr(module, found[0]))[:1]
+    arguments = "".join(f", init_args: {{{each}: {'logs' if each == 'save_dir' else '…'}}}" for each in needed)
     spec = f"{{class_path: lightning.pytorch.{OBJECTS[name]}.{found[0]}{arguments}}}"
     return f'; use --{name} "{f"[{spec}]" if name.endswith("callbacks") else spec}"'
 
