@@ -49,6 +49,9 @@ def refused(text, capsys):
         ("train digits --seed [0,1]", "for s in 0 1; do"),
         ("train digits --seed 1.5", "seed=1.5 does not fit; expected int"),
         ("train digits --seed -1", "seed=-1 does not fit; expected int, from 0"),
+        ("train digits --seed 1e3", "--seed=1e3 does not fit; expected int, from 0 to 4294967295; use --seed 1000"),
+        ("train digits --data.batch_size ６４", "use --data.batch_size 64"),
+        ("train digits --model S4D", "--model=S4D is no model but a layer; use --model.layer.name s4d"),
         ("train digits --seed true", "seed=True does not fit; expected int"),
         ("train digits --model.d_model=abc", "error: --model.d_model='abc' does not fit; expected int"),
         (
@@ -128,6 +131,7 @@ def test_folders_of_runs_are_told_from_recipes(tmp_path, monkeypatch, capsys):
         assert "runs/digits is the folder of a run, not a recipe; name runs/digits/config.yaml" in message
         assert "milkweed evaluate runs/digits" in message
     assert main(["inspect", "runs/digits/config.yaml"]) == 0
+    assert "did you mean runs/digits?" in refused("plot kernel digits", capsys)
     assert "did you mean runs/digits?" in refused("evaluate digits", capsys)
 
 

@@ -52,7 +52,7 @@ def checked(config: dict[str, Any], texts: Mapping[str, str] | None = None) -> d
     for section in ("data", "model", "task", "trainer"):
         place = config[section] if section == "trainer" else config[section]["init_args"]
         _check_options(section, place, schema, texts)
-    config["seed"] = _fit_seed(config.get("seed", 0))
+    config["seed"] = _fit_seed(config.get("seed", 0), texts.get("seed"))
     _check_trainer(config["trainer"])
     return config
 
@@ -67,6 +67,9 @@ def _check_class(section: str, spec: dict[str, Any]) -> None:
         raise UsageError(f"{section} lacks its class_path, one of {', '.join(usable)}, or an import path")
     if not isinstance(name, str) or ("." not in name and name not in usable):
         hint = unknown(f"--{section}", name, usable)
+        layer = str(name).lower()
+        if section == "model" and layer in registered("layer"):
+            raise UsageError(f"--model={name} is no model but a layer; use --model.layer.name {layer}")
         raise UsageError(f"{hint}; an import path such as package.module.Class will do too")
     kind, base = class_of(section, name), BASES[section]
     if kind is None:
@@ -209,7 +212,8 @@ def _instead(name: str, parts: list[Any], value: Any) -> str:
         digits = (
             str(int(value)) if isinstance(value, float) and value.is_integer() else re.sub(r"[\s,']", "", str(value))
         )
-        return f"; use --{name} {digits}" if re.fullmatch(r"[-+]?\d+", digits) and not isinstance(value, list) else ""
+        plain = re.fullmatch(r"[-+]?\d+", digits) and not isinstance(value, list)
+        return f"; use --{name} {int(digits)}" if plain else ""
     if any(_accepts(part, []) for part in parts) and not isinstance(value, dict):
         return f'; use --{name} "[{value}]"'
     return ""
@@ -245,13 +249,15 @@ def _meant_object(name: str, given: str) -> str:
     return f'; use --{name} "{f"[{spec}]" if name.endswith("callbacks") else spec}"'
 
 
-def _fit_seed(seed: Any) -> int:
+def _fit_seed(seed: Any, text: str | None = None) -> int:
     """Refuse a seed that is none, and say how to train with several."""
     if type(seed) is int and 0 <= seed < 2**32:
         return seed
     several = re.findall(r"\d+", str(seed)) if isinstance(seed, str | list) else []
     fix = f"; train once for each: for s in {' '.join(several)}; do milkweed train RECIPE --seed $s; done"
-    raise UsageError(f"--seed={seed!r} does not fit; expected int, from 0 to 4294967295{fix if several[1:] else ''}")
+    shown = text if text is not None and isinstance(seed, float) else repr(seed)
+    fix = fix if several[1:] else _instead("seed", [int], seed) if isinstance(seed, float) else ""
+    raise UsageError(f"--seed={shown} does not fit; expected int, from 0 to 4294967295{fix}")
 
 
 def _check_trainer(options: dict[str, Any]) -> None:
