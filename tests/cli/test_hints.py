@@ -52,6 +52,8 @@ def refused(text, capsys):
         ("train digits --seed 1e3", "--seed=1e3 does not fit; expected int, from 0 to 4294967295; use --seed 1000"),
         ("train digits --data.batch_size ６４", "use --data.batch_size 64"),
         ("train digits --model S4D", "--model=S4D is no model but a layer; use --model.layer.name s4d"),
+        ("train digits --trainer.devices 0", "--trainer.devices=0 must be at least 1"),
+        ("train digits --trainer.limit_train_batches 1.5", "--trainer.limit_train_batches=1.5 must be a whole number"),
         ("train digits --seed true", "seed=True does not fit; expected int"),
         ("train digits --model.d_model=abc", "error: --model.d_model='abc' does not fit; expected int"),
         (

@@ -222,3 +222,8 @@ def test_ctrl_c_says_that_the_program_stopped(text, capsys, monkeypatch):
 def test_unreadable_reports_are_passed_on():
     assert readable_type_error("something else") is None
     assert describe(ValueError("plain")) == "plain"
+
+
+def test_what_is_no_class_of_the_kind_is_named_without_the_parsers_words():
+    text = 'Parser key "model":\n  Import path os.path does not correspond to a subclass of Model'
+    assert describe(ValueError(text)) == "os.path is no Model; give the import path of a class that is one"

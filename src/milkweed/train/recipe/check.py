@@ -272,6 +272,11 @@ def _check_trainer(options: dict[str, Any]) -> None:
             f"--trainer.val_check_interval={interval} must be above 0: batches between validations, or up to 1.0 a "
             "share of an epoch; null validates after epochs"
         )
+    for name, value in options.items():
+        if name.startswith("limit_") and isinstance(value, float) and not 0 <= value <= 1:
+            raise UsageError(f"--trainer.{name}={value} must be a whole number of batches, or from 0.0 to 1.0 a share")
+    if type(options.get("devices")) is int and options["devices"] == 0:
+        raise UsageError("--trainer.devices=0 must be at least 1; -1 takes all")
     densify = options.get("densify")
     if densify is not None and not isinstance(densify, dict):
         raise UsageError(
@@ -287,6 +292,9 @@ def readable_type_error(text: str) -> str | None:
     missing = re.search(r"given class_path '(.+)':\s+(No module named .+|.*has no attribute .+)", text)
     if missing:
         return f"{missing[1]} cannot be imported: {missing[2].strip()}; give the path by which Python imports the class"
+    other = re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", text)
+    if other:
+        return f"{other[1]} is no {other[2]}; give the import path of a class that is one"
     keys = re.findall(r'Parser key "([^"]+)"', text)
     expected = r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\])"
     found = list(dict.fromkeys(re.findall(expected, text)))
