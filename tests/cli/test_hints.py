@@ -49,6 +49,11 @@ def refused(text, capsys):
         ("train digits --seed [0,1]", "for s in 0 1; do"),
         ("train digits --seed 1.5", "seed=1.5 does not fit; expected int"),
         ("train digits --seed -1", "seed=-1 does not fit; expected int, from 0"),
+        ("train digits --seed 1e3", "--seed=1e3 does not fit; expected int, from 0 to 4294967295; use --seed 1000"),
+        ("train digits --data.batch_size ６４", "use --data.batch_size 64"),
+        ("train digits --model S4D", "--model=S4D is no model but a layer; use --model.layer.name s4d"),
+        ("train digits --trainer.devices 0", "--trainer.devices=0 must be at least 1"),
+        ("train digits --trainer.limit_train_batches 1.5", "--trainer.limit_train_batches=1.5 must be a whole number"),
         ("train digits --seed true", "seed=True does not fit; expected int"),
         ("train digits --model.d_model=abc", "error: --model.d_model='abc' does not fit; expected int"),
         (
@@ -61,11 +66,30 @@ def refused(text, capsys):
         ("train digits --model.layer.d_state big", "--model.layer.d_state='big' does not fit; expected int"),
         ("train digits --model.layer.frozen dt", 'expected list of str; use --model.layer.frozen "[dt]"'),
         ("train digits --model.layer.name s5", "--model.layer.name='s5' is unknown; did you mean 's4'?"),
+        ("train digits-mixer --model.token_linear monarch", "use --model.token_linear.name monarch"),
+        ("train digits-mixer --model.token_linear.name monrach", "--model.token_linear.name='monrach' is unknown; did"),
+        ("train digits-mixer --model.token_linear.nblocks 2", "option --model.token_linear.nblocks; dense has"),
+        (
+            'train digits-mixer --model.token_linear "{name: monarch}" --model.token_linear.nblocks 2.0',
+            "expected int; use --model.token_linear.nblocks 2",
+        ),
+        ("train digits --model.layer.name [s4]", "--model.layer.name=['s4'] is unknown"),
+        ("train digits --model.layer ''", "--model.layer='' does not fit; expected mapping"),
         ("train digits --model.layer.name gated_mixer", 'recipe gives, use --model.layer "{name: gated_mixer}"'),
         (
             "train digits --model Sashimi --model.layer.d_state 8",
             "d_state needs --model.layer.name, one of",
         ),
+        *(
+            (
+                f'train digits --trainer.callbacks "[{each}]"',
+                "[{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: …}}]",
+            )
+            for each in ("EarlyStopping", "{class_path: EarlyStopping}")
+        ),
+        ("train digits --model.layer.name mine", "a class of your own needs milkweed --import MODULE"),
+        ("train --import mine digits", "--import stands before the command: milkweed --import mine train"),
+        ("plot kernel x --import=mine", "stands before the command: milkweed --import mine plot"),
         ("train digits --trainer.callbacks [1]", "--trainer.callbacks=1 does not fit; expected Callback"),
         ("train digits --model nowhere.Net", "nowhere.Net cannot be imported: No module named 'nowhere'"),
         ("train digits --data Digts", "--data='Digts' is unknown; did you mean 'Digits'?"),
@@ -109,6 +133,7 @@ def test_folders_of_runs_are_told_from_recipes(tmp_path, monkeypatch, capsys):
         assert "runs/digits is the folder of a run, not a recipe; name runs/digits/config.yaml" in message
         assert "milkweed evaluate runs/digits" in message
     assert main(["inspect", "runs/digits/config.yaml"]) == 0
+    assert "did you mean runs/digits?" in refused("plot kernel digits", capsys)
     assert "did you mean runs/digits?" in refused("evaluate digits", capsys)
 
 
@@ -164,6 +189,8 @@ def test_options_of_a_layer_are_listed_with_their_meaning(capsys, monkeypatch):
         ("data.root", "007", "007"),
         ("data.root", "no", "no"),
         ("data.root", "null", None),
+        ("data.root", "/data/my #1", "/data/my #1"),
+        ("data.root", "'/data/my #1'", "/data/my #1"),
         ("trainer.profiler", "simple", "simple"),
     ],
 )

@@ -2,7 +2,9 @@ import re
 import sys
 
 import pytest
+import torch
 
+import milkweed.cli
 from milkweed.cli import COMMANDS, main
 from milkweed.cli.errors import describe
 from milkweed.cli.recipe import shipped_recipes
@@ -74,6 +76,8 @@ def test_bad_input_is_one_message_and_leaves_nothing(arguments, message, capsys,
         ("    batch_size: 64", "    d_input: 1", "unknown option --data.d_input; data has batch_size"),
         ("    depth: 2", "    d_input: 1", "--model.d_input cannot be set: the data decide it"),
         ("batch_size: 64", "batch_size: [", "is no valid YAML"),
+        ("init_args:\n    batch_size: 64", "init_args: [64]", "data.init_args=[64] must be options by name, e.g. {"),
+        ("class_path: Digits\n  ", "", "data lacks its class_path, one of"),
         (
             "init_args:\n    batch_size: 64",
             "init_args: 64",
@@ -175,6 +179,51 @@ def test_missing_packages_are_named_with_their_extra(capsys, monkeypatch):
     assert 'pip install "milkweed[train]"' in refused(["train", "digits"], capsys)
 
 
+@pytest.mark.parametrize("text", ["init_args:", "init_args: {}"])
+def test_a_section_may_have_no_options(text, tmp_path):
+    recipe = shipped_recipes()["digits"].read_text().replace("init_args:\n    batch_size: 64", text)
+    (tmp_path / "mine.yaml").write_text(recipe)
+    assert main(["inspect", str(tmp_path / "mine.yaml"), "--levels", "1"]) == 0
+
+
+def test_modules_of_the_users_are_blamed_for_what_they_lack(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "module_that_lacks_one.py").write_text("import surely_not_installed\n")
+    message = refused(["--import", "module_that_lacks_one", "recipes"], capsys)
+    assert "module_that_lacks_one.py cannot be imported: No module named 'surely_not_installed'" in message
+    assert "milkweed[train]" not in message
+
+
+def test_inspect_says_where_layers_of_the_users_must_make_tensors(tmp_path, monkeypatch, capsys):
+    from torch import nn
+
+    class Counted(nn.Module):
+        def __init__(self, d_model):
+            super().__init__()
+
+        def forward(self, u, lengths=None):
+            return u + torch.tensor([1.0, 2.0]).sum() * torch.arange(u.shape[1], device="cpu")[:, None]
+
+    milkweed.register("layer", "counted_on_the_cpu", Counted)
+    message = refused(["inspect", "digits", "--model.layer", "{name: counted_on_the_cpu}"], capsys)
+    assert "torch.arange(L, device=u.device)" in message
+
+
+@pytest.mark.parametrize("text", ["", "Stopped. It is saved."])
+def test_ctrl_c_says_that_the_program_stopped(text, capsys, monkeypatch):
+    def stop(arguments):
+        raise KeyboardInterrupt(*[text] if text else [])
+
+    monkeypatch.setattr(milkweed.cli, "dispatch", stop)
+    assert main(["train", "digits"]) == 130
+    assert capsys.readouterr().err == f"\n{text or 'Stopped.'}\n"
+
+
 def test_unreadable_reports_are_passed_on():
     assert readable_type_error("something else") is None
     assert describe(ValueError("plain")) == "plain"
+
+
+def test_what_is_no_class_of_the_kind_is_named_without_the_parsers_words():
+    text = 'Parser key "model":\n  Import path os.path does not correspond to a subclass of Model'
+    assert describe(ValueError(text)) == "os.path is no Model; give the import path of a class that is one"

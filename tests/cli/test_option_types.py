@@ -185,3 +185,22 @@ def test_every_kind_of_option_reads_a_text_the_same_way_from_everywhere(text, tm
             checked(recipe_of(f"    {kind}: {written(kind, text)}", tmp_path / "c.yaml"))
         with pytest.raises(UsageError, match=shown):
             resolve(plain, split_overrides([f"--task.{kind}", written(kind, text)])[1])
+
+
+@pytest.mark.parametrize("text", ["run #1", " padded ", "", "a\tb", " "])
+def test_typed_texts_are_taken_as_they_are(text, tmp_path):
+    plain = recipe_of("", tmp_path / "a.yaml")
+    options = ("text", "text_or_null", "path", "free.x")
+    for words in ([f"--task.{kind}={text}" for kind in options], [w for o in options for w in (f"--task.{o}", text)]):
+        config = resolve(plain, split_overrides(words)[1])
+        RunFolder(tmp_path).write_config(config)
+        found = RunFolder(tmp_path).read_config(trust=True)["task"]["init_args"]
+        assert [found["text"], found["text_or_null"], found["free"]["x"]] == [text, text, text]
+        assert found["path"] == str(Path(text))
+    with pytest.raises(UsageError, match=r"--task\.whole_or_null=.* does not fit"):
+        resolve(plain, split_overrides(["--task.whole_or_null", text])[1])
+
+
+def test_a_text_may_begin_like_a_comment(tmp_path):
+    config = resolve(recipe_of("", tmp_path / "a.yaml"), split_overrides(["--task.text", "# x"])[1])
+    assert config["task"]["init_args"]["text"] == "# x"

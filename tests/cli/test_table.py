@@ -94,3 +94,9 @@ print(time.process_time(), "torch" in sys.modules)
     assert shown[0] == shown[1]
     assert any("--model.layer.d_state" in line for line in shown[0])
     assert seconds[1] < 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_in_place_of_the_table_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "options.json")
+    assert table._read(tmp_path / "options.json", "key") is None

@@ -84,6 +84,12 @@ def test_evaluation_repeats_the_result(out, capsys):
     assert f"{results['best']['val_loss']:.4f}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("options", [("--model.d_model", "16"), ("--model", "MlpMixer")])
+def test_evaluation_refuses_another_model(out, options, capsys):
+    assert main(["evaluate", str(out / "digits"), *options]) == 2
+    assert f"{options[0]} cannot be set: the model of {out / 'digits'}" in " ".join(capsys.readouterr().err.split())
+
+
 def test_evaluation_refuses_a_damaged_model(out, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text((out / "digits" / "config.yaml").read_text())
     assert main(["evaluate", str(tmp_path)]) == 2

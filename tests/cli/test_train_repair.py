@@ -119,3 +119,23 @@ def test_a_name_leads_nowhere(tmp_path, name, capsys):
     recipe.write_text("data: {}\nmodel: {}\ntask: {}\ntrainer: {}\n")
     assert main(["train", str(recipe), "--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_run_records_no_options_that_it_was_not_trained_with(finished, tmp_path, capsys):
+    folder = tmp_path / "a"
+    shutil.copytree(finished, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for options in (
+        ("--task.lr", "0.5"),
+        ("--data.limit", "64"),
+        ("--trainer.max_epochs", "1"),
+        ("--trainer.max_epochs", "2"),
+    ):
+        assert resumed(folder, *options) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"{options[0]} would change nothing" in told
+        assert "has trained 3 epochs already" in told
+        assert "--trainer.max_epochs 4 or more goes on" in told
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert resumed(folder, "--task.lr", "0.01", "--trainer.max_epochs", "3") == 0  # as it was
+    assert resumed(folder, "--task.lr", "0.5", "--trainer.max_epochs", "4") == 0

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return OK
     except KeyboardInterrupt as stop:
-        complain(f"\n{stop or 'Stopped.'}")
+        complain(f"\n{str(stop) or 'Stopped.'}")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe, e.g. `head`, has seen enough; the interpreter must not complain when it flushes.
@@ -83,6 +83,10 @@ def dispatch(arguments: list[str]) -> None:
         raise UsageError(
             f"command={command!r} is unknown; use milkweed {meant}" if meant else unknown("command", command, COMMANDS)
         )
+    for place, each in enumerate(rest):
+        if each.partition("=")[0] == "--import":
+            module = each.partition("=")[2] or "".join(rest[place + 1 : place + 2]) or "MODULE"
+            raise UsageError(f"--import stands before the command: milkweed --import {module} {command} …")
     with warnings.catch_warnings():
         run_command(command, rest)
 
@@ -102,7 +106,10 @@ def import_module(arguments: list[str]) -> list[str]:
             f"--import {name}: there is no such module; give the name by which Python imports it, e.g. my_layers for "
             "my_layers.py in this folder"
         )
-    importlib.import_module(name)
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise UsageError(f"--import {name}: {spec.origin or name} cannot be imported: {error}") from error
     return rest
 
 

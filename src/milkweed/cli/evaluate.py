@@ -30,6 +30,9 @@ def evaluate(
     """
     if not is_run(run) and is_run(Path("runs") / run):
         raise UsageError(f"{run} is no run; did you mean {Path('runs') / run}?")
+    for name, _ in overrides:
+        if name.partition(".")[0] == "model":
+            raise UsageError(f"--{name} cannot be set: the model of {run} is tested as it was trained")
 
     from lightning.pytorch import Trainer
     from rich import box

@@ -1,5 +1,6 @@
 """`milkweed inspect`."""
 
+from milkweed._suggest import UsageError
 from milkweed.cli.options import Overrides
 from milkweed.cli.recipe import find_recipe
 
@@ -25,11 +26,19 @@ def inspect(recipe: str, overrides: Overrides, *, levels: int = 3) -> None:
     from milkweed.train.recipe.build import build
 
     config = resolve(found.values, overrides)
-    with torch.device("meta"):
-        parts = build(config)
-    data, model = parts.data, parts.module.model
-    shape = (data.batch_size, data.length) if data.tokens else (data.batch_size, data.length, data.d_input)
-    report = model_costs(model, torch.zeros(shape, dtype=torch.long if data.tokens else None, device="meta"))
+    try:
+        with torch.device("meta"):
+            parts = build(config)
+        data, model = parts.data, parts.module.model
+        shape = (data.batch_size, data.length) if data.tokens else (data.batch_size, data.length, data.d_input)
+        report = model_costs(model, torch.zeros(shape, dtype=torch.long if data.tokens else None, device="meta"))
+    except RuntimeError as error:
+        if "meta" not in str(error):
+            raise
+        raise UsageError(
+            f"inspect computes on PyTorch's meta device, where nothing is allocated: {error}; a layer of your own has "
+            "to make its tensors where its input is, as in torch.arange(L, device=u.device). --debug shows where"
+        ) from error
     console = Console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer")

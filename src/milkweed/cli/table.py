@@ -122,6 +122,8 @@ def _digest(text: str) -> str:
 
 def _read(file: Path, key: str) -> list[Row] | None:
     """The rows of a cache file; None if there is none, or it is of another version, or damaged."""
+    if not file.is_file():  # a pipe would be waited for
+        return None
     try:
         content = read_json_file(file, LARGEST_TABLE)
     except (OSError, ValueError):

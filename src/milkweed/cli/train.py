@@ -29,8 +29,9 @@ def train(
         recipe: a name listed by `milkweed recipes`, or a YAML file
         name: name of the run; default: the recipe's, with a number if it is taken
         out (DIR): folder of all runs
-        resume (auto|PATH): auto: continue the run, or start it if there is nothing yet; PATH: continue from this
-            checkpoint
+        resume (auto|PATH): auto: continue the run of this name, without --name the newest of the recipe, or start it
+            if there is nothing yet; PATH: continue from this checkpoint. Options that are not given stay as the run has
+            them
         trust: import and run the code that the run's config.yaml names, wherever it comes from
     """
     from milkweed.cli.tables import print_results

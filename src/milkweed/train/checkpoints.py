@@ -148,6 +148,12 @@ def step_of(path: Path) -> int | None:
         return None
 
 
+def epochs_done(path: Path) -> int:
+    """How many epochs a checkpoint has trained to their end."""
+    state = read_checkpoint(path).get("callbacks", {}).get("MetricsTable", {})
+    return len(state.get("rows", ()))
+
+
 def link(source: Path, target: Path) -> None:
     """Make `target` the same file as `source` in one move; a copy where the file system has no hard links."""
     with atomic_write(target) as temporary:

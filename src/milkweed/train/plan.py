@@ -17,7 +17,7 @@ from torch import distributed
 from milkweed._disk import DiskFullError
 from milkweed._suggest import UsageError
 from milkweed.train.checkpoint_io import read_checkpoint
-from milkweed.train.checkpoints import check_fits, step_of
+from milkweed.train.checkpoints import check_fits, epochs_done, step_of
 from milkweed.train.environment import describe_environment
 from milkweed.train.recipe.build import build
 from milkweed.train.recipe.words import natural_options
@@ -25,6 +25,9 @@ from milkweed.train.run_folder import RunFolder, check_name, check_writable, is_
 from milkweed.train.run_lock import locked
 from milkweed.train.session import Session, TrainingInterrupted, run_of_parent
 from milkweed.train.trusted import import_named_classes, import_paths
+
+# Where data lie and what computes: these may change when a finished run is only tested again.
+PLACES = {"data.root", "trainer.accelerator", "trainer.devices", "trainer.strategy"}
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ def carry_out(plan: Plan, config: dict[str, Any], console: Console) -> tuple[Run
     parts.data.setup()
     if plan.checkpoint:
         check_fits(parts.module, plan.checkpoint)
+        check_goes_on(plan, config, plan.checkpoint)
     with prepared_folder(plan) as folder, own_process_group():
         session = Session(parts.data, parts.module, parts.trainer_options, parts.seed, folder, console)
         trainer = session.make_trainer()
@@ -143,6 +147,25 @@ def carry_out(plan: Plan, config: dict[str, Any], console: Console) -> tuple[Run
                 full.kept = f"{saved[0]} is saved; then go on with\n  {plan.resume_command(folder)}"
             raise
     return (folder, results) if trainer.is_global_zero else None
+
+
+def check_goes_on(plan: Plan, config: dict[str, Any], checkpoint: Path) -> None:
+    """Refuse options that a run with nothing left to train would record as if it had been trained with them."""
+    done, most = epochs_done(checkpoint), config["trainer"]["max_epochs"]
+    changed = changes(plan, config).keys() - PLACES
+    given = [f"--{name}" for name, _ in plan.overrides if any(f"{each}.".startswith(f"{name}.") for each in changed)]
+    if given and most is not None and 0 <= most <= done:
+        raise UsageError(
+            f"{', '.join(given)} would change nothing: {checkpoint} has trained {done} epochs already, and "
+            f"--trainer.max_epochs is {most}; --trainer.max_epochs {done + 1} or more goes on, another --name, without "
+            "--resume, starts anew"
+        )
+
+
+def changes(plan: Plan, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What a continued run had, and what it has now, by natural name, where these differ."""
+    before, now = natural_options(plan.values), natural_options(config)
+    return {name: (before.get(name), now[name]) for name in now if before.get(name) != now[name]}
 
 
 @contextmanager
@@ -179,11 +202,8 @@ def record(plan: Plan, folder: RunFolder, config: dict[str, Any], console: Conso
     recipe = Path(plan.typed) if Path(plan.typed).suffix and Path(plan.typed).is_file() else None
     environment = describe_environment(["milkweed", *sys.argv[1:]], recipe)
     if plan.folder:
-        before, now = natural_options(plan.values), natural_options(config)
-        for name in now:
-            if before.get(name) != now[name]:
-                text = f"Changed: {name}, {before.get(name)} before, {now[name]} now."
-                console.print(text, highlight=False, markup=False)
+        for name, (before, now) in changes(plan, config).items():
+            console.print(f"Changed: {name}, {before} before, {now} now.", highlight=False, markup=False)
         earlier = {"recipe": plan.recipe} | folder.read_environment()
         resumed = earlier.get("resumed")
         content = earlier | {"resumed": [*(resumed if isinstance(resumed, list) else []), environment]}

@@ -90,11 +90,14 @@ _Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_st
 
 
 def read_value(text: str) -> Any:
-    """Read one value as YAML; the text itself if it is none."""
+    """Read one value as YAML; the text itself if it is none, or one without quotes: `run #1` has no comment."""
     try:
-        return read_yaml(text)
+        value = read_yaml(text)
     except yaml.YAMLError:
         return text
+    bare = text.strip()
+    nothing = value is None and bare.lower() not in {"null", "~"}
+    return text if nothing or (isinstance(value, str) and bare[:1] not in {"'", '"'}) else value
 
 
 def write_yaml(value: Any) -> str:

@@ -69,8 +69,9 @@ def load_model(path: Path) -> "Model":
     from milkweed.convert import load_pretrained
 
     if not path.exists():
-        near = difflib.get_close_matches(path.name, neighbours(path), n=1, cutoff=0.5)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "name a folder such as runs/smnist"
+        places = [path, Path("runs") / path]
+        near = [place.parent / each for place in places for each in _nearest(place.name, neighbours(place))]
+        hint = f"did you mean {near[0]}?" if near else "name a folder such as runs/smnist"
         raise UsageError(f"RUN {path} does not exist; {hint}")
     if path.is_dir() and not (path / "model.safetensors").is_file():
         trained = (path / "config.yaml").is_file()
@@ -82,6 +83,10 @@ def load_model(path: Path) -> "Model":
         return load_pretrained(path)
     except (ValueError, OSError) as error:
         raise UsageError(f"RUN {path} cannot be read: {error}") from error
+
+
+def _nearest(name: str, known: list[str]) -> list[str]:
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.5)
 
 
 def neighbours(path: Path) -> list[str]:

@@ -12,11 +12,12 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
+from milkweed._registry import registered
 from milkweed._suggest import UsageError, unknown
 from milkweed.train.densify import DensifyOptions
 from milkweed.train.recipe.build import BASES, class_of, classes
 from milkweed.train.recipe.schema import Option, Schema, in_words, kinds, options_of
-from milkweed.train.recipe.words import FIXED, unknown_option
+from milkweed.train.recipe.words import FIXED, spec_kind, unknown_option
 from milkweed.train.strict_yaml import read_value
 
 _SCALARS = {int, float, bool, str, None, type(None), Any, typing.Literal}
@@ -39,14 +40,19 @@ def checked(config: dict[str, Any], texts: Mapping[str, str] | None = None) -> d
     config = copy.deepcopy(config)
     for section in BASES:
         _check_class(section, config[section])
+    named = options_of({section: {"class_path": config[section]["class_path"]} for section in BASES})
+    for section in BASES:
+        place = config[section].setdefault("init_args", {})
+        if place is None:
+            config[section]["init_args"] = {}
+        elif not isinstance(place, dict):
+            example = next((name for name in named if name.startswith(f"{section}.")), "x").rpartition(".")[2]
+            raise UsageError(f"{section}.init_args={place!r} must be options by name, e.g. {{{example}: …}}")
     schema, texts = options_of(config), texts or {}
     for section in ("data", "model", "task", "trainer"):
-        place = config[section] if section == "trainer" else (config[section].get("init_args") or {})
-        if not isinstance(place, dict):
-            example = next((name for name in schema if name.startswith(f"{section}.")), "x").rpartition(".")[2]
-            raise UsageError(f"{section}.init_args={place!r} must be options by name, e.g. {{{example}: …}}")
+        place = config[section] if section == "trainer" else config[section]["init_args"]
         _check_options(section, place, schema, texts)
-    config["seed"] = _fit_seed(config.get("seed", 0))
+    config["seed"] = _fit_seed(config.get("seed", 0), texts.get("seed"))
     _check_trainer(config["trainer"])
     return config
 
@@ -57,8 +63,13 @@ def _check_class(section: str, spec: dict[str, Any]) -> None:
         if key not in SECTION_KEYS:
             raise UsageError(unknown(f"{section}'s key", key, SECTION_KEYS))
     name, usable = spec.get("class_path"), classes()[section]
+    if name is None:
+        raise UsageError(f"{section} lacks its class_path, one of {', '.join(usable)}, or an import path")
     if not isinstance(name, str) or ("." not in name and name not in usable):
         hint = unknown(f"--{section}", name, usable)
+        layer = str(name).lower()
+        if section == "model" and layer in registered("layer"):
+            raise UsageError(f"--model={name} is no model but a layer; use --model.layer.name {layer}")
         raise UsageError(f"{hint}; an import path such as package.module.Class will do too")
     kind, base = class_of(section, name), BASES[section]
     if kind is None:
@@ -91,7 +102,7 @@ def _check_options(prefix: str, place: dict[str, Any], schema: Schema, texts: Ma
 def _unknown(name: str, schema: Schema, place: dict[str, Any], texts: Mapping[str, str]) -> str:
     """Say which option was probably meant by a name."""
     prefix, _, key = name.rpartition(".")
-    if prefix.rpartition(".")[2] not in {"layer", "linear"}:
+    if f"{prefix}.name" not in schema:
         return unknown_option(name, schema)
     known = [each.removeprefix(f"{prefix}.") for each in schema.inner(prefix)]
     if "name" not in place:
@@ -102,7 +113,7 @@ def _unknown(name: str, schema: Schema, place: dict[str, Any], texts: Mapping[st
     own, has = place["name"], ", ".join(known)
     if f"{prefix}.name" in texts and name not in texts:
         return (
-            f"--{name}, which the recipe gives for another {prefix.rpartition('.')[2]}, is no option of {own}, "
+            f"--{name}, which the recipe gives for another {spec_kind(prefix)}, is no option of {own}, "
             f'which has {has}; to leave out what the recipe gives, use --{prefix} "{{name: {own}}}"'
         )
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -112,8 +123,11 @@ def _unknown(name: str, schema: Schema, place: dict[str, Any], texts: Mapping[st
 def fit(name: str, option: Option, value: Any, text: str | None = None) -> Any:
     """A value in the type of its option: a text stays as it was written where the option takes texts."""
     parts = kinds(option.hint)
-    if name.endswith((".layer.name", ".linear.name")):
-        _check_registered(name, value)
+    if name in OBJECTS:
+        _check_objects(name, value)
+    owner, _, last = name.rpartition(".")
+    if last == "name" and spec_kind(owner):
+        _check_registered(name, spec_kind(owner), value)
     if any(_accepts(part, value) for part in parts) or (
         value == option.default and type(value) is type(option.default)
     ):
@@ -172,18 +186,17 @@ def _fit_items(name: str, parts: list[Any], value: Any) -> Any:
     return [fit(name, Option(inner[0][0], ...), each, texts.get(place)) for place, each in enumerate(value)]
 
 
-def _check_registered(name: str, value: Any) -> None:
-    from milkweed._registry import registered
-
-    known = registered(name.split(".")[-2])
-    if value not in known:
-        raise UsageError(unknown(f"--{name}", value, known))
+def _check_registered(name: str, kind: str, value: Any) -> None:
+    known = registered(kind)
+    if not isinstance(value, str) or value not in known:
+        own = "a class of your own needs milkweed --import MODULE before the command, where MODULE registers it"
+        raise UsageError(f"{unknown(f'--{name}', value, known)}; {own}")
 
 
 def _instead(name: str, parts: list[Any], value: Any) -> str:
     """How a value of the wrong type would be written, as the end of a sentence; empty if nobody can tell."""
     last = name.rpartition(".")[2]
-    if isinstance(value, str) and last in {"layer", "linear"} and value.replace("_", "").isalnum():
+    if isinstance(value, str) and spec_kind(last) and value.replace("_", "").isalnum():
         return f"; use --{name}.name {value}, or in a recipe {last}: {{name: {value}}}"
     if name in OBJECTS:
         return _meant_object(name, value) if isinstance(value, str) and value.isalnum() else ""
@@ -199,10 +212,29 @@ def _instead(name: str, parts: list[Any], value: Any) -> str:
         digits = (
             str(int(value)) if isinstance(value, float) and value.is_integer() else re.sub(r"[\s,']", "", str(value))
         )
-        return f"; use --{name} {digits}" if re.fullmatch(r"[-+]?\d+", digits) and not isinstance(value, list) else ""
+        plain = re.fullmatch(r"[-+]?\d+", digits) and not isinstance(value, list)
+        return f"; use --{name} {int(digits)}" if plain else ""
     if any(_accepts(part, []) for part in parts) and not isinstance(value, dict):
         return f'; use --{name} "[{value}]"'
     return ""
+
+
+def _check_objects(name: str, value: Any) -> None:
+    """Refuse, among objects of Lightning, a bare name, and a short class path without what its class needs."""
+    module = importlib.import_module(f"lightning.pytorch.{OBJECTS[name]}")
+    for each in value if isinstance(value, list) else [value] if isinstance(value, dict) else []:
+        given = each.get("class_path") if isinstance(each, dict) else each
+        if not isinstance(given, str) or not given.isidentifier():
+            continue
+        arguments = each.get("init_args") or {} if isinstance(each, dict) else {}
+        if given is each or (given in module.__all__ and set(_needed(getattr(module, given))) - {*arguments}):
+            raise UsageError(f"--{name}={each!r} does not fit{_meant_object(name, given)}")
+
+
+def _needed(kind: type) -> list[str]:
+    """Names of the arguments that a class cannot do without."""
+    parameters = inspect.signature(kind).parameters.values()
+    return [each.name for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
 
 
 def _meant_object(name: str, given: str) -> str:
@@ -211,23 +243,21 @@ def _meant_object(name: str, given: str) -> str:
     found = [each for each in module.__all__ if given.lower() in each.lower()]
     if not found:
         return f"; use {{class_path: lightning.pytorch.{OBJECTS[name]}.NAME, init_args: {{…}}}}"
-    needed = [
-        each.name
-        for each in inspect.signature(getattr(module, found[0])).parameters.values()
-        if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
-    ]
-    arguments = "".join(f", init_args: {{{each}: {'logs' if each == 'save_dir' else '…'}}}" for each in needed[:1])
+    needed = _needed(getattr(module, found[0]))[:1]
+    arguments = "".join(f", init_args: {{{each}: {'logs' if each == 'save_dir' else '…'}}}" for each in needed)
     spec = f"{{class_path: lightning.pytorch.{OBJECTS[name]}.{found[0]}{arguments}}}"
     return f'; use --{name} "{f"[{spec}]" if name.endswith("callbacks") else spec}"'
 
 
-def _fit_seed(seed: Any) -> int:
+def _fit_seed(seed: Any, text: str | None = None) -> int:
     """Refuse a seed that is none, and say how to train with several."""
     if type(seed) is int and 0 <= seed < 2**32:
         return seed
     several = re.findall(r"\d+", str(seed)) if isinstance(seed, str | list) else []
     fix = f"; train once for each: for s in {' '.join(several)}; do milkweed train RECIPE --seed $s; done"
-    raise UsageError(f"--seed={seed!r} does not fit; expected int, from 0 to 4294967295{fix if several[1:] else ''}")
+    shown = text if text is not None and isinstance(seed, float) else repr(seed)
+    fix = fix if several[1:] else _instead("seed", [int], seed) if isinstance(seed, float) else ""
+    raise UsageError(f"--seed={shown} does not fit; expected int, from 0 to 4294967295{fix}")
 
 
 def _check_trainer(options: dict[str, Any]) -> None:
@@ -242,6 +272,11 @@ def _check_trainer(options: dict[str, Any]) -> None:
             f"--trainer.val_check_interval={interval} must be above 0: batches between validations, or up to 1.0 a "
             "share of an epoch; null validates after epochs"
         )
+    for name, value in options.items():
+        if name.startswith("limit_") and isinstance(value, float) and not 0 <= value <= 1:
+            raise UsageError(f"--trainer.{name}={value} must be a whole number of batches, or from 0.0 to 1.0 a share")
+    if type(options.get("devices")) is int and options["devices"] == 0:
+        raise UsageError("--trainer.devices=0 must be at least 1; -1 takes all")
     densify = options.get("densify")
     if densify is not None and not isinstance(densify, dict):
         raise UsageError(
@@ -257,6 +292,9 @@ def readable_type_error(text: str) -> str | None:
     missing = re.search(r"given class_path '(.+)':\s+(No module named .+|.*has no attribute .+)", text)
     if missing:
         return f"{missing[1]} cannot be imported: {missing[2].strip()}; give the path by which Python imports the class"
+    other = re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", text)
+    if other:
+        return f"{other[1]} is no {other[2]}; give the import path of a class that is one"
     keys = re.findall(r'Parser key "([^"]+)"', text)
     expected = r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\])"
     found = list(dict.fromkeys(re.findall(expected, text)))

@@ -16,7 +16,7 @@ from milkweed.train.densify import DensifyOptions
 from milkweed.train.optimisation import Optimisation
 from milkweed.train.recipe.build import class_of, classes, trainer_options
 from milkweed.train.recipe.docs import entries, first_sentence
-from milkweed.train.recipe.words import FIXED
+from milkweed.train.recipe.words import FIXED, spec_kind
 
 _VARIADIC = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 _NAMES = {"Any": Any, "Mapping": Mapping, "Sequence": Sequence, "Literal": typing.Literal}
@@ -64,11 +64,12 @@ def options_of(config: dict[str, Any]) -> Schema:
                 found[f"{section}.{key}"] = Option(option.hint, option.default, texts.get(key, ""))
         if kind is None or any(each.kind is each.VAR_KEYWORD for each in inspect.signature(kind).parameters.values()):
             found.free.add(section)
-        for key in ("layer", "linear"):
-            if key not in options:
+        for key, option in options.items():
+            of_layer = spec_kind(key)
+            if of_layer is None or not _takes_mapping(option.hint):
                 continue
             spec = (config[section].get("init_args") or {}).get(key) or {}
-            found |= _layer_options(f"{section}.{key}", key, spec if isinstance(spec, dict) else {})
+            found |= _layer_options(f"{section}.{key}", of_layer, spec if isinstance(spec, dict) else {})
     texts = documented(importlib.import_module("lightning.pytorch").Trainer) | {
         "checkpoint_every_n_steps": "Save also within epochs, after every so many optimiser steps",
         "densify": "Make structured layers dense on the way: off, unless one of the options below is given",
@@ -78,6 +79,11 @@ def options_of(config: dict[str, Any]) -> Schema:
     for each in fields(DensifyOptions):
         found[f"trainer.densify.{each.name}"] = Option(each.type, each.default, documented(DensifyOptions)[each.name])
     return found
+
+
+def _takes_mapping(hint: Any) -> bool:
+    origins = [typing.get_origin(part) or part for part in kinds(hint)]
+    return any(each is Any or (isinstance(each, type) and issubclass(each, Mapping)) for each in origins)
 
 
 def _layer_options(name: str, kind: str, spec: dict[str, Any]) -> dict[str, Option]:

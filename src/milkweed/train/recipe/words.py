@@ -54,6 +54,12 @@ def natural_options(config: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+def spec_kind(option: str) -> str | None:
+    """What an option such as `model.token_linear` describes by a mapping with a name: a layer, a linear, or neither."""
+    last = option.rpartition(".")[2].rpartition("_")[2]
+    return last if last in {"layer", "linear"} else None
+
+
 def meant_option(given: str, own: Iterable[str], recipe: Iterable[str]) -> str | None:
     """The option nearest to one as typed, among a command's own, with dashes, and those of a recipe by natural name."""
     own, recipe = list(own), list(recipe)
