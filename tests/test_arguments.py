@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from milkweed import _registry, models, nn, ops, ssm, structures
+from milkweed import _registry, convert, models, nn, ops, ssm, structures
 from milkweed._arguments import checked
 from tests.argument_calls import CALLS, NOT_CALLED, prepare
 from tests.contracts.arguments import WRONG, code_of, faults, takes_arguments
@@ -111,6 +112,78 @@ def test_sizes_may_be_numpy_integers(size):
     assert ops.diagonal_ssm_kernel(torch.randn(3, 2), -torch.rand(3, 2), size).shape == (8,)
     assert nn.S4D(4, size, dt_min=np.float32(1e-3))(torch.randn(1, size, 4)).shape == (1, 8, 4)
     assert type(models.M2Bert(d_input=size, d_model=8, depth=1).options["d_input"]) is int
+
+
+NUMBERS = {
+    "a tensor": torch.tensor,
+    "an array": np.array,
+    "a numpy number": lambda value: np.array([value])[0],
+}
+
+
+@pytest.mark.parametrize("made", NUMBERS.values(), ids=NUMBERS)
+def test_single_numbers_are_taken_from_tensors_and_arrays(made):
+    x = torch.eye(3), torch.ones(3)
+    torch.testing.assert_close(ssm.discretize(*x, dt=made(0.5)), ssm.discretize(*x, dt=0.5))
+    assert torch.equal(ssm.hippo("glagt", 8, alpha=made(0.5))[0], ssm.hippo("glagt", 8, alpha=0.5)[0])
+    assert ssm.log_timescale(8, dt_min=made(0.25), dt_max=made(0.5)).shape == (8,)
+    assert ssm.Reconstruction("legs", 8, dt=made(0.125)).dt == 0.125
+    assert nn.parameter_groups(nn.S4D(4, 8), lr=made(0.5), weight_decay=0)[0]["lr"] == 0.5
+    assert type(nn.MonarchLinear(8, 8, made(2)).nblocks) is int
+    assert nn.MonarchLinear(8, 8, 2, bias=made(False)).bias is None
+    with pytest.raises(TypeError, match=r"^nblocks must be an integer; got "):
+        nn.MonarchLinear(8, 8, made(2.0))
+    with pytest.raises(TypeError, match=r"^bias must be True or False; got "):
+        nn.MonarchLinear(8, 8, 2, bias=made(1))
+
+
+def test_lists_of_numbers_may_be_arrays():
+    assert nn.S4ND(8, dims=2, d_state=4, dt_min=np.array([0.01, 0.02])).filter.axes[1].dt_min == 0.02
+    assert models.Sashimi(4, 4, d_model=8, depth=1, pool=np.array([2])).options["pool"] == [2]
+    assert nn.ButterflyLinear(8, 8, digits=np.array([2, 4])).digits == (2, 4)
+    assert models.M2Vit(3, 10, size=np.array([8, 8]), patch=4, d_model=8, depth=1).options["size"] == [8, 8]
+    with pytest.raises(TypeError, match=r"^digits must be a list of integers, or None; got ndarray$"):
+        nn.ButterflyLinear(8, 8, digits=np.ones((2, 2), int))
+
+
+def test_names_may_be_a_set_and_pairs_a_list():
+    for frozen in ({"dt", "A"}, frozenset({"dt", "A"}), {"A": 1, "dt": 1}.keys()):
+        assert nn.S4D(4, 8, frozen=frozen).filter.frozen == ("A", "dt")
+    with pytest.raises(TypeError, match=r"^frozen must be a list of names; got set$"):
+        nn.S4D(4, 8, frozen={1})
+    assert structures.project_monarch(torch.randn(12, 12), [3, 2]).matrix.right.shape[0] == 3
+
+
+def test_plain_values_may_be_those_of_numpy():
+    config = convert.MonarchConfig(nblocks=np.int64(4), rank=np.int64(2))
+    assert config == convert.MonarchConfig(nblocks=4, rank=2)
+    assert type(config.nblocks) is int
+    spec = {"name": np.str_("monarch"), "nblocks": np.int64(4)}
+    layer = nn.build_linear(spec, 16, 16)
+    assert json.dumps(layer.options)
+    model = models.SequenceModel(1, 2, d_model=8, depth=1, layer={"name": "s4d", "dt_min": np.float32(0.01)})
+    assert json.loads(json.dumps(model.config)) == model.config
+    mixer = models.M2Bert(8, d_model=8, depth=1, kernel_options=types.MappingProxyType({"squash": np.float64(0.5)}))
+    assert json.loads(json.dumps(mixer.config)) == mixer.config
+    dense = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+    budget = {"calibration": [torch.randn(4, 64)], "candidates": [convert.MonarchConfig(4)]}
+    plan = convert.plan_conversion(dense, {"re:.*": convert.MonarchConfig(4)}, parameters=np.float32(1), **budget)
+    assert list(plan.layers) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: nn.S4D(4, 8, dropout=p),
+        lambda p: nn.Mlp(4, 8, dropout=p),
+        lambda p: nn.ResidualBlock(nn.S4D(4, 8), 4, dropout=p),
+        lambda p: models.SequenceModel(1, 2, d_model=4, depth=1, dropout=p),
+        lambda p: models.MlpMixer(1, 2, 4, d_model=4, depth=1, dropout=p),
+        lambda p: models.Sashimi(4, 4, d_model=4, depth=1, dropout=p),
+    ],
+)
+def test_dropout_is_refused_by_name(make):
+    assert _said(make, 2) == "dropout must be in 0 <= p <= 1; got 2"
 
 
 def test_messages_say_what_to_do():

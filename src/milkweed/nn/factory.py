@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from milkweed import _registry
-from milkweed._arguments import checked
+from milkweed._arguments import checked, plain
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter
 from milkweed.nn.sequence_layer import SequenceLayer, divide_options
@@ -94,7 +94,7 @@ def check_spec(kind: str, spec: Any) -> dict[str, Any]:
     """
     if not isinstance(spec, Mapping) or "name" not in spec:
         raise ValueError(f"{kind} must be a mapping with a name (a spec), e.g. {{'name': 's4d'}}; got {spec!r}")
-    return dict(spec)
+    return {option: plain(value) for option, value in spec.items()}
 
 
 def _build(kind: str, spec: Mapping[str, Any], *sizes: int) -> nn.Module:

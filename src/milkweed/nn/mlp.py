@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from milkweed._arguments import RAW, check_features, check_size, checked, refuse_features
+from milkweed._arguments import RAW, check_features, check_probability, check_size, checked, refuse_features
 from milkweed.nn.factory import build_linear
 from milkweed.nn.filters.base import check_rate
 from milkweed.nn.stepping import Stepper, check_batch_size
@@ -38,6 +38,7 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         check_size(features=features, hidden=hidden)
+        check_probability(dropout=dropout)
         self.features = features
         spec = {"name": "dense"} if linear is None else linear
         self.up = build_linear(spec, features, hidden)

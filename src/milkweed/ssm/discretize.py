@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from milkweed._arguments import check_kind, check_pairs, check_real, checked, got, is_kind
+from milkweed._arguments import check_kind, check_pairs, check_real, checked, got, is_kind, plain
 from milkweed._suggest import unknown
 from milkweed.ops import pairs
 
@@ -56,6 +56,7 @@ def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") ->
             f"B must be (..., N) or (..., N, M) with A's leading dimensions and N={A.shape[-1]}; "
             f"got shape {tuple(B.shape)} for A of shape {tuple(A.shape)}"
         )
+    dt = dt if isinstance(dt, Tensor) else plain(dt)
     _check_step(dt)
     # The exponential and the solver of half precision are wrong or missing.
     wide = torch.promote_types(A.real.dtype, torch.float32)
