@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from milkweed import _registry, convert, models, nn, ops, ssm, structures
+from milkweed import _registry, convert, data, models, nn, ops, ssm, structures, tasks
 from milkweed._arguments import checked
 from tests.argument_calls import CALLS, NOT_CALLED, prepare
 from tests.contracts.arguments import WRONG, code_of, faults, takes_arguments
@@ -184,6 +184,36 @@ def test_plain_values_may_be_those_of_numpy():
 )
 def test_dropout_is_refused_by_name(make):
     assert _said(make, 2) == "dropout must be in 0 <= p <= 1; got 2"
+
+
+WRONG_OPTIONS = [
+    (data.Digits, {"rows": "no"}, "rows must be True or False; got 'no'"),
+    (data.Digits, {"limit": True}, "limit must be an integer, or None; got True"),
+    (data.Digits, {"seed": "x"}, "seed must be an integer; got 'x'"),
+    (data.Digits, {"batch_size": "3"}, "batch_size must be an integer; got '3'"),
+    (data.Mnist, {"root": 3}, "root must be a path; got int"),
+    (data.Delay, {"band": "wide"}, "band must be a number; got 'wide'"),
+    (data.Text, {"file": None}, "file must be a path; got NoneType"),
+    (data.MaskedText, {"source": "s", "tokenizer": 3}, "tokenizer must be a path; got int"),
+    (data.Glue, {"task": "cola", "tokenizer": "t", "whole": 1}, "whole must be True or False; got 1"),
+    (data.Retrieval, {"source": "s", "tokenizer": "t", "negatives": 1.5}, "negatives must be an integer; got 1.5"),
+    (tasks.Classification, {"num_classes": "2"}, "num_classes must be an integer; got '2'"),
+    (tasks.Glue, {"num_classes": True}, "num_classes must be an integer; got True"),
+    (tasks.Retrieval, {"in_batch": "no"}, "in_batch must be True or False; got 'no'"),
+    (tasks.MaskedLanguage, {"pretrained": 3}, "pretrained must be a path; got int"),
+]
+
+
+@pytest.mark.parametrize(("cls", "options", "message"), WRONG_OPTIONS)
+def test_data_and_tasks_refuse_options_of_other_types(cls, options, message):
+    assert _said(cls, **options) == message
+    written = inspect.signature(inspect.unwrap(cls.__init__)).parameters
+    assert ["self", *inspect.signature(cls).parameters] == list(written)
+
+
+def test_data_take_paths_and_numbers_of_numpy(tmp_path):
+    assert data.Mnist(root=tmp_path, batch_size=np.int64(4)).root == tmp_path
+    assert data.Text(tmp_path / "a.txt", length=np.int64(8)).file == tmp_path / "a.txt"
 
 
 def test_messages_say_what_to_do():
