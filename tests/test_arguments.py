@@ -216,6 +216,53 @@ def test_data_take_paths_and_numbers_of_numpy(tmp_path):
     assert data.Text(tmp_path / "a.txt", length=np.int64(8)).file == tmp_path / "a.txt"
 
 
+def test_signals_of_another_dtype_are_refused_by_name():
+    x = torch.randn(2, 4, 3, dtype=torch.float64)
+    own = "must be torch.float32 as the parameters are; got torch.float64; use"
+    mixers = models.SequenceModel(3, 2, d_model=4, depth=1), models.MlpMixer(3, 2, 4, d_model=4, depth=1)
+    for model in mixers:
+        assert _said(model, x) == f"inputs {own} inputs.to(torch.float32)"
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model(x.float()).shape == (2, 2)
+    assert _said(nn.Mlp(3, 4), x) == f"x {own} x.to(torch.float32)"
+
+
+def test_specs_are_called_by_their_argument():
+    def mixer(spec):
+        return models.MlpMixer(1, 2, 4, d_model=4, depth=1, token_linear=spec)
+
+    assert _said(mixer, {"name": "nope"}).startswith("token_linear.name='nope' is unknown")
+    assert _said(mixer, {"name": "monarch", "nblocks": 2.0}) == "token_linear.nblocks must be int; got 2.0"
+    assert _said(mixer, {"name": "monarch", "no": 1}).startswith("token_linear monarch: option='no' is unknown")
+    said = "token_linear must be a mapping with a name (a spec), e.g. {'name': 'monarch', 'nblocks': 4}; got {}"
+    assert _said(mixer, {}) == said
+
+
+def test_steps_over_which_the_state_overflows_are_refused():
+    assert _said(ssm.discretize, torch.eye(3), torch.ones(3), 2**30).startswith("dt=1.07374e+09 is too long a step")
+    for dt in (1e-3, 100.0):
+        assert ssm.discretize(-torch.eye(3), torch.ones(3), dt)[0].isfinite().all()
+
+
+def test_structures_refuse_arrays_and_what_is_no_file(tmp_path):
+    matrix = structures.monarch_dct(16)
+    for product in (lambda: matrix @ np.ones(16), lambda: np.ones(16) @ matrix):
+        assert _said(product) == "x must be a tensor; got ndarray; use torch.as_tensor(x)"
+    for path in ("", tmp_path):
+        assert _said(structures.save, matrix, path).startswith("path must be a file, e.g. 'matrix.safetensors'; got ")
+    said = "linear has no weight yet; run the LazyLinear on an input before"
+    assert _said(nn.MonarchLinear.from_linear, torch.nn.LazyLinear(4)) == said
+
+
+def test_hints_lead_to_the_right_layer_and_folder(tmp_path):
+    assert _said(nn.S4D, 8, init="legt").startswith("init='legt' has no diagonal form; use S4 for it")
+    convert.save_pretrained(models.SequenceModel(1, 2, d_model=4, depth=1), tmp_path)
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    assert _said(convert.load_pretrained, tmp_path / "config.yaml").endswith(
+        f"no parameters; give its folder {tmp_path}"
+    )
+
+
 def test_messages_say_what_to_do():
     with pytest.raises(TypeError, match=r"^x must be a tensor; got ndarray; use torch\.as_tensor\(x\)$"):
         nn.MonarchLinear(8, 8, 2)(np.ones(8))

@@ -317,6 +317,17 @@ def check_features(name: str, value: Tensor, option: str, features: int) -> None
         raise TypeError(f"{name} must be real floating point; got {value.dtype}; use {name}.float()")
 
 
+def refuse_dtype(error: Exception, name: str, value: Tensor, module: nn.Module) -> NoReturn:
+    """Say by name that a module failed on a signal of another dtype than its parameters', if that was the reason."""
+    own = next((each.dtype for each in module.parameters()), value.dtype)
+    cast_by_autocast = torch.is_autocast_enabled(value.device.type) and value.dtype != torch.float64
+    if value.is_floating_point() and value.dtype != own and not cast_by_autocast:
+        raise TypeError(
+            f"{name} must be {own} as the parameters are; got {value.dtype}; use {name}.to({own})"
+        ) from error
+    raise error
+
+
 def refuse_features(error: Exception, name: str, value: Tensor, option: str, features: int) -> NoReturn:
     """Say by name what is wrong with the vectors that a layer failed on; of anything else speaks its own error."""
     check_features(name, value, option, features)

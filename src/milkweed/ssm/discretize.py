@@ -64,8 +64,18 @@ def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") ->
     lead = torch.broadcast_shapes(A.shape[:-2], columns.shape[:-2], step.shape[:-2])
     dt_a, dt_b = (step * A).expand(*lead, -1, -1), (step * columns).expand(*lead, -1, -1)
     a_bar, b_bar = _dense_zoh(dt_a, dt_b) if method == "zoh" else _dense_bilinear(dt_a, dt_b)
+    if isinstance(dt, float | int) and not torch.compiler.is_compiling():
+        _check_finite(dt, (A, columns), (a_bar, b_bar))
     a_bar, b_bar = a_bar.to(A.dtype), b_bar.to(A.dtype)
     return a_bar, b_bar[..., 0] if vector else b_bar
+
+
+def _check_finite(dt: float, given: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> None:
+    """Refuse a step over which the state grows beyond all numbers."""
+    if given[0].is_meta or torch._C._functorch.peek_interpreter_stack() is not None:
+        return
+    if not all(bool(each.isfinite().all()) for each in found) and all(bool(each.isfinite().all()) for each in given):
+        raise ValueError(f"dt={dt:g} is too long a step: the state overflows within it; use a smaller dt")
 
 
 def _check_step(dt: Tensor | float) -> None:
