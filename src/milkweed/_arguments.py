@@ -14,7 +14,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, KeysView, Mapping, Sequence, Set
 from typing import Any, NoReturn, TypeVar, Union, cast
 
 import torch
@@ -102,6 +102,13 @@ def _fitted(name: str, hint: Any, value: Any) -> Any:
     for kind in kinds:
         if _is(value, kind):
             return _within(name, kind, value)
+    for kind in kinds:
+        listed = _outer(kind) in _LISTS
+        found = _names(value) if _of_names(kind) else plain(value)
+        if listed and not {int, float, str}.intersection(typing.get_args(kind)[:1]):
+            continue
+        if found is not value and isinstance(found, list) == listed and _is(found, kind):
+            return _within(name, kind, found)
     fix = ""
     if Tensor in kinds:
         fix = f"; use torch.as_tensor({name})"
@@ -111,6 +118,24 @@ def _fitted(name: str, hint: Any, value: Any) -> Any:
         fix = f"; use [{value!r}]"
     given = type(value).__name__ if kinds == (Tensor,) else got(value)
     raise TypeError(f"{name} must be {_words(kinds)}; got {given}{fix}")
+
+
+def plain(value: Any) -> Any:
+    """Give a number, text or truth of numpy or torch back as Python's, an array of one dimension as a list."""
+    if isinstance(value, Tensor):
+        try:
+            return value if value.ndim else value.item()
+        except RuntimeError:  # it has no value: it is traced, vectorised over or on the meta device
+            return value
+    single = hasattr(value, "__array__") and hasattr(value, "tolist") and getattr(value, "ndim", 2) < 2
+    return value.tolist() if single else value
+
+
+def _names(value: Any) -> Any:
+    """A set as a list in a fixed order, as keys of a mapping have one."""
+    if not isinstance(value, Set):
+        return value
+    return list(value) if isinstance(value, KeysView) else sorted(value, key=str)
 
 
 @functools.cache
@@ -164,8 +189,8 @@ def _within(name: str, kind: Any, value: Any) -> Any:
         raise ValueError(f"{name} must be {len(each)} values; got {got(value)}")
     found = [_fitted(f"{name}[{i}]", part, item) for i, (part, item) in enumerate(zip(each, items, strict=True))]
     if all(new is old for new, old in zip(found, items, strict=True)):
-        return value
-    return found if isinstance(value, list) else tuple(found)
+        return tuple(value) if outer is tuple and isinstance(value, list) else value
+    return found if isinstance(value, list) and outer is not tuple else tuple(found)
 
 
 def _words(kinds: Sequence[Any]) -> str:
@@ -290,6 +315,17 @@ def check_features(name: str, value: Tensor, option: str, features: int) -> None
         raise ValueError(f"{name} must be (..., {option}={features}); got shape {tuple(value.shape)}")
     if not value.is_floating_point():
         raise TypeError(f"{name} must be real floating point; got {value.dtype}; use {name}.float()")
+
+
+def refuse_dtype(error: Exception, name: str, value: Tensor, module: nn.Module) -> NoReturn:
+    """Say by name that a module failed on a signal of another dtype than its parameters', if that was the reason."""
+    own = next((each.dtype for each in module.parameters()), value.dtype)
+    cast_by_autocast = torch.is_autocast_enabled(value.device.type) and value.dtype != torch.float64
+    if value.is_floating_point() and value.dtype != own and not cast_by_autocast:
+        raise TypeError(
+            f"{name} must be {own} as the parameters are; got {value.dtype}; use {name}.to({own})"
+        ) from error
+    raise error
 
 
 def refuse_features(error: Exception, name: str, value: Tensor, option: str, features: int) -> NoReturn:

@@ -18,6 +18,13 @@ LARGEST_JSON = 64 * 2**20
 """Bytes of a JSON file that is read; indices of models with a hundred thousand tensors have a sixth of it."""
 
 
+def path_text(name: str, value: object) -> str:
+    """A path, or the name of something on the hub, as a string; all else is refused by the argument's name."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path; got {type(value).__name__}")
+    return str(os.fspath(value))
+
+
 class UnsafeFileError(ValueError):
     """A file asks for what files may not: code to be run, or a file outside of its folder."""
 

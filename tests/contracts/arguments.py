@@ -127,7 +127,11 @@ def permitted(hint: Any, value: Any) -> bool:
     if isinstance(value, str):
         return bool(names & {"str", "PathLike"})
     if isinstance(value, torch.Tensor):
-        return "Tensor" in names
+        single = value.ndim == 0 and permitted(hint, value.item())
+        return "Tensor" in names or single
+    if isinstance(value, np.ndarray):
+        numbers = [typing.get_args(kind)[0] for kind in kinds if typing.get_args(kind)]
+        return bool(names & LISTS) and float in numbers
     if isinstance(value, list):
         return bool(names & LISTS)
     return {types.NoneType: "NoneType", bool: "bool", dict: "Mapping"}.get(type(value), "") in names | (

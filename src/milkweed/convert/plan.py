@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from milkweed._arguments import checked, whole
+from milkweed._arguments import checked, plain, whole
 from milkweed.convert.conversion_report import ConversionReport
 from milkweed.convert.layer_report import KeptMatrix
 from milkweed.convert.passes.base import Draft, Pass, ProgressCallback
@@ -111,6 +111,7 @@ def plan_conversion(
         whole("tokens", tokens, 0)
     if is_sharded(model):
         raise TypeError("the parameters of model are spread over processes; convert it before fully_shard")
+    parameters = plain(parameters)
     batches = _batches(calibration, sequential=sequential, permute=permute, parameters=parameters)
     rules = default_rules(rules) if rules is None or isinstance(rules, LayerConfig) else rules
     passes: list[Pass] = []

@@ -151,6 +151,9 @@ def load_pretrained(
     converted = file_in(path, CONVERTED_FILE_NAME)
     file = converted if converted.is_file() else file
     if not file.is_file():
+        beside = Path(path).parent
+        if Path(path).is_file() and any((beside / name).is_file() for name in (FILE_NAME, CONVERTED_FILE_NAME)):
+            raise ValueError(f"{path} holds no parameters; give its folder {beside}")
         _check_not_pickled(Path(path))
     header, metadata = read_header(file, "save_pretrained")
     check_device(device)

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from milkweed._arguments import checked
 from milkweed._registry import register_if_free, requires
 from milkweed.data.batches import ArrayDataset, EvaluationBatches, TrainingBatches
 
@@ -37,6 +38,7 @@ class SequenceData(LightningDataModule, ABC):
         super().__init_subclass__(**kwargs)
         register_if_free("data", cls)
 
+    @checked
     def __init__(self, batch_size: int, seed: int, limit: int | None) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("limit", limit)):

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from milkweed._arguments import checked
 from milkweed.data.base import SequenceClassificationData
 from milkweed.data.batches import ArrayDataset
 
@@ -26,6 +27,7 @@ class Digits(SequenceClassificationData):
     d_input = 1
     class_names = tuple("0123456789")
 
+    @checked
     def __init__(self, batch_size: int = 64, seed: int = 0, limit: int | None = None, rows: bool = False) -> None:
         super().__init__(batch_size, seed, limit)
         if rows:

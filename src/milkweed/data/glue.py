@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from milkweed._arguments import checked
+from milkweed._files import path_text
 from milkweed.data.base import check_split
 from milkweed.data.batches import ArrayDataset
 from milkweed.data.tables import Row, read_tables
@@ -67,6 +69,7 @@ class Glue(TokenizedData):
         GLUE (arXiv 1804.07461). Monarch Mixer (arXiv 2310.12109) reports figures of the development sets.
     """
 
+    @checked(but=("task", "source", "tokenizer"))
     def __init__(
         self,
         task: Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"],
@@ -80,6 +83,7 @@ class Glue(TokenizedData):
         seed: int = 0,
         limit: int | None = None,
     ) -> None:
+        source = path_text("source", source)
         super().__init__(tokenizer, vocabulary_size, batch_size, length, seed, limit)
         if task not in GLUE:
             raise ValueError(f"task={task!r} is not a task of GLUE: {', '.join(GLUE)}")

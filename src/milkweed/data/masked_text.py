@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from milkweed._arguments import checked
 from milkweed._batches import IGNORED
+from milkweed._files import path_text
 from milkweed._seeding import derived_seed
 from milkweed.data.base import SPLITS
 from milkweed.data.corpora import Shares, open_corpora, three_parts
@@ -52,6 +54,7 @@ class MaskedText(TokenizedData):
         exactly its share of chosen tokens, and at least one.
     """
 
+    @checked(but=("source", "tokenizer"))
     def __init__(
         self,
         source: str,
@@ -66,6 +69,7 @@ class MaskedText(TokenizedData):
         seed: int = 0,
         limit: int | None = None,
     ) -> None:
+        source = path_text("source", source)
         super().__init__(tokenizer, vocabulary_size, batch_size, length, seed, limit)
         if not 0 < masked <= 1:
             raise ValueError(f"masked={masked} must be above 0 and at most 1; M2-BERT was trained with 0.3")

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from milkweed._arguments import checked
+from milkweed._files import path_text
 from milkweed.data.base import SequenceClassificationData
 from milkweed.data.batches import ArrayDataset
 from milkweed.data.idx import read_idx
@@ -35,6 +37,7 @@ class Mnist(SequenceClassificationData):
     d_input = 1
     class_names = tuple("0123456789")
 
+    @checked(but=("root",))
     def __init__(
         self,
         root: str = "data/mnist",
@@ -45,6 +48,7 @@ class Mnist(SequenceClassificationData):
         seed: int = 0,
         limit: int | None = None,
     ) -> None:
+        root = path_text("root", root)
         super().__init__(batch_size, seed, limit)
         self.root, self.permuted, self.val_size, self.synthetic = Path(root), permuted, val_size, synthetic
 

@@ -9,7 +9,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from milkweed._arguments import checked
 from milkweed._batches import NO_PASSAGE, NO_QUERY
+from milkweed._files import path_text
 from milkweed._seeding import derived_seed
 from milkweed.data.base import SPLITS
 from milkweed.data.retrieval_sets import RetrievalSet, read_sets
@@ -64,6 +66,7 @@ class Retrieval(TokenizedData):
     d_output = None
     """The model gives vectors of its own size."""
 
+    @checked(but=("source", "tokenizer", "documents"))
     def __init__(
         self,
         source: str,
@@ -77,6 +80,8 @@ class Retrieval(TokenizedData):
         seed: int = 0,
         limit: int | None = None,
     ) -> None:
+        source = path_text("source", source)
+        documents = documents if documents is None else path_text("documents", documents)
         super().__init__(tokenizer, vocabulary_size, batch_size, length, seed, limit)
         if negatives < 0:
             raise ValueError(f"negatives={negatives} must be at least 0")

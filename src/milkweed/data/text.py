@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from milkweed._arguments import checked
+from milkweed._files import path_text
 from milkweed.data.base import SPLITS, SequenceData
 from milkweed.data.cache import cache_folder, cached
 from milkweed.data.corpora import Corpus, Shares, open_corpora, open_text, three_parts
@@ -45,6 +47,7 @@ class Text(SequenceData):
 
     tokens = True
 
+    @checked(but=("file", "tokenizer"))
     def __init__(
         self,
         file: str,
@@ -57,6 +60,8 @@ class Text(SequenceData):
         seed: int = 0,
         limit: int | None = None,
     ) -> None:
+        file = path_text("file", file)
+        tokenizer = tokenizer if tokenizer is None else path_text("tokenizer", tokenizer)
         super().__init__(batch_size, seed, limit)
         if length < 1:
             raise ValueError(f"length={length} must be at least 1")

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from milkweed._arguments import checked
+from milkweed._files import path_text
 from milkweed.data.base import SequenceData
 from milkweed.data.batches import ArrayDataset
 from milkweed.data.tokenizers import load_tokenizer, token_count
@@ -29,6 +31,7 @@ class TokenizedData(SequenceData):
 
     tokens = True
 
+    @checked(but=("tokenizer",))
     def __init__(
         self,
         tokenizer: str | None,
@@ -38,6 +41,7 @@ class TokenizedData(SequenceData):
         seed: int,
         limit: int | None,
     ) -> None:
+        tokenizer = tokenizer if tokenizer is None else path_text("tokenizer", tokenizer)
         super().__init__(batch_size, seed, limit)
         if length < 4:
             raise ValueError(f"length={length} must be at least 4: texts are framed by two further tokens or three")

@@ -5,6 +5,7 @@ from abc import abstractmethod
 import numpy as np
 import torch
 
+from milkweed._arguments import checked
 from milkweed._seeding import derived_seed
 from milkweed.data.base import SPLITS, SequenceData
 from milkweed.data.batches import ArrayDataset
@@ -15,6 +16,7 @@ class WhiteNoise(SequenceData):
 
     d_input = 1
 
+    @checked
     def __init__(
         self, batch_size: int, length: int, band: float, train_size: int, eval_size: int, seed: int, limit: int | None
     ) -> None:
@@ -65,6 +67,7 @@ class Delay(WhiteNoise):
 
     d_output = 1
 
+    @checked
     def __init__(
         self,
         batch_size: int = 64,
@@ -105,6 +108,7 @@ class Reconstruct(WhiteNoise):
         The reconstruction task of How to Train Your HiPPO (arXiv 2206.12037), with the differences of `Delay`.
     """
 
+    @checked
     def __init__(
         self,
         batch_size: int = 64,

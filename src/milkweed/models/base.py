@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from milkweed import _registry
-from milkweed._arguments import check_tensor, checked, got
+from milkweed._arguments import check_tensor, checked, got, plain
 from milkweed._suggest import unknown
 
 
@@ -31,7 +32,7 @@ class Model(nn.Module):
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        self.options = options
+        self.options = {name: _as_json(value) for name, value in options.items()}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -41,6 +42,11 @@ class Model(nn.Module):
     def config(self) -> dict[str, Any]:
         """The name and options from which `build_model` makes the same architecture."""
         return {"name": _registry.name_of("model", type(self)), "options": self.options}
+
+
+def _as_json(value: Any) -> Any:
+    """Numpy's numbers as Python's and mappings as dicts, so that options can be written down."""
+    return {key: _as_json(each) for key, each in value.items()} if isinstance(value, Mapping) else plain(value)
 
 
 @checked

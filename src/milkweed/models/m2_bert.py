@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from milkweed._arguments import check_kind, check_probability, check_tensor, checked
+from milkweed._arguments import check_kind, check_probability, check_tensor, checked, plain
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import GatedMixerBlock
@@ -40,7 +41,7 @@ class M2BertEncoder(nn.Module):
         residual_long_conv: bool = True,
         padding: str = "masked",
         dropout: float = 0.0,
-        kernel_options: dict[str, Any] | None = None,
+        kernel_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         sizes: dict[str, Any] = {"d_input": d_input, "length": length, "d_model": d_model, "depth": depth}
@@ -219,8 +220,9 @@ class M2Bert(Model):
         head: str = "masked_lm",
         padding: str = "masked",
         dropout: float = 0.1,
-        kernel_options: dict[str, Any] | None = None,
+        kernel_options: Mapping[str, Any] | None = None,
     ) -> None:
+        dropout = plain(dropout)
         encoder: dict[str, Any] = {
             "d_input": d_input,
             "length": length,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from milkweed._arguments import check_probability, check_tensor, checked
+from milkweed._arguments import check_probability, check_tensor, checked, plain
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_tokens
 from milkweed.nn import CausalMonarchMixer, ImplicitFilter, LongConv, ResidualBlock, ShortConv, Stepper
@@ -214,6 +214,7 @@ class M2Gpt(Model):
         dropout: float = 0.0,
         vocabulary: str | None = None,
     ) -> None:
+        dropout = plain(dropout)
         super().__init__(
             d_input=d_input,
             d_output=d_output,

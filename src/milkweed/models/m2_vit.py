@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed._arguments import check_probability, check_tensor, checked, is_kind
+from milkweed._arguments import check_probability, check_tensor, checked, is_kind, plain
 from milkweed._suggest import unknown
 from milkweed.models.base import Model
 from milkweed.nn import S4ND, GatedMixer, LongConv, Mlp, ResidualBlock
@@ -71,7 +71,9 @@ class M2Vit(Model):
         mixer_options: Mapping[str, Any] | None = None,
         dropout: float = 0.0,
     ) -> None:
+        dropout = plain(dropout)
         check_probability(dropout=dropout)
+        size = plain(size)
         rows, columns = _grid(size, patch)
         super().__init__(
             d_input=d_input,

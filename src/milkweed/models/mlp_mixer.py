@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from milkweed._arguments import checked
+from milkweed._arguments import checked, refuse_dtype
 from milkweed.models.base import Model, check_inputs
 from milkweed.models.sequence_model import pool
 from milkweed.nn import Mlp, check_spec
+from milkweed.nn.factory import check_linear
 from milkweed.nn.lengths import without_padding
 
 
@@ -81,7 +82,7 @@ class MlpMixer(Model):
         token_linear: Mapping[str, Any] | None = None,
     ) -> None:
         linear = check_spec("linear", {"name": "dense"} if linear is None else linear)
-        token_linear = token_linear if token_linear is None else check_spec("token_linear", token_linear)
+        token_linear = token_linear if token_linear is None else check_linear("token_linear", token_linear)
         super().__init__(
             d_input=d_input,
             d_output=d_output,
@@ -139,7 +140,10 @@ class MlpMixer(Model):
         check_inputs(inputs, self.d_input)
         if inputs.shape[1] != self.length:
             raise ValueError(f"this MlpMixer was built for length={self.length}; got inputs {tuple(inputs.shape)}")
-        x = self.encoder(without_padding(inputs, lengths))
+        try:
+            x = self.encoder(without_padding(inputs, lengths))
+        except RuntimeError as error:
+            refuse_dtype(error, "inputs", inputs, self.encoder)
         for block in self.blocks:
             x = block(x)
         return self.head(pool(self.norm(x), "mean", lengths))

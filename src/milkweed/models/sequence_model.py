@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from milkweed._arguments import check_tensor, checked
+from milkweed._arguments import check_tensor, checked, refuse_dtype
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_inputs, check_tokens
 from milkweed.nn import ResidualBlock, SequenceNorm, Stepper, build_sequence_layer, check_spec
@@ -191,7 +191,10 @@ def encode(
     else:
         check_inputs(inputs, d_input, name)
         inputs = without_padding(inputs, lengths)
-    encoded: Tensor = encoder(inputs)
+    try:
+        encoded: Tensor = encoder(inputs)
+    except RuntimeError as error:
+        refuse_dtype(error, name, inputs, encoder)
     return encoded
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from milkweed._arguments import check_probability, check_size, checked
+from milkweed._arguments import check_probability, check_size, checked, plain
 from milkweed.nn.structured_linear import BlockDiagonalLinear
 from milkweed.ops._common import autocast_dtype, needs_plain_formula
 from milkweed.ops._gemm import linear, prefers_onednn
@@ -52,6 +52,7 @@ class BlockDiagonalGlu(nn.Module):
     ) -> None:
         super().__init__()
         check_size(d_model=d_model, d_hidden=d_hidden, nblocks=nblocks)
+        dropout = plain(dropout)
         check_probability(dropout=dropout)
         self.up = BlockDiagonalLinear(d_model, 2 * d_hidden, nblocks, bias=False, device=device, dtype=dtype)
         self.down = BlockDiagonalLinear(d_hidden, d_model, nblocks, device=device, dtype=dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milkweed._arguments import RAW, check_features, check_size, checked, refuse_features
+from milkweed._arguments import RAW, check_features, check_probability, check_size, checked, refuse_features
 from milkweed._suggest import unknown
 from milkweed.nn.lengths import check_lengths, valid_steps
 from milkweed.nn.stepping import SurroundedStepper
@@ -115,6 +115,7 @@ class ResidualBlock(nn.Module):
         self, layer: nn.Module, d_model: int, *, norm: str = "layer", prenorm: bool = True, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        check_probability(dropout=dropout)
         self.norm = SequenceNorm(norm, d_model)
         self.layer = layer
         self.dropout = nn.Dropout(dropout)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from milkweed import _registry
-from milkweed._arguments import checked
+from milkweed._arguments import checked, plain
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter
 from milkweed.nn.sequence_layer import SequenceLayer, divide_options
@@ -93,28 +93,41 @@ def check_spec(kind: str, spec: Any) -> dict[str, Any]:
         {'name': 'monarch', 'nblocks': 2}
     """
     if not isinstance(spec, Mapping) or "name" not in spec:
-        raise ValueError(f"{kind} must be a mapping with a name (a spec), e.g. {{'name': 's4d'}}; got {spec!r}")
-    return dict(spec)
+        example = {"name": "monarch", "nblocks": 4} if kind.endswith("linear") else {"name": "s4d"}
+        raise ValueError(f"{kind} must be a mapping with a name (a spec), e.g. {example}; got {spec!r}")
+    return {option: plain(value) for option, value in spec.items()}
 
 
 def _build(kind: str, spec: Mapping[str, Any], *sizes: int) -> nn.Module:
-    options = check_spec(kind, spec)
+    make, options = _checked(kind, kind, spec, len(sizes))
+    return make(*sizes, **options)
+
+
+def check_linear(argument: str, spec: Any) -> dict[str, Any]:
+    """Check the plain values of a linear layer but for its sizes; ``argument`` is what messages call them."""
+    _checked("linear", argument, spec, 2)
+    return check_spec(argument, spec)
+
+
+def _checked(kind: str, argument: str, spec: Any, sizes: int) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    """What makes the layer of a spec from so many sizes, and its options."""
+    options = check_spec(argument, spec)
     name = options.pop("name")
-    make = maker(_registry.find(kind, name, f"{kind}.name"))
-    parameters = list(inspect.signature(make).parameters.values())[len(sizes) :]
+    make = maker(_registry.find(kind, name, f"{argument}.name"))
+    parameters = list(inspect.signature(make).parameters.values())[sizes:]
     # Where a layer lives is decided by its network, not by a recipe.
     decided = {"device", "dtype"}
     accepted = {p.name: p.default for p in parameters if p.kind not in _VARIADIC and p.name not in decided}
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
     for option, value in options.items():
         if option in decided or (option not in accepted and not takes_any):
-            raise ValueError(unknown(f"{kind} {name}: option", option, accepted))
-        _check_type(f"{kind}.{option}", value, accepted.get(option))
+            raise ValueError(unknown(f"{argument} {name}: option", option, accepted))
+        _check_type(f"{argument}.{option}", value, accepted.get(option))
     missing = [option for option, default in accepted.items() if default is inspect.Parameter.empty]
     for option in missing:
         if option not in options:
-            raise ValueError(f"{kind} {name} needs {option}, e.g. {{'name': {name!r}, {option!r}: 1024}}")
-    return make(*sizes, **options)
+            raise ValueError(f"{argument} {name} needs {option}, e.g. {{'name': {name!r}, {option!r}: 1024}}")
+    return make, options
 
 
 def maker(cls: type[nn.Module]) -> Callable[..., nn.Module]:

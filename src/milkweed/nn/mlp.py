@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from milkweed._arguments import RAW, check_features, check_size, checked, refuse_features
+from milkweed._arguments import RAW, check_features, check_probability, check_size, checked, refuse_dtype
 from milkweed.nn.factory import build_linear
 from milkweed.nn.filters.base import check_rate
 from milkweed.nn.stepping import Stepper, check_batch_size
@@ -38,6 +38,7 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         check_size(features=features, hidden=hidden)
+        check_probability(dropout=dropout)
         self.features = features
         spec = {"name": "dense"} if linear is None else linear
         self.up = build_linear(spec, features, hidden)
@@ -61,7 +62,8 @@ class Mlp(nn.Module):
         try:
             hidden = self.up(x, activation="gelu") if fuses else F.gelu(self.up(x))
         except RAW as error:
-            refuse_features(error, "x", x, "features", self.features)
+            check_features("x", x, "features", self.features)
+            refuse_dtype(error, "x", x, self.up)
         return self.dropout(self.down(hidden))
 
     def stepper(self, rate: float = 1.0) -> Stepper:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
+from milkweed._arguments import plain
 from milkweed._suggest import unknown
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -55,4 +56,4 @@ def layer_options(
     for name in options or {}:
         if name not in accepted:
             raise ValueError(unknown(argument, name, accepted))
-    return dict(options or {})
+    return {name: plain(value) for name, value in (options or {}).items()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from milkweed._arguments import check_dtype, check_tensor, checked
+from milkweed._arguments import check_dtype, check_probability, check_tensor, checked
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import Filter, check_signal_dtype
 from milkweed.nn.lengths import without_padding
@@ -63,6 +63,7 @@ class Mixing(nn.Module):
     ) -> None:
         super().__init__()
         check_dtype(dtype)
+        check_probability(dropout=dropout)
         for name, given, known in (("activation", activation, ACTIVATIONS), ("output", output, OUTPUTS)):
             if given not in known:
                 raise ValueError(unknown(name, given, known))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from milkweed._arguments import checked
 from milkweed._suggest import unknown
+from milkweed.ssm.hippo import BASES
 from milkweed.ssm.nplr import nplr
 
 DIAGONAL_INITS = ("fout", "inv", "inv2", "legs", "lin", "quad", "rand", "real")
@@ -62,7 +63,12 @@ def diagonal(
     """
     parts = COMBINATIONS.get(name, (name,))
     if any(part not in DIAGONAL_INITS for part in parts):
-        raise ValueError(unknown("init", name, (*DIAGONAL_INITS, *COMBINATIONS)))
+        known = (*DIAGONAL_INITS, *COMBINATIONS)
+        if name in BASES:
+            raise ValueError(
+                f"init={name!r} has no diagonal form; use S4 for it, or of S4D: {', '.join(sorted(known))}"
+            )
+        raise ValueError(unknown("init", name, known))
     if n_ssm < 1 or n_ssm % len(parts):
         wanted = (
             "at least 1" if len(parts) == 1 else f"a multiple of {len(parts)} for init={name!r} ({', '.join(parts)})"

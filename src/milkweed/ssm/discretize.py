@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from milkweed._arguments import check_kind, check_pairs, check_real, checked, got, is_kind
+from milkweed._arguments import check_kind, check_pairs, check_real, checked, got, is_kind, plain
 from milkweed._suggest import unknown
 from milkweed.ops import pairs
 
@@ -56,6 +56,7 @@ def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") ->
             f"B must be (..., N) or (..., N, M) with A's leading dimensions and N={A.shape[-1]}; "
             f"got shape {tuple(B.shape)} for A of shape {tuple(A.shape)}"
         )
+    dt = dt if isinstance(dt, Tensor) else plain(dt)
     _check_step(dt)
     # The exponential and the solver of half precision are wrong or missing.
     wide = torch.promote_types(A.real.dtype, torch.float32)
@@ -63,8 +64,18 @@ def discretize(A: Tensor, B: Tensor, dt: Tensor | float, method: str = "zoh") ->
     lead = torch.broadcast_shapes(A.shape[:-2], columns.shape[:-2], step.shape[:-2])
     dt_a, dt_b = (step * A).expand(*lead, -1, -1), (step * columns).expand(*lead, -1, -1)
     a_bar, b_bar = _dense_zoh(dt_a, dt_b) if method == "zoh" else _dense_bilinear(dt_a, dt_b)
+    if isinstance(dt, float | int) and not torch.compiler.is_compiling():
+        _check_finite(dt, (A, columns), (a_bar, b_bar))
     a_bar, b_bar = a_bar.to(A.dtype), b_bar.to(A.dtype)
     return a_bar, b_bar[..., 0] if vector else b_bar
+
+
+def _check_finite(dt: float, given: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> None:
+    """Refuse a step over which the state grows beyond all numbers."""
+    if given[0].is_meta or torch._C._functorch.peek_interpreter_stack() is not None:
+        return
+    if not all(bool(each.isfinite().all()) for each in found) and all(bool(each.isfinite().all()) for each in given):
+        raise ValueError(f"dt={dt:g} is too long a step: the state overflows within it; use a smaller dt")
 
 
 def _check_step(dt: Tensor | float) -> None:

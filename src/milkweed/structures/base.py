@@ -8,7 +8,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import reduce
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -55,6 +55,9 @@ class StructuredMatrix(ABC):
     @abstractmethod
     def _flops(self) -> int:
         """Operations per vector, a multiply-add counted as two."""
+
+    # Numpy's arrays then leave products to the methods below, which name what they cannot take.
+    __array_ufunc__: ClassVar[None] = None
 
     # ------------------------------------------------------------------ what it is
 
@@ -147,6 +150,8 @@ class StructuredMatrix(ABC):
         if isinstance(other, StructuredMatrix):
             return Product.of(self, other)
         if not isinstance(other, Tensor):
+            if hasattr(other, "__array__"):
+                check_tensor("x", other)
             return NotImplemented
         if other.ndim < 2:
             return self(other)
@@ -156,6 +161,8 @@ class StructuredMatrix(ABC):
 
     def __rmatmul__(self, other: Any) -> Any:
         """X @ W for a tensor x (..., m): (..., n)."""
+        if hasattr(other, "__array__"):
+            check_tensor("x", other)
         return self.T(other) if isinstance(other, Tensor) else NotImplemented
 
     def __add__(self, other: Any) -> Any:

@@ -29,6 +29,7 @@ def save(matrix: StructuredMatrix, path: str | os.PathLike[str]) -> None:
         path: The file.
 
     Raises:
+        ValueError: The path is empty or a folder.
         TypeError: It holds a structure of a class that has no name, see `milkweed.register`, or other objects.
 
     Example:
@@ -36,6 +37,8 @@ def save(matrix: StructuredMatrix, path: str | os.PathLike[str]) -> None:
         >>> mw.structures.load("dct.safetensors").num_parameters
         4000
     """
+    if not os.fspath(path) or os.path.isdir(path):
+        raise ValueError(f"path must be a file, e.g. 'matrix.safetensors'; got {os.fspath(path)!r}")
     tensors: dict[str, Tensor] = {}
     metadata = {_KEY: json.dumps(_describe(matrix, "", tensors), sort_keys=True)}
     with atomic_write(path) as temporary:

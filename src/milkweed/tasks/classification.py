@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from milkweed._arguments import checked
 from milkweed._batches import Batch
 from milkweed.tasks.base import STAGES, Task
 
@@ -21,6 +22,7 @@ class Classification(Task):
     metric = "accuracy"
     larger_is_better = True
 
+    @checked
     def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric, SpearmanCorrCoef
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy
 
+from milkweed._arguments import checked
 from milkweed._batches import Batch
 from milkweed._suggest import unknown
 from milkweed.tasks.base import STAGES
@@ -33,6 +34,7 @@ class Glue(TokenTask):
     larger_is_better = True
     optimisation: ClassVar = {"lr": 5e-5, "schedule": "linear"}
 
+    @checked(but=("pretrained",))
     def __init__(
         self,
         num_classes: int,

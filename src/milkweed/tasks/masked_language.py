@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
 
+from milkweed._arguments import checked
 from milkweed._batches import IGNORED, Batch
 from milkweed.models.m2_bert import M2Bert, MaskedLmHead
 from milkweed.tasks.base import STAGES
@@ -29,6 +30,7 @@ class MaskedLanguage(TokenTask):
     larger_is_better = False
     optimisation: ClassVar = {"lr": 8e-4, "weight_decay": 0.0125, "schedule": "linear"}
 
+    @checked(but=("pretrained",))
     def __init__(
         self,
         pretrained: str | None = None,

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from milkweed._arguments import checked
 from milkweed._batches import NO_PASSAGE, NO_QUERY, Batch
 from milkweed.models import M2Bert
 from milkweed.nn.lengths import mean_of_steps
@@ -39,6 +40,7 @@ class Retrieval(TokenTask):
     larger_is_better = True
     optimisation: ClassVar = {"lr": 5e-6, "weight_decay": 0.0, "schedule": "linear"}
 
+    @checked(but=("pretrained",))
     def __init__(
         self,
         pooling: Literal["first", "mean"] = "first",

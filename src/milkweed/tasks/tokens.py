@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from milkweed._arguments import checked
+from milkweed._files import path_text
 from milkweed.convert import load_pretrained
 from milkweed.convert.checkpoints.m2 import WEIGHT_FILES, extend_positions, load_m2_bert, read_m2_checkpoint
 from milkweed.convert.safetensors_files import SUFFIX, written_by_milkweed
@@ -39,7 +41,9 @@ class TokenTask(Task):
 
     betas = (0.9, 0.98)
 
+    @checked(but=("pretrained",))
     def __init__(self, pretrained: str | None) -> None:
+        pretrained = pretrained if pretrained is None else path_text("pretrained", pretrained)
         super().__init__()
         self.pretrained = pretrained
 

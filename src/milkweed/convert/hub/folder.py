@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import nn
 
-from milkweed._arguments import checked
+from milkweed._arguments import checked, plain
 from milkweed.convert.apply import convert_
 from milkweed.convert.conversion_report import ConversionReport
 from milkweed.convert.hub.conversion_progress import FolderError, Progress
@@ -77,15 +78,15 @@ def convert_folder(
     out: str | os.PathLike[str] | None,
     rules: Rules | LayerConfig | None = None,
     *,
-    texts: Sequence[str] = (),
+    texts: Iterable[str] = (),
     max_length: int = 128,
     batch_size: int = 32,
     sequential: bool = False,
     permute: bool = False,
     parameters: float | None = None,
     candidates: Sequence[LayerConfig | None] = (),
-    dtype: str | None = None,
-    device: str = "cpu",
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device = "cpu",
     overwrite: bool = False,
     train: Train | None = None,
     also_write: Callable[[Path, FolderConversion], None] | None = None,
@@ -107,7 +108,8 @@ def convert_folder(
         permute: As there.
         parameters: As there.
         candidates: As there.
-        dtype: Compute and save in ``"float32"``, ``"bfloat16"`` or ``"float16"``; as the model is stored if None.
+        dtype: Compute and save in ``"float32"``, ``"bfloat16"`` or ``"float16"``, which torch's own dtypes may name; as
+            the model is stored if None.
         device: Where to compute.
         overwrite: Replace `out` if this function wrote it.
         train: Trains the converted model before it is saved: called with it, the dense one and the batches of texts,
@@ -127,6 +129,9 @@ def convert_folder(
         >>> mw.convert_folder("my-encoder", "my-encoder-monarch", mw.MonarchConfig(nblocks=4), texts=sentences)
         ... # doctest: +SKIP
     """
+    texts = list(texts) if isinstance(texts, Iterator) else cast(Sequence[str], texts)  # which _check finds out
+    max_length, batch_size, parameters = plain(max_length), plain(batch_size), plain(parameters)
+    dtype = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
     _check(texts, max_length, batch_size, dtype, train, out)
     chosen = default_rules(rules) if rules is None or isinstance(rules, LayerConfig) else rules
     options = _Options(chosen, texts, max_length, batch_size, sequential, permute, parameters, candidates)

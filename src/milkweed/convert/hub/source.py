@@ -92,7 +92,9 @@ def find_source(name: str, out: Path | None) -> Source:
     return Source(name, folder, config, kind, stored)
 
 
-def load_model(source: Source, preview: ConversionReport, dtype: str | None, device: str, steps: Progress) -> nn.Module:
+def load_model(
+    source: Source, preview: ConversionReport, dtype: str | None, device: str | torch.device, steps: Progress
+) -> nn.Module:
     """Read the weights into a model in evaluation mode."""
     import transformers
 
@@ -126,12 +128,12 @@ def load_model(source: Source, preview: ConversionReport, dtype: str | None, dev
     return model.to(device).eval()
 
 
-def check_device(name: str) -> None:
+def check_device(name: str | torch.device) -> None:
     """Refuse a device that is not there."""
     try:
         torch.empty(1, device=name).add(1).cpu()
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise FolderError(f"device={name!r} cannot be used: {first_line(error)}") from error
+        raise FolderError(f"device={str(name)!r} cannot be used: {first_line(error)}") from error
 
 
 @contextmanager

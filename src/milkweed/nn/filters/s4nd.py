@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from milkweed import ops
-from milkweed._arguments import check_tensor, checked
+from milkweed._arguments import check_tensor, checked, plain
 from milkweed._suggest import unknown
 from milkweed.nn.filters.base import check_rate
 from milkweed.nn.filters.s4 import S4Filter
@@ -114,9 +114,9 @@ class S4NDFilter(KeepsFloat32):
         # Terms and heads share the A and B of their channel unless told otherwise.
         options["n_ssm"] = check_groups(d_model, options.get("n_ssm"))
         settings = zip(
-            _per_axis("bidirectional", bidirectional, dims),
-            _per_axis("dt_min", dt_min, dims),
-            _per_axis("dt_max", dt_max, dims),
+            _per_axis("bidirectional", plain(bidirectional), dims),
+            _per_axis("dt_min", plain(dt_min), dims),
+            _per_axis("dt_max", plain(dt_max), dims),
             strict=True,
         )
         self.axes = nn.ModuleList(

@@ -199,6 +199,8 @@ def dense_weight(linear: nn.Linear) -> Tensor:
     linear = cast(nn.Linear, unwrapped(linear))
     if not isinstance(linear, nn.Linear):
         raise TypeError(f"linear must be a torch.nn.Linear; got {type(linear).__name__}")
+    if isinstance(linear.weight, nn.UninitializedParameter):
+        raise ValueError(f"linear has no weight yet; run the {type(linear).__name__} on an input before")
     weight, bias = linear.weight.detach(), linear.bias
     if bias is not None and (bias.is_complex(), bias.is_floating_point()) != (
         weight.is_complex(),

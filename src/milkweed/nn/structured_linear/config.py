@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from milkweed._arguments import plain
 from milkweed._registry import find, requires
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight
 from milkweed.nn.structured_linear.hidden_units import GroupedUnits
@@ -34,7 +35,10 @@ class LayerConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), 0 if field.name in self.fitting else 1
+            given, least = getattr(self, field.name), 0 if field.name in self.fitting else 1
+            value = plain(given)
+            if value is not given:
+                object.__setattr__(self, field.name, value)
             if not is_whole(field) or (value is None and field.default is None):
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
