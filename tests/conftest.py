@@ -48,3 +48,13 @@ def pytest_collection_finish():
 
 def pytest_unconfigure():
     gc.unfreeze()
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """The names that classes are registered by, put back afterwards."""
+    from milkweed import _registry
+
+    # Which imports what registers the library's own classes: a first import in a test would be lost with its names.
+    names = {kind: _registry.registered(kind) for kind in _registry.KINDS}
+    monkeypatch.setattr(_registry, "_classes", names)

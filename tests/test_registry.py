@@ -217,13 +217,6 @@ def saved(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def table(monkeypatch):
-    """The names as they are, put back afterwards."""
-    # Which imports what registers the library's own classes: a first import in a test would be lost with its names.
-    monkeypatch.setattr(_registry, "_classes", {kind: registered(kind) for kind in KINDS})
-
-
 def test_every_kind_is_read_in_another_process(saved):
     done = python(saved, LOAD)
     assert done.returncode == 0, done.stderr

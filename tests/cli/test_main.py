@@ -194,7 +194,8 @@ def test_modules_of_the_users_are_blamed_for_what_they_lack(tmp_path, monkeypatc
     assert "milkweed[train]" not in message
 
 
-def test_inspect_says_where_layers_of_the_users_must_make_tensors(tmp_path, monkeypatch, capsys):
+@pytest.mark.usefixtures("table")
+def test_inspect_says_where_layers_of_the_users_must_make_tensors(capsys):
     from torch import nn
 
     class Counted(nn.Module):

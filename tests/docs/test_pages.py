@@ -13,8 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 import milkweed as mw
-from milkweed import _registry
-from milkweed._registry import KINDS, registered
 from milkweed.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +92,7 @@ OF_A_TRAINING = {"docs/command_line.md", "docs/monarch_mixer.md"}
 WITH_CODE = [page for page in PAGES if blocks(page, "python") or blocks(page, "pycon")]
 
 
-@pytest.mark.usefixtures("_own_names")
+@pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
 def test_python_of_the_pages_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -132,12 +130,6 @@ def commands(page, program):
         yield words[2:] if words[:1] == ["--import"] else words
 
 
-@pytest.fixture
-def _own_names(monkeypatch):
-    """Names that a page registers are forgotten after it."""
-    monkeypatch.setattr(_registry, "_classes", {kind: registered(kind) for kind in KINDS})
-
-
 MILKWEED = sorted({(name(page), shlex.join(line)) for page in PAGES for line in commands(page, "milkweed")})
 
 
@@ -147,7 +139,7 @@ def _help(arguments, capsys):
     return capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("_own_names")
+@pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(("page", "line"), MILKWEED, ids=lambda value: value[:60])
 def test_commands_and_their_options_exist(page, line, capsys, monkeypatch, tmp_path):
     pytest.importorskip("lightning")

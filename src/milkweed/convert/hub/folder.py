@@ -72,7 +72,7 @@ class _Options:
     candidates: Sequence[LayerConfig | None]
 
 
-@checked(but=("texts", "max_length", "batch_size", "dtype"))
+@checked(but=("texts", "max_length", "batch_size", "dtype", "device"))
 def convert_folder(
     source: str | os.PathLike[str] | Source,
     out: str | os.PathLike[str] | None,

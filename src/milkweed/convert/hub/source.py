@@ -132,7 +132,7 @@ def check_device(name: str | torch.device) -> None:
     """Refuse a device that is not there."""
     try:
         torch.empty(1, device=name).add(1).cpu()
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch without CUDA asserts
         raise FolderError(f"device={str(name)!r} cannot be used: {first_line(error)}") from error
 
 
