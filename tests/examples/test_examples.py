@@ -71,7 +71,7 @@ def test_all_are_listed():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES) | ELSEWHERE
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("script", EXAMPLES)
 def test_example_runs(script, tmp_path):
     needed, arguments, lines = EXAMPLES[script]

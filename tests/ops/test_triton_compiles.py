@@ -13,9 +13,10 @@ from tests.ops.triton_offline import SHARED, Compiled
 pytest.importorskip("triton")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("arch", SHARED)
 def test_compiles_for(arch, pytestconfig):
-    every = 1 if pytestconfig.getoption("all_cases") else 8  # an eighth each, and not the same one
+    every = 1 if pytestconfig.getoption("all_cases") else 8
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     found = subprocess.run(
         [sys.executable, "-m", "tests.ops.triton_offline", str(arch), "", str(every)],
