@@ -14,7 +14,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
 
-from milkweed import data, models, tasks
+from milkweed import data, models
 from milkweed._registry import registered
 from milkweed._seeding import seed_generators
 from milkweed.tasks.base import Task
@@ -59,24 +59,9 @@ class Build:
     seed: int
 
 
-def classes() -> dict[str, dict[str, type]]:
-    """For each section the classes that short names stand for; anything else is an import path."""
-    rooms = {"data": data, "task": tasks}
-    found = {section: {name: getattr(room, name) for name in room.__all__} for section, room in rooms.items()}
-    found["model"] = registered("model")
-    return {
-        section: {
-            name: kind
-            for name, kind in known.items()
-            if isinstance(kind, type) and kind is not BASES[section] and not inspect.isabstract(kind)
-        }
-        for section, known in found.items()
-    }
-
-
 def class_of(section: str, name: Any) -> type | None:
     """The class of a short name or an import path, whose module is imported; None if there is none."""
-    kind = classes()[section].get(name) if isinstance(name, str) else None
+    kind = registered(section).get(name) if isinstance(name, str) else None
     module, dot, short = name.rpartition(".") if isinstance(name, str) else ("", "", "")
     if kind is None and dot:
         try:

@@ -12,10 +12,10 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
-from milkweed._registry import registered
+from milkweed._registry import KINDS, registered
 from milkweed._suggest import UsageError, unknown
 from milkweed.train.densify import DensifyOptions
-from milkweed.train.recipe.build import BASES, class_of, classes
+from milkweed.train.recipe.build import BASES, class_of
 from milkweed.train.recipe.schema import Option, Schema, in_words, kinds, options_of
 from milkweed.train.recipe.words import FIXED, spec_kind, unknown_option
 from milkweed.train.strict_yaml import read_value
@@ -40,12 +40,12 @@ def checked(config: dict[str, Any], texts: Mapping[str, str] | None = None) -> d
     config = copy.deepcopy(config)
     for section in BASES:
         _check_class(section, config[section])
-    named = options_of({section: {"class_path": config[section]["class_path"]} for section in BASES})
     for section in BASES:
         place = config[section].setdefault("init_args", {})
         if place is None:
             config[section]["init_args"] = {}
         elif not isinstance(place, dict):
+            named = options_of({each: {"class_path": config[each]["class_path"]} for each in BASES})
             example = next((name for name in named if name.startswith(f"{section}.")), "x").rpartition(".")[2]
             raise UsageError(f"{section}.init_args={place!r} must be options by name, e.g. {{{example}: …}}")
     schema, texts = options_of(config), texts or {}
@@ -62,7 +62,7 @@ def _check_class(section: str, spec: dict[str, Any]) -> None:
     for key in spec:
         if key not in SECTION_KEYS:
             raise UsageError(unknown(f"{section}'s key", key, SECTION_KEYS))
-    name, usable = spec.get("class_path"), classes()[section]
+    name, usable = spec.get("class_path"), registered(section)
     if name is None:
         raise UsageError(f"{section} lacks its class_path, one of {', '.join(usable)}, or an import path")
     if not isinstance(name, str) or ("." not in name and name not in usable):
@@ -79,8 +79,10 @@ def _check_class(section: str, spec: dict[str, Any]) -> None:
             f"{section}.class_path={name} is no {base.__name__}; make the class a subclass of "
             f"{base.__module__}.{base.__name__}"
         )
-    if section == "model" and name in usable:  # it may be registered under another name than that of the class
-        spec["class_path"] = f"{kind.__module__}.{kind.__qualname__}"
+    if name in usable:  # it may be registered under another name than that of the class, or have a namesake
+        package = KINDS[section]  # whose exports stay where they are when files move
+        exported = getattr(importlib.import_module(package), kind.__name__, None) is kind
+        spec["class_path"] = f"{package if exported else kind.__module__}.{kind.__qualname__}"
 
 
 def _check_options(prefix: str, place: dict[str, Any], schema: Schema, texts: Mapping[str, str]) -> None:

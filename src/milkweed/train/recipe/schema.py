@@ -14,7 +14,7 @@ from milkweed._registry import registered
 from milkweed.tasks.base import Task
 from milkweed.train.densify import DensifyOptions
 from milkweed.train.optimisation import Optimisation
-from milkweed.train.recipe.build import class_of, classes, trainer_options
+from milkweed.train.recipe.build import class_of, trainer_options
 from milkweed.train.recipe.docs import entries, first_sentence
 from milkweed.train.recipe.words import FIXED, spec_kind
 
@@ -53,7 +53,7 @@ def options_of(config: dict[str, Any]) -> Schema:
     found["seed"] = Option(int, 0, "Decides initial weights, order of the samples and dropout")
     for section in ("data", "model", "task"):
         kind, name = class_of(section, config[section].get("class_path")), config[section].get("class_path")
-        known = ", ".join(classes()[section])
+        known = ", ".join(registered(section))
         found[section] = Option(str, str(name).rpartition(".")[2], f"One of {known}, or an import path")
         options = _options(kind)
         if isinstance(kind, type) and issubclass(kind, Task):
