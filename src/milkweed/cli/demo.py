@@ -22,5 +22,5 @@ def demo(*, seed: int = 0, out: Path = Path("runs")) -> None:
     outcomes = []
     for number, name in enumerate(RECIPES, 1):
         Console().print(f"[bold]{number}/{len(RECIPES)}[/] {find_recipe(name).description}", highlight=False)
-        outcomes.append(train_one(name, [("seed", seed)], out=out))
+        outcomes.append(train_one(name, [("seed", seed)], out))
     print_results(outcomes)

@@ -36,20 +36,12 @@ def train(
     """
     from milkweed.cli.tables import print_results
 
-    outcome = train_one(recipe, overrides, name=name, out=out, resume=resume, trust=trust)
+    outcome = train_one(recipe, overrides, out, name, resume, trust)
     if outcome:
         print_results([outcome])
 
 
-def train_one(
-    recipe: str,
-    overrides: Overrides,
-    *,
-    name: str | None = None,
-    out: Path = Path("runs"),
-    resume: str | None = None,
-    trust: bool = False,
-):
+def train_one(recipe: str, overrides: Overrides, out: Path, name=None, resume=None, trust=False):
     """Train one recipe: the run folder and its results, or None in all but the first of several processes."""
     from contextlib import ExitStack
 

@@ -120,18 +120,8 @@ class BlockDiagonalConfig(LayerConfig):
     nblocks: int = 4
     name: ClassVar[str] = "block_diagonal"
 
+    @override
     def hidden_units(self, weight: Tensor, covariance: Tensor, energy: float, *, rows: bool) -> GroupedUnits:
-        """See the layer from its hidden units; see the base class.
-
-        Args:
-            weight: (m, n).
-            covariance: (n, n).
-            energy: Of its outputs.
-            rows: Whether the units are its outputs.
-
-        Returns:
-            The view.
-        """
         return (BlockRows if rows else BlockColumns)(weight, covariance, energy, self.nblocks)
 
 

@@ -10,11 +10,13 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from milkweed.structures._spectral import roots
 from milkweed.structures.monarch import slice_ranks
 
 _POWER_STEPS = 100
+Shape = tuple[int, int, int]  # of a Monarch factor
 
 
 class GroupedUnits(ABC):
@@ -40,14 +42,7 @@ class MonarchRows(GroupedUnits):
     # covariance. What is dropped goes back to the inputs' own coordinates by the inverse root, so that its energy
     # counts the correlations between blocks.
 
-    def __init__(
-        self,
-        weight: Tensor,
-        covariance: Tensor,
-        energy: float,
-        right: tuple[int, int, int],
-        left: tuple[int, int, int],
-    ) -> None:
+    def __init__(self, weight: Tensor, covariance: Tensor, energy: float, right: Shape, left: Shape) -> None:
         (k, q, p), l = right, left[0]  # noqa: E741 - the paper's letter
         super().__init__(torch.arange(len(weight), device=weight.device) % l, l)
         self.ranks = slice_ranks(k, q, l).tolist()
@@ -59,12 +54,12 @@ class MonarchRows(GroupedUnits):
         self.slices = weight.view(-1, k, p).transpose(0, 1) @ root  # (k, hidden, p)
         self.energy = energy
 
+    @override
     def affinity(self) -> Tensor:
-        """See the base class."""
         return _spectral_groups(self.slices, self.count)
 
+    @override
     def losses(self, groups: Tensor) -> Tensor:
-        """See the base class."""
         found = []
         for group in range(self.count):
             members = self.slices[:, groups == group]
@@ -83,14 +78,7 @@ class MonarchColumns(GroupedUnits):
     # A group's columns keep, of every left block's outputs, a subspace of the slice's rank. The subspaces count the
     # correlations of the units; the losses of single units leave them out.
 
-    def __init__(
-        self,
-        weight: Tensor,
-        covariance: Tensor,
-        energy: float,
-        right: tuple[int, int, int],
-        left: tuple[int, int, int],
-    ) -> None:
+    def __init__(self, weight: Tensor, covariance: Tensor, energy: float, right: Shape, left: Shape) -> None:
         (k, q, p), (l, s, _) = right, left  # noqa: E741 - the paper's letter
         super().__init__(torch.arange(weight.shape[1], device=weight.device) // p, k)
         self.ranks = slice_ranks(k, q, l).tolist()
@@ -98,12 +86,12 @@ class MonarchColumns(GroupedUnits):
         self.slices = padded.view(s, l, -1).transpose(0, 1)  # (l, s, hidden)
         self.covariance, self.energy = covariance, energy
 
+    @override
     def affinity(self) -> Tensor:
-        """See the base class."""
         return _spectral_groups((self.slices * self.covariance.diagonal().sqrt()).mT, self.count)
 
+    @override
     def losses(self, groups: Tensor) -> Tensor:
-        """See the base class."""
         found = []
         for group in range(self.count):
             own = groups == group
@@ -132,12 +120,12 @@ class BlockRows(GroupedUnits):
             explained.append(((read[:, own] @ inverse) * read[:, own]).sum(1))
         self.lost = (energies[:, None] - torch.stack(explained, 1)) / energy
 
+    @override
     def affinity(self) -> Tensor:
-        """See the base class."""
         return -self.lost
 
+    @override
     def losses(self, groups: Tensor) -> Tensor:
-        """See the base class."""
         return self.lost
 
 
@@ -152,12 +140,12 @@ class BlockColumns(GroupedUnits):
         energies = (blocks.square().sum(1) * covariance.diagonal()).T
         self.lost = (energies.sum(1, keepdim=True) - energies) / energy
 
+    @override
     def affinity(self) -> Tensor:
-        """See the base class."""
         return -self.lost
 
+    @override
     def losses(self, groups: Tensor) -> Tensor:
-        """See the base class."""
         return self.lost
 
 

@@ -178,18 +178,8 @@ class MonarchConfig(LayerConfig):
             linear, self.nblocks, self.rank, input_covariance=input_covariance, refine=refine
         )
 
+    @override
     def hidden_units(self, weight: Tensor, covariance: Tensor, energy: float, *, rows: bool) -> GroupedUnits:
-        """See the layer from its hidden units; see the base class.
-
-        Args:
-            weight: (m, n).
-            covariance: (n, n).
-            energy: Of its outputs.
-            rows: Whether the units are its outputs.
-
-        Returns:
-            The view.
-        """
         shapes = monarch_shapes(weight.shape[1], weight.shape[0], self.nblocks, self.rank)
         return (MonarchRows if rows else MonarchColumns)(weight, covariance, energy, *shapes)
 
