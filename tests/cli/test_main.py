@@ -35,7 +35,7 @@ def refused(arguments, capsys):
         ),
         (["train", "digits", "--data.batch_size", "5000"], "batch_size=5000 exceeds the 1258 training samples"),
         (["train", "digits", "--resume", "no.ckpt"], "checkpoint no.ckpt does not exist"),
-        (["train", "smnist", "--data.root", "nowhere"], "data.root=nowhere is not a folder"),
+        (["train", "smnist", "--data.root", "nowhere"], "--data.root nowhere is not a folder"),
         (
             ["train", "digits", "--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "7"],
             "divide",
@@ -228,3 +228,22 @@ def test_unreadable_reports_are_passed_on():
 def test_what_is_no_class_of_the_kind_is_named_without_the_parsers_words():
     text = 'Parser key "model":\n  Import path os.path does not correspond to a subclass of Model'
     assert describe(ValueError(text)) == "os.path is no Model; give the import path of a class that is one"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("use data.length=27 or less", "use --data.length 27 or less"),
+        ("lower it (task.lr=-1.0).", "lower it (--task.lr -1.0)."),
+        (
+            "data.file='a b.txt' lacks; use data.file=x/y.txt; or",
+            "--data.file 'a b.txt' lacks; use --data.file x/y.txt; or",
+        ),
+        ("use data.size=2 model.layer.d_state=4", "use --data.size 2 --model.layer.d_state 4"),
+        ("--model.d_model=1e3 does not fit", "--model.d_model=1e3 does not fit"),
+        ("data.init_args=64 must be options", "data.init_args=64 must be options"),
+        ("milkweed.data.length=3 is in my.data.length=3", "milkweed.data.length=3 is in my.data.length=3"),
+    ],
+)
+def test_options_that_the_library_names_are_shown_as_flags(said, shown):
+    assert describe(ValueError(said)) == shown

@@ -228,5 +228,5 @@ def test_resume_command_names_the_recipe_as_typed(tmp_path):
 
 def test_one_row_of_logits_per_sequence(tmp_path, capsys):
     assert main(["train", "digits", "--out", str(tmp_path / "new"), "--model.pooling", "none", *SMALL]) == 2
-    assert "set model.pooling=mean or last" in capsys.readouterr().err
+    assert "set --model.pooling mean or last" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

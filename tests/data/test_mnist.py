@@ -52,7 +52,9 @@ def test_permutation_is_fixed_and_a_permutation(tmp_path):
 
 
 def test_missing_folder_names_the_files_and_the_option(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"(?s)nowhere is not a folder.*t10k-labels-idx1-ubyte.*as data.root"):
+    with pytest.raises(
+        FileNotFoundError, match=r"(?s)nowhere is not a folder.*t10k-labels-idx1-ubyte.*as data.root=DIR"
+    ):
         Mnist(root=str(tmp_path / "nowhere")).setup()
 
 

@@ -105,7 +105,7 @@ def test_pretrain_then_fine_tune_then_evaluate(tmp_path, capsys):
     tokenizer = ["--data.tokenizer", str(tmp_path / "first"), "--data.source", str(TEXTS / "stsb")]
     start = ["--task.pretrained", str(tmp_path / "first")]
     assert main(["train", "m2-bert-glue", "--name", "no", *short, *sizes, *tokenizer, *start]) == 2
-    assert "has length=48, and this model 32; use data.length=48" in " ".join(capsys.readouterr().err.split())
+    assert "has length=48, and this model 32; use --data.length 48" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "no").exists()
     tokenizer += ["--data.length", "48"]
     still = ["--task.lr", "1e-12"]

@@ -1,9 +1,11 @@
 """Errors as a user reads them: one clear block, no traceback."""
 
 import os
+import re
 
 from milkweed._suggest import UsageError
 from milkweed.cli.console import complain
+from milkweed.train.recipe.words import SECTIONS
 
 DEBUG_VARIABLE = "MILKWEED_DEBUG"
 
@@ -21,10 +23,17 @@ def describe(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and "milkweed[" not in text:
         return f'this command needs {error.name}, which is not installed: pip install "milkweed[train]"'
     if "Parser key" not in text:
-        return text
+        return as_flags(text)
     from milkweed.train.recipe.check import readable_type_error  # of jsonargparse's
 
     return readable_type_error(text) or text
+
+
+def as_flags(text: str) -> str:
+    """Write `--data.length 48` for `data.length=48`, as the library says it, which knows no command line."""
+    value = r"('[^']*'|\"[^\"]*\"|(?:[^\s,;()]|,(?=\S))*[^\s,;().:])"
+    option = rf"(?:{'|'.join(SECTIONS)})\.(?!init_args|class_path)[\w.]*\w"
+    return re.sub(rf"(?<![\w.-])({option})={value}", r"--\1 \2", text)
 
 
 def caused_by_input(error: BaseException) -> bool:

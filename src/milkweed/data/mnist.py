@@ -104,7 +104,7 @@ def find_files(root: Path) -> dict[str, Path]:
         raise FileNotFoundError(
             f"data.root={root} {problem}. Place the four public MNIST files (plain or .gz) there:\n  "
             + "\n  ".join(STEMS.values())
-            + "\nand name the folder as data.root, or try data.synthetic=true"
+            + "\nand name the folder as data.root=DIR, or try data.synthetic=true"
         )
     return paths
 
