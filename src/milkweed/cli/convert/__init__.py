@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,7 +57,6 @@ def further_options() -> dict[str, str]:
     if "milkweed.nn" not in sys.modules:  # nobody can have registered any
         return {}
     import dataclasses
-    import inspect
 
     from milkweed._registry import registered
     from milkweed.nn.structured_linear.config import is_whole
@@ -170,7 +170,8 @@ def convert(
     choices = make_choices(structure, fields, layers or [], keep or [], parameters)
     lines = read_texts(calibrate, texts) if calibrate else []
     console = Console()
-    with typed(), unwound_when_ended():
+    switches = [name for name, option in inspect.signature(convert).parameters.items() if option.default is False]
+    with typed(switches), unwound_when_ended():
         check_device(device)
         if out is not None:
             check_out(out.expanduser().resolve(), overwrite)
