@@ -94,9 +94,8 @@ def test_sizes_beyond_the_memory_are_named():
         make(2_000_000_000, 2_000_000_000)
 
 
-def test_registering_refuses_by_name(monkeypatch):
-    monkeypatch.setattr(_registry, "_classes", {kind: dict(known) for kind, known in _registry._classes.items()})
-
+@pytest.mark.usefixtures("table")
+def test_registering_refuses_by_name():
     def call():
         return _registry.register, {"kind": "linear", "name": "walked", "cls": type("Walked", (nn.LowRankLinear,), {})}
 

@@ -533,3 +533,30 @@ def test_data_modules_and_tasks_have_the_names_of_their_classes(table):
     assert "Unfinished" not in registered("data")
     assert registered("data")["Digits"] is mw.data.Digits
     assert mw.register("data", "mine.digits", Digits) is registered("data")["mine.digits"]
+
+
+class TinyDigits(mw.data.Digits):
+    """Digits by another name."""
+
+
+class Judged(mw.tasks.Classification):
+    """A classification by another name."""
+
+
+@pytest.mark.usefixtures("table")
+def test_recipes_name_data_models_and_tasks_by_any_registered_name():
+    from milkweed.cli.build import resolve
+    from milkweed.cli.recipe import find_recipe
+
+    mw.register("data", "tiny", TinyDigits)
+    mw.register("task", "judged", Judged)
+    mw.register("model", "network", mw.models.SequenceModel)
+    values = find_recipe("digits").values
+    names = {"data": "tiny", "task": "judged", "model": "network"}
+    found = resolve(values | {key: values[key] | {"class_path": name} for key, name in names.items()}, [])
+    assert {key: found[key]["class_path"] for key in names} == {
+        "data": f"{__name__}.TinyDigits",
+        "task": f"{__name__}.Judged",
+        "model": "milkweed.models.SequenceModel",
+    }
+    assert found["data"]["init_args"]["batch_size"] == values["data"]["init_args"]["batch_size"]
