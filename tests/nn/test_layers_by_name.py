@@ -196,3 +196,17 @@ def test_a_filter_by_its_arguments():
 def test_bad_specs(spec, error, message):
     with pytest.raises(error, match=message):
         build_sequence_layer(spec, 4)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_dropout_may_be_left_on_in_evaluation(tied):
+    layer = mw.nn.S4D(64, dropout=0.5, tie_dropout=tied, output="none", activation="none").eval()
+    u = torch.randn(2, 50, 64)
+    still = layer(u)
+    for module in layer.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.train()
+    y = layer(u)
+    kept = y != 0
+    assert 0.3 < kept.float().mean() < 0.7
+    torch.testing.assert_close(y[kept], 2 * still[kept])

@@ -94,7 +94,7 @@ class Mixing(nn.Module):
         y = ACTIVATIONS[self.activation](y)
         if self.gate is not None:
             y = y * F.silu(self.gate(u))
-        if self.training:
+        if self.dropout.training:  # which may be asked for in evaluation, too
             y = y * self.dropout(torch.ones_like(y[..., :1, :])) if self.tie_dropout else self.dropout(y)
         if self.output is None:
             return y

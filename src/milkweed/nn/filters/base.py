@@ -114,9 +114,9 @@ def check_signal_dtype(u: Tensor, own: torch.dtype, *, kept: bool) -> None:
 
 
 def check_rate(rate: object) -> None:
-    """Refuse a rate, a step length relative to training, that is not above 0 and finite."""
+    """Refuse a rate, a step length relative to training, that is not above 0, or too large to be one."""
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= LARGEST:
-        raise ValueError(f"rate must be above 0 and finite; got {rate!r}")
+        raise ValueError(f"rate must be above 0 and finite, below 2**31; got {rate!r}")
 
 
 def check_rate_is_one(rate: object, kind: str) -> None:
