@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,9 @@ KERNELS = (*DISCRETIZATIONS, "dss")
 B_INITS = ("alternating", "legs", "ones", "random")
 
 
-_INIT_OPTIONS = ("random_imag", "random_real", "scale_imag", "scale_real")
+_INIT_OPTIONS = {
+    option.name for option in inspect.signature(ssm.diagonal).parameters.values() if option.kind is option.KEYWORD_ONLY
+} - {"generator"}
 
 
 class S4DFilter(StateSpaceFilter):
