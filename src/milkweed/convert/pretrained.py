@@ -19,9 +19,10 @@ from milkweed._files import atomic_write, read_json_file
 from milkweed._tensor_files import write_tensors
 from milkweed._version import __version__
 from milkweed.convert.bounds import check_counts, check_numbers, check_tables, limited, without_numbers
+from milkweed.convert.experts import experts_apart
 from milkweed.convert.hub import transformers_files
 from milkweed.convert.metadata import read_json
-from milkweed.convert.record import ENTRY, conversion_record, misfit, rebuild, recorded_layers
+from milkweed.convert.record import ENTRY, conversion_record, misfit, rebuild, recorded_layers, recorded_names
 from milkweed.convert.safetensors_files import (
     SUFFIX,
     check_device,
@@ -84,7 +85,8 @@ def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     skeleton = skeleton_of(model)
     record, state = conversion_record(model, skeleton), _plain_state(model)
     if skeleton is not None:
-        difference = misfit(skeleton, recorded_layers(skeleton, record), state)
+        with experts_apart(skeleton, recorded_names(record)):
+            difference = misfit(skeleton, recorded_layers(skeleton, record), state)
         if difference is not None:
             raise ValueError(
                 f"this {type(model).__name__} could not be loaded again, since its config describes another model: "
@@ -165,9 +167,10 @@ def load_pretrained(
     version = metadata.get("milkweed", __version__)
     try:
         header, conversion, aliases = _by_names_of_today(skeleton, version, header, conversion, aliases)
-        with limited(len(header)):
-            layers = recorded_layers(skeleton, conversion)
-        difference = misfit(skeleton, layers, _with_aliases(header, aliases))
+        with experts_apart(skeleton, recorded_names(conversion)):
+            with limited(len(header)):
+                layers = recorded_layers(skeleton, conversion)
+            difference = misfit(skeleton, layers, _with_aliases(header, aliases))
         if difference is not None:
             raise ValueError(difference)
     except (RuntimeError, AttributeError, TypeError, ValueError, OverflowError) as error:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed.convert.experts import split_recorded_
 from milkweed.convert.sites import LinearSite, is_conv1d, replace
 from milkweed.nn.factory import build_linear, linear_spec
 from milkweed.nn.structured_linear import AdaptedLinear, ConcatLinear, StructuredLinear
@@ -50,11 +51,19 @@ def structured_layers(model: nn.Module) -> dict[nn.Module, list[str]]:
     return found
 
 
+def recorded_names(record: list[dict[str, Any]]) -> list[str]:
+    """All paths of the layers of a record."""
+    return [name for entry in record for name in entry["names"]]
+
+
 Layers = dict[tuple[str, ...], nn.Module]
 
 
 def recorded_layers(model: nn.Module, record: list[dict[str, Any]]) -> Layers:
-    """Make the layers of a record, without numbers, by all their paths; the model is not changed."""
+    """Make the layers of a record, without numbers, by all their paths; the model is not changed.
+
+    Experts in which layers of the record lie are split already, by `experts_apart` or `split_recorded_`.
+    """
     found: Layers = {}
     for entry in record:
         new = build_entry(entry)
@@ -101,6 +110,7 @@ def _kind(tensor: Tensor) -> tuple[bool, bool, bool, bool]:
 
 def rebuild(model: nn.Module, layers: Layers) -> None:
     """Put recorded layers in their places."""
+    split_recorded_(model, (name for names in layers for name in names))
     for names, layer in layers.items():
         replace(model, names, layer)
 
