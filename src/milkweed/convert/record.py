@@ -60,10 +60,8 @@ Layers = dict[tuple[str, ...], nn.Module]
 
 
 def recorded_layers(model: nn.Module, record: list[dict[str, Any]]) -> Layers:
-    """Make the layers of a record, without numbers, by all their paths; the model is not changed.
-
-    Experts in which layers of the record lie are split already, by `experts_apart` or `split_recorded_`.
-    """
+    """Make the layers of a record, without numbers, by all their paths; the model is not changed."""
+    # Where layers lie in experts, these are split already, by `experts_apart` or `split_recorded_`.
     found: Layers = {}
     for entry in record:
         new = build_entry(entry)

@@ -33,9 +33,12 @@ class SplitExperts(nn.Module):
         fused: A module for which `is_fused` holds.
     """
 
+    act_fn: nn.Module
+    post_expert_norm: nn.Module
+
     def __init__(self, fused: nn.Module) -> None:
         super().__init__()
-        self._kind = type(fused)
+        self._kind: Any = type(fused)
         # Everything else that the class may use: activation, limits, norms, config.
         self._carried = [name for name in vars(fused) if name not in _OF_EVERY_MODULE]
         for name in self._carried:
@@ -54,30 +57,38 @@ class SplitExperts(nn.Module):
         self.train(fused.training)
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """Send inputs (tokens, n) through the experts top_k_index (tokens, k), weigh and add what they give.
+        """Send inputs to their experts, weigh and add what these give.
 
-        An index that is no expert's counts for nothing: so transformers marks what another device computes.
+        Args:
+            hidden_states: (tokens, n).
+            top_k_index: (tokens, k), the experts of each input. An index that is no expert's counts for nothing, which
+                is how transformers marks what another device computes.
+            top_k_weights: (tokens, k).
+
+        Returns:
+            (tokens, n).
         """
-        experts, order = top_k_index.reshape(-1).sort(stable=True)
-        if torch.compiler.is_exporting():
-            found = self._exported(hidden_states, top_k_index)
-        else:
-            counts = torch.bincount(experts, minlength=len(self.split) + 1)[: len(self.split)].tolist()
-            pieces = hidden_states[order[: sum(counts)] // top_k_index.shape[-1]].split(counts)
-            parts = [self._expert(expert, x) for expert, x in zip(self._experts(), pieces, strict=True) if len(x)]
-            rows = torch.cat(parts) if parts else hidden_states.new_zeros(0, hidden_states.shape[-1])
-            if len(rows) < len(order):
-                rows = torch.cat([rows, rows.new_zeros(len(order) - len(rows), rows.shape[-1])])
-            found = rows[order.argsort()]
-        if self.has_post_expert_norm:
+        compute = self._exported if torch.compiler.is_exporting() else self._sorted
+        found = compute(hidden_states, top_k_index)
+        if getattr(self, "has_post_expert_norm", False):
             found = self.post_expert_norm(found)
-        weighted = found.view(*top_k_index.shape, -1) * top_k_weights[..., None]
+        weighted = found.view(*top_k_index.shape, found.shape[-1]) * top_k_weights[..., None]
         return weighted.sum(-2).to(hidden_states.dtype)
 
+    def _sorted(self, hidden_states: Tensor, top_k_index: Tensor) -> Tensor:
+        """What the experts give for each pair of a token and one of its experts, (pairs, n)."""
+        experts, order = top_k_index.reshape(-1).sort(stable=True)
+        counts = torch.bincount(experts, minlength=len(self.split))[: len(self.split)].tolist()
+        pieces = hidden_states[order[: sum(counts)] // top_k_index.shape[-1]].split(counts)
+        found = [self._expert(expert, x) for expert, x in zip(self._experts(), pieces, strict=True) if len(x)]
+        if sum(counts) < len(order) or not found:
+            found.append(hidden_states.new_zeros(len(order) - sum(counts), hidden_states.shape[-1]))
+        return torch.cat(found)[order.argsort()]
+
     def _exported(self, hidden_states: Tensor, top_k_index: Tensor) -> Tensor:
-        """What the experts give for each pair of a token and one of its experts, without a step that reads numbers."""
+        """The same without a step that reads numbers, for graphs."""
         choices = top_k_index.reshape(-1)
-        found = hidden_states.new_zeros(len(choices), hidden_states.shape[-1])
+        found = hidden_states.new_zeros(choices.shape[0], hidden_states.shape[-1])
         for number, expert in enumerate(self._experts()):
             places = (choices == number).nonzero()[:, 0]
             y = self._expert(expert, hidden_states[places // top_k_index.shape[-1]])
@@ -85,7 +96,7 @@ class SplitExperts(nn.Module):
         return found
 
     def _experts(self) -> Iterator[dict[str, nn.Module]]:
-        return (dict(expert.items()) for expert in self.split)  # type: ignore[operator, union-attr]
+        return (dict(expert.items()) for expert in self.split)  # type: ignore[operator]
 
     def _expert(self, layers: dict[str, nn.Module], x: Tensor) -> Tensor:
         up = layers["up"](x)
@@ -94,7 +105,7 @@ class SplitExperts(nn.Module):
         return found
 
     def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        apply: Any = self._kind._apply_gate
+        apply = self._kind._apply_gate
         found: Tensor
         if apply.__name__ == _DEFAULT_GATE:
             found = self.act_fn(gate) * up
@@ -141,10 +152,12 @@ def is_fused(module: Any) -> bool:
     """Whether a module holds experts in 3-d parameters, of ordinary numbers and of sizes that fit."""
     if isinstance(module, SplitExperts) or not all(isinstance(getattr(module, mark, None), bool) for mark in _MARKS):
         return False
-    if any(name not in module._parameters for name in fused_names(module)) or module._is_expert_parallel:
+    if any(name not in module._parameters for name in fused_names(module)) or getattr(module, "_is_expert_parallel", 0):
         return False
     up, down = (module._parameters[name] for name in _weights(module))
-    if not all(type(p) is nn.Parameter and p.is_floating_point() and p.itemsize > 1 and p.ndim == 3 for p in (up, down)):
+    if not all(
+        type(p) is nn.Parameter and p.is_floating_point() and p.itemsize > 1 and p.ndim == 3 for p in (up, down)
+    ):
         return False
     made, read = (2, 1) if module.is_transposed else (1, 2)
     return len(up) == len(down) and up.shape[made] == len(_roles(module, _UP)) * down.shape[read]

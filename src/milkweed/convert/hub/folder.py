@@ -16,6 +16,7 @@ from torch import nn
 from milkweed._arguments import checked, plain
 from milkweed.convert.apply import convert_
 from milkweed.convert.conversion_report import ConversionReport
+from milkweed.convert.experts import experts_apart
 from milkweed.convert.hub.conversion_progress import FolderError, Progress
 from milkweed.convert.hub.destination import REPORT, check_space, copy_side_files, staged, writing
 from milkweed.convert.hub.inputs import check_runs
@@ -168,7 +169,8 @@ def plan_without_weights(
     """Plan without numbers, which finds what does not fit, or no budget allows, before weights are read."""
     model = source.skeleton()
     if parameters is not None:
-        sites = {site.name: site for site in find_sites(model)}
+        with experts_apart(model):
+            sites = {site.name: site for site in find_sites(model)}
         selection = select(sites, rules)
         chosen_from = {name: sites[name] for name in selection.choices}
         Budget(chosen_from, parameters, candidates, selection.named)

@@ -67,7 +67,7 @@ def weight_and_output_error(
             lost_output += max(moments.energy(difference, centred=linear.bias is not None), 0.0)
             whole_output += moments.energy(weight, centred=False)
     relative = (lost / whole) ** 0.5 if whole > 0 else 0.0
-    if moments is None:
+    if moments is None or not moments.count:
         return relative, None
     return relative, (lost_output / whole_output) ** 0.5 if whole_output > 0 else 0.0
 

@@ -31,6 +31,7 @@ _FAMILIES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("gate_proj", "up_proj"), "down_proj"),
     (("up_proj",), "down_proj"),
     (("dense_h_to_4h",), "dense_4h_to_h"),
+    (("gate", "up"), "down"),
     (("up",), "down"),
 )
 
@@ -64,7 +65,7 @@ def hidden_orders(
     """
     feed_forwards, found = find_feed_forwards(sites, choices), {}
     for done, feed_forward in enumerate(feed_forwards, 1):
-        if is_free(model, feed_forward, sites, batches[0]):
+        if is_free(model, feed_forward, sites, batches):
             order = _order(feed_forward, sites, choices, moments)
             if order is not None:
                 found[feed_forward] = order
@@ -110,6 +111,8 @@ def _order(
 ) -> Tensor | None:
     """The order found, or None if it is no better than the present one, or makes no known difference."""
     read = {name: moments[name] for name in feed_forward.names}
+    if not read[feed_forward.reader].count:
+        return None
     before = sum(_squared_error(sites[name], choices[name], read[name]) for name in feed_forward.names)
     layers = []
     for name in feed_forward.names:
@@ -169,20 +172,29 @@ def reordered(
             replace(model, sites[name].names, sites[name].module)
 
 
-def is_free(model: nn.Module, feed_forward: FeedForward, sites: Mapping[str, LinearSite], batch: Any) -> bool:
-    """Try whether a model gives the same with the hidden units of some layers shuffled.
+def is_free(
+    model: nn.Module, feed_forward: FeedForward, sites: Mapping[str, LinearSite], batches: Sequence[Any]
+) -> bool:
+    """Try whether a model gives the same with the hidden units of some layers shuffled, on the first batch for them.
 
     The units themselves must be the same ones, shuffled, and the outputs the same, both up to rounding. It is False
-    where the batch does not reach the layers.
+    where no batch reaches the layers.
     """
     reader = sites[feed_forward.reader]
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(reader.in_features, generator=generator).to(reader.weight.device)
-    hidden, outputs = _run(model, reader, batch)
+    batch: Any = None
+    hidden: list[Tensor] = []
+    for batch in batches:
+        hidden, outputs = _run(model, reader, batch)
+        if hidden:
+            break
+    if not hidden:
+        return False
     with reordered(model, sites, {feed_forward: order}) as there:
         shuffled, found = _run(model, there[feed_forward.reader], batch)
     expected = [each[..., order] for each in hidden]
-    return bool(hidden) and _all_same(shuffled, expected) and _all_same(found, outputs)
+    return _all_same(shuffled, expected) and _all_same(found, outputs)
 
 
 def _run(model: nn.Module, site: LinearSite, batch: Any) -> tuple[list[Tensor], list[Tensor]]:
