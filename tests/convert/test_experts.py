@@ -1,17 +1,33 @@
 """Experts in 3-d parameters: split for a conversion, converted, saved, loaded, and fused again."""
 
 import copy
+import json
 import pickle
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
-from tests.convert.experts import EXPERTS, MIXTURES, batches, build, logits, make, mixture, routed
+from safetensors import safe_open
+from tests.convert.experts import EXPERTS, MIXTURES, batches, build, logits, make, mixture, routed, transformers
 from torch import nn
+from transformers import conversion_mapping
 
 import milkweed as mw
 from milkweed.convert.experts import experts_apart, fuse_, split_recorded_
 from milkweed.convert.split_experts import SplitExperts, is_fused
 from milkweed.nn import MonarchLinear
+
+
+@pytest.fixture
+def quiet():
+    logging = transformers.utils.logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    yield
+    logging.set_verbosity_warning()
+    logging.enable_progress_bar()
 
 
 @pytest.mark.parametrize("kind", EXPERTS)
@@ -86,7 +102,7 @@ def test_a_model_has_its_own_experts_after_planning():
     before = dict(model.named_modules())
     with experts_apart(model):
         assert isinstance(model.model.layers[0].mlp.experts, SplitExperts)
-        assert model.model.layers[0].mlp.experts.split[1]["down"].weight.data_ptr() == (
+        assert model.model.layers[0].mlp.experts.split[1]["down_linear"].weight.data_ptr() == (
             before["model.layers.0.mlp.experts"].down_proj[1].data_ptr()
         )
     assert dict(model.named_modules()) == before
@@ -133,11 +149,80 @@ def test_mixtures_of_experts_there_and_back(family, tmp_path):
     torch.testing.assert_close(logits(again, inputs[0]), found, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sampled
+@pytest.mark.parametrize("family", MIXTURES)
+def test_mixtures_of_experts_saved_and_loaded_by_transformers(family, tmp_path, quiet):
+    model, batch = mixture(family), batches(1)[0]
+    model.save_pretrained(tmp_path / "dense")
+    mw.convert_(model, mw.MonarchConfig(2))
+    expected, hidden = logits(model, batch), model.model(**batch)[0]
+    model.save_pretrained(tmp_path / "head", max_shard_size="20kB")
+    loaded, report = type(model).from_pretrained(tmp_path / "head", output_loading_info=True)
+    assert not any(report.values())
+    torch.testing.assert_close(logits(loaded, batch), expected, rtol=0, atol=1e-6)
+    loaded.save_pretrained(tmp_path / "again")
+    torch.testing.assert_close(
+        logits(type(model).from_pretrained(tmp_path / "again"), batch), expected, rtol=0, atol=1e-6
+    )
+    half = type(model).from_pretrained(tmp_path / "head", dtype=torch.bfloat16)
+    stored = {name: value for name, value in half.state_dict().items() if ".experts." in name}
+    assert all(torch.equal(value, model.state_dict()[name].bfloat16()) for name, value in stored.items())
+    assert logits(half, batch).dtype == torch.bfloat16
+
+    base = transformers.AutoModel.from_pretrained(tmp_path / "head")
+    torch.testing.assert_close(base(**batch)[0], hidden, rtol=0, atol=1e-6)
+    base.save_pretrained(tmp_path / "base")
+    torch.testing.assert_close(
+        type(model).from_pretrained(tmp_path / "base").model(**batch)[0], hidden, rtol=0, atol=1e-6
+    )
+
+    config = mw.MilkweedConfig(nblocks=2)
+    converted = type(model).from_pretrained(tmp_path / "dense", quantization_config=config)
+    torch.testing.assert_close(logits(converted, batch), expected, rtol=0, atol=1e-6)
+    # What a folder was loaded with is kept and used again: the names of the published format come back.
+    mw.densify_(loaded)
+    loaded.save_pretrained(tmp_path / "plain")
+    names = [set(safe_open(tmp_path / name / "model.safetensors", "pt").keys()) for name in ("dense", "plain")]
+    assert names[0] == names[1]
+    assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "qwen3_moe"])
+def test_split_experts_are_not_loaded_without_milkweed(family, tmp_path):
+    # Of a model in which only experts are converted, so that their markers alone stop the loader.
+    model = mixture(family)
+    mw.convert_(model, {"re:.*split.*down_linear": mw.MonarchConfig(2)})
+    model.save_pretrained(tmp_path)
+    code = (
+        f"import transformers\ntransformers.{type(model).__name__}.from_pretrained({str(tmp_path)!r})\nprint('LOADED')"
+    )
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode != 0
+    assert "LOADED" not in ran.stdout
+    assert re.search(r"experts\.down_proj\s.*MISMATCH", ran.stderr)
+
+
+def test_transformers_leaves_the_names_of_split_experts_alone():
+    # It renames tensors of files by patterns, and merges some: of other families too, whose patterns may be anything.
+    table = (
+        conversion_mapping.get_checkpoint_conversion_mapping("mixtral")
+        and conversion_mapping._checkpoint_conversion_mapping_cache
+    )
+    for name in ("weight", "bias", "right", "left", "parts.0.right", "values"):
+        for layer in ("gate_linear", "up_linear", "down_linear"):
+            end = f"experts.split.13.{layer}.{name}"
+            for transforms in table.values():
+                for transform in transforms:
+                    for each in (transform, transform.reverse_transform()):
+                        assert each.rename_source_key(f"model.layers.0.mlp.{end}")[0].endswith(end)
+
+
 @pytest.mark.parametrize(
     "rules",
     [
-        {"re:.*split.*down": mw.MonarchConfig(2)},
-        {"model.layers.1.mlp.experts.split.2.up": mw.MonarchConfig(2)},
+        {"re:.*split.*down_linear": mw.MonarchConfig(2)},
+        {"model.layers.1.mlp.experts.split.2.up_linear": mw.MonarchConfig(2)},
         {"re:.*q_proj": mw.MonarchConfig(2)},
     ],
     ids=["down", "one", "none"],
@@ -167,7 +252,7 @@ def test_partly_converted_experts(rules, tmp_path):
 def test_split_and_fused_on_the_meta_device():
     model = build("mixtral").to("meta")
     keys = {name: value.shape for name, value in model.state_dict().items()}
-    split_recorded_(model, ["model.layers.1.mlp.experts.split.0.down"])
+    split_recorded_(model, ["model.layers.1.mlp.experts.split.0.down_linear"])
     assert [isinstance(layer.mlp.experts, SplitExperts) for layer in model.model.layers] == [False, True]
     assert all(p.is_meta for p in model.parameters())
     fuse_(model)
@@ -242,7 +327,7 @@ def test_padding_does_not_count_for_experts():
 
 
 def test_calibration_and_order_serve_experts():
-    model, inputs = build("mixtral"), batches(30)
+    model, inputs = build("mixtral", num_hidden_layers=1), batches(20)
     expected = logits(model, inputs[0])
     errors = []
     for options in ({}, {"calibration": inputs}, {"calibration": inputs, "sequential": True}):
@@ -253,9 +338,9 @@ def test_calibration_and_order_serve_experts():
     assert errors[2] < errors[0]
     report = mw.plan_conversion(model, mw.MonarchConfig(2), inputs, tokens=None, permute=True).report
     assert (
-        "model.layers.0.mlp.experts.split.0.gate",
-        "model.layers.0.mlp.experts.split.0.up",
-        "model.layers.0.mlp.experts.split.0.down",
+        "model.layers.0.mlp.experts.split.0.gate_linear",
+        "model.layers.0.mlp.experts.split.0.up_linear",
+        "model.layers.0.mlp.experts.split.0.down_linear",
     ) in report.reordered
 
 
@@ -276,6 +361,6 @@ def test_a_changed_expert_outdates_a_plan():
     plan = mw.plan_conversion(model, {"re:.*split.*": mw.MonarchConfig(2)}, tokens=None)
     with torch.no_grad():
         model.model.layers[0].mlp.experts.gate_up_proj[2, 3, 4] += 1
-    with pytest.raises(ValueError, match=r"experts\.split\.2\.gate.*plan again"):
+    with pytest.raises(ValueError, match=r"experts\.split\.2\.gate_linear.*plan again"):
         mw.convert_(model, plan)
     assert not any(isinstance(module, SplitExperts) for module in model.modules())

@@ -21,7 +21,7 @@ C = TypeVar("C")
 # Heads and embeddings stay dense, as in the Monarch paper: they decide the outputs and are a small share of the work.
 HEADS = r"re:(.*\.)?(lm_head|classifier|score|head|heads|pooler|cls|qa_outputs|decoder_head|embed\w*)(\..*)?"
 
-# They choose who computes; moe.gate is not experts.split.3.gate, which computes itself.
+# They choose which expert computes.
 ROUTERS = r"re:(.*\.)?(router|wg|shared_expert_gate|(mlp|moe|block_sparse_moe|feed_forward|ffn)\.gate)(\..*)?"
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 _UP, _DOWN = "up_proj", "down_proj"
 _BIAS = "_bias"
+# No name of these is changed, or taken for part of another tensor, by what transformers does to names in files.
+_GATE_LAYER, _UP_LAYER, _DOWN_LAYER = "gate_linear", "up_linear", "down_linear"
 _MARKS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 # Of transformers, where a class has no gating of its own: the activation of gate, times up.
@@ -24,7 +26,7 @@ _DEFAULT_GATE = "_default_apply_gate"
 
 
 class SplitExperts(nn.Module):
-    """Experts as linear layers ``split.3.gate``, ``split.3.up`` and ``split.3.down``, called as the fused ones are.
+    """Experts as linear layers, such as ``split.3.gate_linear``, ``…up_linear``, ``…down_linear``; called as before.
 
     The layers are views of the fused parameters, which the fused module keeps. Under the names of those stand buffers
     of a number or two: whoever reads a saved model without knowing of the split finds other sizes there and stops.
@@ -99,9 +101,9 @@ class SplitExperts(nn.Module):
         return (dict(expert.items()) for expert in self.split)  # type: ignore[operator]
 
     def _expert(self, layers: dict[str, nn.Module], x: Tensor) -> Tensor:
-        up = layers["up"](x)
-        hidden = self._gated(layers["gate"](x), up) if "gate" in layers else self.act_fn(up)
-        found: Tensor = layers["down"](hidden)
+        up = layers[_UP_LAYER](x)
+        hidden = self._gated(layers[_GATE_LAYER](x), up) if _GATE_LAYER in layers else self.act_fn(up)
+        found: Tensor = layers[_DOWN_LAYER](hidden)
         return found
 
     def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
@@ -175,8 +177,8 @@ def _weights(module: Any) -> list[str]:
 def _roles(module: Any, name: str) -> list[str]:
     """The layers whose weights or biases a fused parameter holds."""
     if name.startswith(_DOWN):
-        return ["down"]
-    return ["gate", "up"] if module.has_gate else ["up"]
+        return [_DOWN_LAYER]
+    return [_GATE_LAYER, _UP_LAYER] if module.has_gate else [_UP_LAYER]
 
 
 def _marker(fused: Any, name: str) -> Tensor:

@@ -31,7 +31,8 @@ _FAMILIES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("gate_proj", "up_proj"), "down_proj"),
     (("up_proj",), "down_proj"),
     (("dense_h_to_4h",), "dense_4h_to_h"),
-    (("gate", "up"), "down"),
+    (("gate_linear", "up_linear"), "down_linear"),
+    (("up_linear",), "down_linear"),
     (("up",), "down"),
 )
 
