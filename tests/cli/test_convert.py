@@ -421,8 +421,9 @@ def test_models_that_read_more_than_texts(folder, family, capsys):
 
 
 def test_a_model_that_would_not_run_is_not_written(folder, capsys, monkeypatch):
-    # As if it were not known that T5 reads `wo.weight`.
-    monkeypatch.setattr("milkweed.convert.sites.reader_of_weight", lambda *_: None)
+    # As if it were not known that T5 asks for the dtype of `wo.weight`.
+    monkeypatch.setattr("milkweed.convert.sites.asks_for_dtype", lambda *_: False)
+    monkeypatch.setattr("milkweed.convert.hub.attach.mark", lambda _: None)
     save_other(folder, "t5")
     message = refused(["t5", "--nblocks", "2", "--out", "out"], capsys)
     wo = "encoder.block.0.layer.1.DenseReluDense.wo"

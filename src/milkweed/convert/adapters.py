@@ -343,7 +343,7 @@ def _part_sizes(site: LinearSite) -> list[int]:
     """Outputs of each matrix that stands side by side with others in a layer."""
     if isinstance(site.module, ConcatLinear):
         return [part.out_features for part in site.module.parts if isinstance(part, StructuredLinear)]
-    return [site.out_features // site.parts] * site.parts
+    return list(site.sizes) or [site.out_features]
 
 
 def _adapted_layers(model: nn.Module) -> dict[AdaptedLinear, tuple[str, ...]]:

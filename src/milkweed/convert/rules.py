@@ -19,7 +19,10 @@ Rules = Mapping[Rule, Choice] | Sequence[tuple[Rule, Choice]]
 C = TypeVar("C")
 
 # Heads and embeddings stay dense, as in the Monarch paper: they decide the outputs and are a small share of the work.
-HEADS = r"re:(.*\.)?(lm_head|classifier|score|head|heads|pooler|cls|qa_outputs|decoder_head|embed\w*)(\..*)?"
+HEADS = (
+    r"re:(.*\.)?(lm_head|(pre_)?classifier|score|(text|visual)_projection|head|heads|pooler|cls|qa_outputs|"
+    r"decoder_head|embed\w*)(\..*)?"
+)
 
 # They choose which expert computes.
 ROUTERS = r"re:(.*\.)?(router|wg|shared_expert_gate|(mlp|moe|block_sparse_moe|feed_forward|ffn)\.gate)(\..*)?"

@@ -34,6 +34,10 @@ _FAMILIES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("gate_linear", "up_linear"), "down_linear"),
     (("up_linear",), "down_linear"),
     (("up",), "down"),
+    (("gate_up_proj",), "down_proj"),
+    (("Wi",), "Wo"),
+    (("wi_0", "wi_1"), "wo"),
+    (("wi",), "wo"),
 )
 
 
@@ -102,9 +106,10 @@ def find_feed_forwards(sites: Mapping[str, LinearSite], choices: Mapping[str, La
 
 
 def _fits(feed_forward: FeedForward, sites: Mapping[str, LinearSite], choices: Mapping[str, LayerConfig]) -> bool:
-    if not all(name in choices and len(sites[name].names) == sites[name].parts == 1 for name in feed_forward.names):
+    if not all(name in choices and len(sites[name].names) == 1 for name in feed_forward.names):
         return False
-    return {sites[name].out_features for name in feed_forward.makers} == {sites[feed_forward.reader].in_features}
+    made = {size for name in feed_forward.makers for size in sites[name].sizes or (sites[name].out_features,)}
+    return made == {sites[feed_forward.reader].in_features} and sites[feed_forward.reader].parts == 1
 
 
 def _order(
@@ -117,14 +122,14 @@ def _order(
     before = sum(_squared_error(sites[name], choices[name], read[name]) for name in feed_forward.names)
     layers = []
     for name in feed_forward.names:
-        (linear,) = sites[name].linears()
-        weight = linear.weight.detach().double()
-        covariance = read[name].covariance(centred=linear.bias is not None)
-        energy = read[name].energy(weight, centred=False)
-        units = choices[name].hidden_units(weight, covariance, energy, rows=name != feed_forward.reader)
-        if units is None:
-            return None
-        layers.append(units)
+        covariance = read[name].covariance(centred=sites[name].module.bias is not None)
+        for linear in sites[name].linears():
+            weight = linear.weight.detach().double()
+            energy = read[name].energy(weight, centred=False)
+            units = choices[name].hidden_units(weight, covariance, energy, rows=name != feed_forward.reader)
+            if units is None:
+                return None
+            layers.append(units)
     order = best_order(layers)
     there = reordered_sites(sites, {feed_forward: order})
     read[feed_forward.reader] = read[feed_forward.reader].reordered(order)
@@ -149,8 +154,10 @@ def reordered_sites(sites: Mapping[str, LinearSite], orders: Mapping[FeedForward
 
 
 def _copy(site: LinearSite, rows: Tensor | None = None, columns: Tensor | None = None) -> LinearSite:
-    (linear,) = site.linears()
+    (linear,) = dataclasses.replace(site, sizes=()).linears()
     weight, bias = linear.weight.detach(), linear.bias
+    if rows is not None:  # the same order in every matrix that the layer holds
+        rows = torch.cat([rows + part * len(rows) for part in range(site.parts)])
     weight = weight[:, columns] if rows is None else weight[rows]
     linear.weight = nn.Parameter(weight, linear.weight.requires_grad)
     if bias is not None and rows is not None:

@@ -22,10 +22,10 @@ from milkweed.convert.input_moments import (
     strips,
     valid_rows,
 )
-from milkweed.convert.passes.layer import project_linear, project_site
+from milkweed.convert.passes.layer import joined, project_linear, project_site
 from milkweed.convert.routing import Routing
 from milkweed.convert.sites import LinearSite, replace
-from milkweed.nn.structured_linear import ConcatLinear, LayerConfig
+from milkweed.nn.structured_linear import LayerConfig
 
 # Directions that the converted model hardly reads keep the dense weight: a share of the mean eigenvalue.
 _RIDGE = 1e-2
@@ -196,7 +196,7 @@ def _fit(site: LinearSite, config: LayerConfig, moments: _PairedMoments) -> tupl
         whole += moments.x.energy(weight, centred=False)
         parts.append(part)
     error = (max(lost, 0.0) / whole) ** 0.5 if whole > 0 else 0.0
-    return (parts[0] if len(parts) == 1 else ConcatLinear(parts).train(site.module.training)), error
+    return joined(site, parts), error
 
 
 def _regressed(linears: list[nn.Linear], moments: _PairedMoments, zz: Tensor, centred: bool) -> list[nn.Linear]:
