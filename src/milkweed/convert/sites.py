@@ -214,7 +214,7 @@ def _weights_read(parent: type[nn.Module]) -> frozenset[str]:
 def asks_for_dtype(model: nn.Module, names: Sequence[str]) -> bool:
     """Whether a parent of a layer asks for the dtype of its weight, as T5 does."""
     parents = (name.rpartition(".") for name in names)
-    return any(leaf in _kinds_asked(type(model.get_submodule(owner))) for owner, _, leaf in parents)
+    return any(leaf in _kinds_asked(type(model.get_submodule(owner))) for owner, _, leaf in parents)  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -154,7 +154,9 @@ def is_fused(module: Any) -> bool:
     """Whether a module holds experts in 3-d parameters, of ordinary numbers and of sizes that fit."""
     if isinstance(module, SplitExperts) or not all(isinstance(getattr(module, mark, None), bool) for mark in _MARKS):
         return False
-    if any(name not in module._parameters for name in fused_names(module)) or getattr(module, "_is_expert_parallel", 0):
+    if any(name not in module._parameters for name in fused_names(module)) or getattr(
+        module, "_is_expert_parallel", False
+    ):
         return False
     up, down = (module._parameters[name] for name in _weights(module))
     if not all(
