@@ -367,3 +367,33 @@ def test_a_layer_put_in_by_hand_is_saved(tmp_path):
     layer.dense = MonarchLinear.from_linear(layer.dense, nblocks=2)
     mw.save_pretrained(model, tmp_path)
     assert torch.equal(output(load(type(model), tmp_path), batch), output(model, batch))
+
+
+def test_a_config_that_models_share_describes_the_dense_one(tmp_path):
+    dense = build("bert")
+    model = type(dense)(dense.config).eval()
+    mw.convert_(model, mw.MonarchConfig(2))
+    model.save_pretrained(tmp_path / "converted")
+    dense.save_pretrained(tmp_path / "dense")
+    assert "quantization_config" not in json.loads((tmp_path / "dense/config.json").read_text())
+    assert load(type(dense), tmp_path / "dense")
+    # The model's modules still look into one config.
+    assert model.config is model.encoder.layer[0].attention.self.config
+    assert model.config is not dense.config
+
+
+def test_a_misspelled_option_is_refused():
+    with pytest.raises(TypeError, match="nblock"):
+        mw.MilkweedConfig(nblock=4)
+    with pytest.raises(ValueError, match="nblocks=0"):
+        mw.MilkweedConfig(nblocks=0)
+
+
+def test_a_model_of_milkweed_around_one_of_transformers_is_saved_as_its_own(tmp_path):
+    model = mw.models.Gpt2(50, 50, length=16, d_model=32, depth=1, linear={"name": "monarch", "nblocks": 2}).eval()
+    tokens = torch.randint(0, 50, (2, 9))
+    for name in ("made", "converted"):
+        mw.save_pretrained(model, tmp_path / name)
+        assert torch.equal(mw.load_pretrained(tmp_path / name)(tokens), model(tokens))
+        mw.densify_(model)
+        mw.convert_(model, mw.MonarchConfig(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from typing import Any, cast
@@ -11,6 +12,7 @@ from torch import nn
 from milkweed.convert.hub.transformers_files import CONFIG_KEY, METHOD, is_ours
 from milkweed.convert.record import differing_layers, layer_entry, mark, structured_layers
 from milkweed.convert.skeleton import skeleton_of
+from milkweed.models.base import Model
 
 
 def attach(model: nn.Module) -> None:
@@ -19,6 +21,8 @@ def attach(model: nn.Module) -> None:
         layers = differing_layers(outer, _skeleton(outer))
         for layer in layers.values():
             mark(layer)
+        if layers:
+            _with_own_config(outer)
         names = [name for paths in layers for name in paths]
         for path, inner in _transformers_models(outer):
             _attach(inner, any(name.startswith(f"{path}." if path else "") for name in names))
@@ -35,6 +39,19 @@ def write_config(model: Any, record: list[dict[str, Any]]) -> None:
             delattr(config, CONFIG_KEY)
     if record:
         setattr(model.config, CONFIG_KEY, _registered()[0](layers=record))
+
+
+def _with_own_config(model: nn.Module) -> None:
+    """Give a model a config of its own, under all names that its modules have for it; others may share this one."""
+    if is_ours(getattr(model.config, CONFIG_KEY, None)):
+        return
+    copies: dict[int, Any] = {}
+    copy.deepcopy(model.config, copies)  # notes the copies of the configs inside, too
+    kind = sys.modules["transformers.configuration_utils"].PreTrainedConfig
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, kind) and id(value) in copies:
+                setattr(module, name, copies[id(value)])
 
 
 def _attach(model: Any, structured: bool) -> None:
@@ -77,7 +94,7 @@ def _outermost(model: nn.Module) -> list[Any]:
         if isinstance(module, library.PreTrainedModel):
             if module not in found and (structured_layers(module) or is_ours(getattr(module.config, CONFIG_KEY, None))):
                 found.append(module)
-        else:
+        elif not isinstance(module, Model):  # which is saved by its own config, whatever it is made of
             left.extend(module.children())
     return found
 

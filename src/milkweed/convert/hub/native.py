@@ -48,11 +48,9 @@ class MilkweedConfig(QuantizationConfigMixin):
         rules: Other layers or other structures, instead of the two: as for `milkweed.plan_conversion`.
         calibration: Batches to calibrate on: as for `milkweed.plan_conversion`.
         layers: The structure of every layer, as a converted model's ``config.json`` holds it.
-        format: The version of that list.
-        **others: Whatever else such a file holds.
 
     Raises:
-        ValueError: The list of layers is not well formed, or of a later version.
+        ValueError: A number is below 1, or the list of layers is not well formed.
 
     Example:
         >>> from transformers import AutoModel
@@ -62,7 +60,7 @@ class MilkweedConfig(QuantizationConfigMixin):
         4
     """
 
-    @checked(but=("rules", "calibration", "layers", "format"))
+    @checked(but=("rules", "calibration", "layers"))
     def __init__(
         self,
         nblocks: int = 4,
@@ -71,17 +69,36 @@ class MilkweedConfig(QuantizationConfigMixin):
         rules: Rules | LayerConfig | None = None,
         calibration: Any = None,
         layers: Sequence[Mapping[str, Any]] = (),
-        format: int = FORMAT,
-        **others: Any,
     ) -> None:
-        if format != FORMAT:
-            raise ValueError(
-                f"quantization_config.format is {format!r}; milkweed {__version__} reads {FORMAT}; install the version "
-                f"that wrote it{': ' + str(others['milkweed']) if 'milkweed' in others else ''}, or a later one"
-            )
+        for name, value in (("nblocks", nblocks), ("rank", rank)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {name}={value}")
         self.quant_method = cast(Any, METHOD)
         self.nblocks, self.rank, self.rules, self.calibration = nblocks, rank, rules, calibration
         self.layers = [dict(entry) for entry in check(list(layers), [ENTRY], "layers", "quantization_config")]
+
+    @classmethod
+    def from_dict(cls, config_dict: Any, return_unused_kwargs: bool = False, **options: Any) -> Any:
+        """Read what ``config.json`` holds.
+
+        Args:
+            config_dict: The values under ``quantization_config``.
+            return_unused_kwargs: Whether to return the options too.
+            **options: transformers' own, none of which is used.
+
+        Returns:
+            The config.
+
+        Raises:
+            ValueError: The file was written by a later version, or is damaged.
+        """
+        if config_dict.get("format", FORMAT) != FORMAT:
+            raise ValueError(
+                f"quantization_config.format is {config_dict['format']!r}; milkweed {__version__} reads {FORMAT}; "
+                f"install milkweed {config_dict.get('milkweed', 'in the version that wrote it')}, or a later one"
+            )
+        config = cls(**{key: config_dict[key] for key in ("nblocks", "rank", "layers") if key in config_dict})
+        return (config, options) if return_unused_kwargs else config
 
     def plan(self, model: nn.Module) -> Any:
         """Plan the conversion of a model.
