@@ -133,7 +133,7 @@ def available_backends(operation: str) -> tuple[str, ...]:
 
     Example:
         >>> mw.ops.available_backends("linear_recurrence")
-        ('eager', 'reference', 'float64')
+        ('eager', 'reference', 'export', 'float64')
         >>> mw.ops.linear_recurrence(torch.ones(1, 3), torch.ones(1, 3), backend="float64")
         tensor([[1., 2., 3.]])
     """
