@@ -423,6 +423,7 @@ CONVERT = {
         lambda: convert.convert_(network(), convert.MonarchConfig(4)), "save", path="report.json"
     ),
     "convert_folder": of(convert.convert_folder, source=lambda: Path("nothing here"), out="converted"),
+    "export_onnx": of(convert.export_onnx, model=lambda: Path("nothing here"), file="model.onnx"),
     "load_s4d_minimal": of(s4.load_s4d_minimal, state=minimal_s4d),
     "extend_positions": of(m2.extend_positions, model=lambda: network_of("M2Bert"), length=12),
     "add_adapters_": of(convert.add_adapters_, model=network, rules=lambda: convert.AdapterConfig(2)),
@@ -461,6 +462,7 @@ CALLS = {
 # Constructors of records that functions return, bases that users subclass, and what two classes say to each other.
 NOT_CALLED = {
     *("Backend", "Choice", "HippoBasis", "Factorization", "Projection", "LayerReport", "KeptMatrix"),
+    *("OnnxExport", "OnnxFile"),
     *("FolderConversion", "ConversionReport", "ConversionPlan", "MergedAdapters", "StateSpaceFilter"),
     *("StructuredLinear", "StructuredLinear.from_linear", "CausalBasis", "CausalBasis.causally"),
     *("CausalBasis.echo", "CausalBasis.scale", "CausalBasis.output_digits", "ChebyshevBasis.echo"),

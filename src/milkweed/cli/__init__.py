@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a recipe and leave its results under runs/",
     "evaluate": "test the model of a finished run again",
     "convert": "make the linear layers of a transformers model structured, with little or no training",
+    "export": "write a model, converted or not, as an ONNX file",
     "recipes": "list the recipes that come with milkweed",
     "inspect": "show layers, parameters, FLOPs and memory of a recipe",
     "demo": "train three small models on handwritten digits and compare them",
@@ -30,6 +31,7 @@ MEANT_COMMANDS = {
     **dict.fromkeys(("test", "eval", "validate", "val", "score"), "evaluate"),
     **dict.fromkeys(("show", "summary", "describe", "info", "params"), "inspect"),
     **dict.fromkeys(("compress", "project"), "convert"),
+    **dict.fromkeys(("onnx", "to-onnx", "deploy"), "export"),
     **dict.fromkeys(("draw", "figure", "visualize", "visualise"), "plot"),
 }
 FIRST_STEPS = """\
@@ -38,6 +40,7 @@ milkweed recipes                             what can be trained
 milkweed train digits --model.d_model 96     every value of a recipe is an option
 milkweed evaluate runs/digits                test the result again
 milkweed convert MODEL --plan                what Monarch matrices would make of a transformers model
+milkweed export DIR --onnx FILE.onnx          a model for ONNX Runtime, compared with torch
 milkweed plot monarch dct                    a matrix and its Monarch factors, as a PNG
 milkweed --import my_layers train my.yaml    with classes of your own, which my_layers.py registers
 milkweed COMMAND --help                      more, with an example"""

@@ -15,6 +15,8 @@ from milkweed.convert.apply import convert_, densify_
 from milkweed.convert.conversion_report import ConversionReport
 from milkweed.convert.hub.folder import FolderConversion, convert_folder
 from milkweed.convert.layer_report import KeptMatrix, LayerReport
+from milkweed.convert.onnx.export import export_onnx
+from milkweed.convert.onnx.result import OnnxExport, OnnxFile
 from milkweed.convert.plan import ConversionPlan, plan_conversion
 from milkweed.convert.pretrained import load_pretrained, save_pretrained
 from milkweed.convert.rules import default_rules
@@ -35,6 +37,8 @@ __all__ = [
     "LowRankConfig",
     "MergedAdapters",
     "MonarchConfig",
+    "OnnxExport",
+    "OnnxFile",
     "PixelflyConfig",
     "add_adapters_",
     "checkpoints",
@@ -42,6 +46,7 @@ __all__ = [
     "convert_folder",
     "default_rules",
     "densify_",
+    "export_onnx",
     "load_adapters_",
     "load_pretrained",
     "merge_adapters_",

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from milkweed._suggest import UsageError
 from milkweed.convert.hub.conversion_progress import FolderError
 
-VALUES = "out|device|dtype|parameters|max_length|batch_size|nblocks|rank|refine"
+VALUES = "out|file|device|dtype|parameters|max_length|batch_size|nblocks|rank|refine|opset|length"
+# Arguments that have another name among the options.
+RENAMED = {"file": "onnx"}
 QUOTED = r"'[^']*'|\"[^\"]*\""
 
 
@@ -37,4 +39,4 @@ def as_typed(text: str, switches: Iterable[str]) -> str:
 
 def _option(found: re.Match[str]) -> str:
     value = found[2][1:-1] if found[2][0] in "'\"" else found[2]
-    return f"--{found[1].replace('_', '-')} {value}"
+    return f"--{RENAMED.get(found[1], found[1]).replace('_', '-')} {value}"
