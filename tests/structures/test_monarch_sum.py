@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milkweed.structures import BlockDiagonal, LowRank, Monarch, add_monarch, monarch_shapes
-from milkweed.structures.monarch_sum import monarch_rows
+from milkweed.structures.monarch_sum import matrix_rows
 
 
 def monarch(m, n, nblocks, rank=None, dtype=torch.float64):
@@ -20,7 +20,7 @@ def low_rank(m, n, rank, dtype=torch.float64):
 
 def dense_by_definition(matrix):
     """The entries of the class's formula, one by one."""
-    (k, q, p), (l, s, _) = matrix.right.shape, matrix.left.shape
+    (k, q, p), (l, s, _) = matrix.right.shape, matrix.left.shape  # noqa: E741
     m, n = matrix.shape
     out = torch.zeros(l * s, k * p, dtype=torch.float64)
     for f in range(k * q):
@@ -82,10 +82,10 @@ def test_a_full_slice_needs_no_more():
 @given(
     st.integers(2, 40), st.integers(2, 40), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4)
 )
-def test_any_size(m, n, k, l, other, rank):
+def test_any_size(m, n, right, left, other, rank):
     smallest = min(m, n)
-    k, l, other = (min(value, smallest) for value in (k, l, other))
-    a = monarch(m, n, (k, l)) if k != l else monarch(m, n, (k, l), 1)
+    right, left, other = (min(value, smallest) for value in (right, left, other))
+    a = monarch(m, n, (right, left), 1 if right == left else None)
     b = monarch(m, n, other, min(rank, -(-m // other), -(-n // other)))
     assert_is_the_sum(add_monarch(a, b), a, b)
     c = low_rank(m, n, rank)
@@ -96,11 +96,11 @@ def test_any_size(m, n, k, l, other, rank):
 def test_rows(start, stop):
     a = monarch(30, 50, 4)
     padded = torch.nn.functional.pad(dense_by_definition(a), (0, 0, 10, 10))
-    assert_is_the_sum(monarch_rows(a, start, stop), LowRank(padded[10 + start : 10 + stop], torch.eye(50).double()))
+    assert_is_the_sum(matrix_rows(a, start, stop), LowRank(padded[10 + start : 10 + stop], torch.eye(50).double()))
 
 
 def test_rows_keep_ranks_where_blocks_begin():
-    assert slice_rank(monarch_rows(monarch(96, 32, 4, 2), 32, 64)) == 2
+    assert slice_rank(matrix_rows(monarch(96, 32, 4, 2), 32, 64)) == 2
 
 
 def test_gradients():

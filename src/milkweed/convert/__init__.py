@@ -2,17 +2,12 @@
 
 from milkweed.convert import checkpoints
 from milkweed.convert.adapter_files import load_adapters_, save_adapters
-from milkweed.convert.adapters import (
-    AdapterConfig,
-    MergedAdapters,
-    add_adapters_,
-    merge_adapters_,
-    remove_adapters_,
-)
+from milkweed.convert.adapters import AdapterConfig, add_adapters_, remove_adapters_
 from milkweed.convert.apply import convert_, densify_
 from milkweed.convert.conversion_report import ConversionReport
 from milkweed.convert.hub.folder import FolderConversion, convert_folder
 from milkweed.convert.layer_report import KeptMatrix, LayerReport
+from milkweed.convert.merging import MergedAdapters, merge_adapters_
 from milkweed.convert.plan import ConversionPlan, plan_conversion
 from milkweed.convert.pretrained import load_pretrained, save_pretrained
 from milkweed.convert.rules import default_rules

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -56,13 +56,28 @@ def add_monarch(a: Monarch, b: Monarch | LowRank) -> Monarch:
     return _joined([a, _as_monarch(b)], _Slices.of(a))
 
 
-def monarch_rows(matrix: Monarch, start: int, stop: int) -> Monarch:
-    """Cut rows out of a Monarch matrix, as one of as many blocks; ranks stay where ``nblocks`` divides ``start``.
+@overload
+def matrix_rows(matrix: Monarch, start: int, stop: int) -> Monarch: ...
+@overload
+def matrix_rows(matrix: LowRank, start: int, stop: int) -> LowRank: ...
+@overload
+def matrix_rows(matrix: Monarch | LowRank, start: int, stop: int) -> Monarch | LowRank: ...
+def matrix_rows(matrix: Monarch | LowRank, start: int, stop: int) -> Monarch | LowRank:
+    """Cut rows out of a matrix. A Monarch matrix keeps its blocks, and its ranks where they divide ``start``.
 
-    Rows outside the matrix are zero, so that rows from -5 on put five zero rows above it.
+    Args:
+        matrix: (m, n).
+        start: The first row; from -5 on, five rows of zeros are put above the matrix.
+        stop: One behind the last row; beyond m, rows of zeros are put below it.
+
+    Returns:
+        (stop - start, n).
     """
-    slices = _Slices.of(matrix)
-    rows = stop - start
+    if isinstance(matrix, LowRank):
+        above, below = max(0, -start), max(0, stop - matrix.shape[0])
+        left = F.pad(matrix.left, (0, 0, above, below))[start + above : stop + above]
+        return LowRank(left, matrix.right)
+    slices, rows = _Slices.of(matrix), stop - start
     return _joined([matrix], slices._replace(s=-(-rows // slices.l), shape=(rows, slices.shape[1])), start)
 
 
@@ -70,7 +85,7 @@ class _Slices(NamedTuple):
     """How a matrix of a shape, padded, is cut: into k × l slices of s rows and p columns."""
 
     k: int
-    l: int
+    l: int  # noqa: E741 - the paper's letter
     p: int
     s: int
     shape: tuple[int, int]
@@ -93,7 +108,7 @@ def _joined(terms: Sequence[Monarch], slices: _Slices, first_row: int = 0) -> Mo
     for block in range(k):
         columns = [_Columns(term, block * p, p) for term in terms]
         for target in range(l):
-            rows = torch.arange(target, l * s, l, device=terms[0].device)
+            rows = torch.arange(target, l * s, l)
             rows = torch.where(rows < m, rows + first_row, -1)  # padding is no row of the terms
             tall, wide = zip(*(each.factors(rows) for each in columns), strict=True)
             pairs.append(_least(torch.cat([t.to(dtype) for t in tall], 1), torch.cat([w.to(dtype) for w in wide])))
@@ -109,25 +124,26 @@ def _joined(terms: Sequence[Monarch], slices: _Slices, first_row: int = 0) -> Mo
 class _Columns:
     """Some neighbouring columns of a Monarch matrix, and the middle features that read them."""
 
+    # Which features meet which rows and columns follows from the sizes alone, so it is found on the CPU.
     def __init__(self, matrix: Monarch, first: int, count: int) -> None:
         k, q, p = matrix.right.shape
-        column = torch.arange(first, first + count, device=matrix.device)
-        feature = torch.arange(k * q, device=matrix.device)
+        column = torch.arange(first, first + count)
+        feature = torch.arange(k * q)
         feature = feature[(feature // q >= first // p) & (feature // q <= (first + count - 1) // p)]
         read = (feature[:, None] // q == column // p) & (column < matrix.shape[1])
         numbers = matrix.right[(feature // q)[:, None], (feature % q)[:, None], column % p]
-        self.matrix, self.feature, self.wide = matrix, feature, torch.where(read, numbers, 0)
-        self.read = read.any(1)
+        self.matrix, self.feature, self.read = matrix, feature, read.any(1)
+        self.wide = torch.where(read.to(matrix.device), numbers, 0)
 
     def factors(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The submatrix of these columns and of some rows as a product; rows that there are none of are zero."""
         m, l = self.matrix.shape[0], self.matrix.left.shape[0]  # noqa: E741 - the paper's letter
-        row, feature = rows.clamp(0, m - 1)[:, None], self.feature
-        written = (feature % l == row % l) & (row == rows[:, None])
+        row = rows.clamp(0, m - 1)[:, None]
+        written = (self.feature % l == row % l) & (row == rows[:, None])
         used = (written.any(0) & self.read).nonzero()[:, 0]
-        feature = feature[used]
+        feature = self.feature[used]
         numbers = self.matrix.left[feature % l, row // l, feature // l]
-        return torch.where(written[:, used], numbers, 0), self.wide[used]
+        return torch.where(written[:, used].to(self.matrix.device), numbers, 0), self.wide[used]
 
 
 def _least(tall: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:

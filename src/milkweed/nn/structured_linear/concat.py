@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from milkweed._arguments import checked
 from milkweed.nn.structured_linear.base import StructuredLinear, check_update
 from milkweed.structures import LowRank, Monarch
-from milkweed.structures.monarch_sum import monarch_rows
+from milkweed.structures.monarch_sum import matrix_rows
 
 
 class ConcatLinear(nn.Module):
@@ -83,10 +83,7 @@ class ConcatLinear(nn.Module):
         first = 0
         for part in self._layers:
             last = first + part.out_features
-            if isinstance(update, Monarch):
-                part.add_(monarch_rows(update, first, last))
-            else:
-                part.add_(LowRank(update.left[first:last], update.right))
+            part.add_(matrix_rows(update, first, last))
             first = last
         return self
 
