@@ -6,6 +6,7 @@ exported by `torch.export` and are loaded without this library's layers.
 
 from typing import TYPE_CHECKING
 
+from milkweed import _integrations
 from milkweed._lazy import lazy
 from milkweed._version import __version__
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         save_adapters,
         save_pretrained,
     )
+    from milkweed.convert import MonarchAdapterConfig as MonarchAdapterConfig
     from milkweed.structures import (
         Monarch,
         factorize_monarch_product,
@@ -46,6 +48,7 @@ else:
             "_registry": ("register",),
             "convert": (
                 "AdapterConfig",
+                "MonarchAdapterConfig",
                 "MonarchConfig",
                 "add_adapters_",
                 "convert_",
@@ -101,3 +104,5 @@ __all__ = [
     "ssm",
     "structures",
 ]
+
+_integrations.install()

@@ -1,5 +1,8 @@
 """Conversion of whole models between dense and structured layers, and of checkpoints between formats."""
 
+from typing import TYPE_CHECKING
+
+from milkweed._lazy import lazy
 from milkweed.convert import checkpoints
 from milkweed.convert.adapter_files import load_adapters_, save_adapters
 from milkweed.convert.adapters import AdapterConfig, add_adapters_, remove_adapters_
@@ -13,6 +16,12 @@ from milkweed.convert.pretrained import load_pretrained, save_pretrained
 from milkweed.convert.rules import default_rules
 from milkweed.nn.structured_linear import BlockDiagonalConfig, LayerConfig, LowRankConfig, MonarchConfig, PixelflyConfig
 
+if TYPE_CHECKING:
+    from milkweed.convert.peft import MonarchAdapterConfig as MonarchAdapterConfig
+else:
+    __getattr__, __dir__ = lazy(__name__, {"peft": ("MonarchAdapterConfig",)})
+
+# Without MonarchAdapterConfig, which needs an extra.
 __all__ = [
     "AdapterConfig",
     "BlockDiagonalConfig",

@@ -149,7 +149,7 @@ def _check_mergeable(model: nn.Module, layers: Mapping[AdaptedLinear, tuple[str,
             reason = f"{found}; give it an ordinary weight of its own first"
         elif lost := next(filter(None, map(what_would_be_lost, (adapted, base, adapted.update))), None):
             reason = f"{lost} or see other numbers"
-        elif not _is_finite(_merged(adapted)):
+        elif not is_finite(_merged(adapted)):
             reason = f"W + scale · M has NaN or infinite numbers in {next(base.parameters()).dtype}; check its update"
         else:
             continue
@@ -193,7 +193,7 @@ def _tied(base: nn.Module, places: Sequence[str], owners: Mapping[int, set[str]]
     return f"its factors are tied to {min(others)}" if others else None
 
 
-def _is_finite(layer: nn.Module) -> bool:
+def is_finite(layer: nn.Module) -> bool:
     """Whether the weight has finite numbers only, or none on the meta device; biases are as they were."""
     weights = [p for name, p in layer.named_parameters() if name.rpartition(".")[2] != "bias"]
     return all(bool(weight.is_meta) or bool(weight.isfinite().all()) for weight in weights)
@@ -230,6 +230,18 @@ def own_copy(layer: nn.Module) -> nn.Module:
     new._parameters, new._buffers = dict(layer._parameters), dict(layer._buffers)
     new._modules = {name: None if child is None else own_copy(child) for name, child in layer._modules.items()}
     return new
+
+
+def become_(layer: nn.Module, other: nn.Module) -> None:
+    """Give a structured layer the parameters and the rank of a copy of it, where it is and in its dtype."""
+    for module, source in zip(layer.modules(), other.modules(), strict=True):
+        for name, parameter in source._parameters.items():
+            old = module._parameters[name]
+            if parameter is not None and old is not None:
+                parameter.data = parameter.data.to(old)
+            module._parameters[name] = parameter
+        if isinstance(module, StructuredLinear) and hasattr(source, "rank"):
+            cast(MonarchLinear, module).rank = cast(MonarchLinear, source).rank
 
 
 def _weight(layer: nn.Module) -> Tensor:
