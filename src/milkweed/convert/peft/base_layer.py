@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -31,9 +32,10 @@ class StructuredBase(BaseTunerLayer):
 
     def merge_terms(self, terms: Iterable[tuple[str, Monarch | LowRank, Tensor | None]]) -> None:
         """Add each adapter's matrix, and what it adds to the bias, to the structured layer: all or, on error, none."""
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         _check_takes_updates(base)
-        merged, names = own_copy(base), []
+        merged: Any = own_copy(base)
+        names: list[str] = []
         for name, matrix, bias in terms:
             merged.add_(matrix)
             if bias is not None:
@@ -71,6 +73,26 @@ class StructuredBase(BaseTunerLayer):
         return parameter.device, parameter.dtype
 
 
+@contextmanager
+def looking_dense(base: nn.Module) -> Iterator[None]:
+    """Give a structured layer what is read of a dense one to no more end than its dtype, its device or its presence."""
+    # In the instance's own dictionary, where it is neither a parameter nor a buffer.
+    shown: dict[str, Tensor] = {}
+    if isinstance(base, Structured):
+        first = next(base.parameters())
+        parts = base.parts if isinstance(base, ConcatLinear) else [base]
+        shown["weight"] = first.detach().new_empty(1)
+        if all(part.bias is not None for part in parts):
+            shown["bias"] = first.detach().new_empty(base.out_features)
+        shown = {name: value for name, value in shown.items() if not hasattr(base, name)}
+    vars(base).update(shown)
+    try:
+        yield
+    finally:
+        for name in shown:
+            del vars(base)[name]
+
+
 def split_activation(
     base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], str | None]:
@@ -85,7 +107,7 @@ def activated(y: Tensor, activation: str | None) -> Tensor:
     return y if activation is None else ACTIVATIONS[activation](y)
 
 
-def _check_takes_updates(base: nn.Module) -> None:
+def _check_takes_updates(base: Any) -> None:
     """Refuse to merge into a structure that cannot hold the sum."""
     if not base.takes_updates:
         raise ValueError(
@@ -94,9 +116,10 @@ def _check_takes_updates(base: nn.Module) -> None:
         )
 
 
-def _add_bias(base: nn.Module, update: Tensor) -> None:
-    parts = list(base.parts) if isinstance(base, ConcatLinear) else [base]
+def _add_bias(base: Any, update: Tensor) -> None:
+    parts: list[Any] = list(base.parts) if isinstance(base, ConcatLinear) else [base]
     for part, piece in zip(parts, update.split([part.out_features for part in parts]), strict=True):
         if part.bias is None:
             raise RuntimeError("Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias.")
-        part.bias = nn.Parameter(part.bias.detach() + piece.to(part.bias), part.bias.requires_grad)
+        old = cast(nn.Parameter, part.bias)
+        part.bias = nn.Parameter(old.detach() + piece.to(old), old.requires_grad)

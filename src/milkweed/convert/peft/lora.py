@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, cast
 
 import torch
@@ -12,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from typing_extensions import override
 
-from milkweed.convert.peft.base_layer import Structured, StructuredBase, activated, split_activation
+from milkweed.convert.peft.base_layer import Structured, StructuredBase, activated, looking_dense, split_activation
 from milkweed.structures import LowRank
 
 # What reads nothing of the layer below; all other initialisations and variants read its weight.
@@ -46,14 +45,8 @@ class StructuredLoraLinear(StructuredBase, lora.Linear):
 
     @override
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **kwargs: Any) -> None:
-        if self.is_structured() and config.init_lora_weights == "orthogonal":
-            # peft gathers the dense weight before it draws these, and reads no more than its dtype.
-            plain = copy.copy(config)
-            plain.init_lora_weights = False
-            super().update_layer(adapter_name, r, lora_alpha, config=plain, **kwargs)
-            self.orthogonal_init(adapter_name)
-            return
-        super().update_layer(adapter_name, r, lora_alpha, config=config, **kwargs)
+        with looking_dense(self.get_base_layer()):
+            super().update_layer(adapter_name, r, lora_alpha, config=config, **kwargs)
 
     @override
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
