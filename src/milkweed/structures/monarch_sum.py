@@ -56,6 +56,14 @@ def add_monarch(a: Monarch, b: Monarch | LowRank) -> Monarch:
     return _joined([a, _as_monarch(b)], _Slices.of(a))
 
 
+def sum_in_blocks(terms: Sequence[Monarch | LowRank], nblocks: int) -> Monarch:
+    """Write a sum as one Monarch matrix of so many blocks per factor, exactly, whatever blocks the terms have."""
+    m, n = terms[0].shape
+    return _joined(
+        [_as_monarch(term) for term in terms], _Slices(nblocks, nblocks, -(-n // nblocks), -(-m // nblocks), (m, n))
+    )
+
+
 @overload
 def matrix_rows(matrix: Monarch, start: int, stop: int) -> Monarch: ...
 @overload

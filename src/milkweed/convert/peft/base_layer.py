@@ -30,10 +30,19 @@ class StructuredBase(BaseTunerLayer):
         """Tell whether the layer below is structured; it may have been made dense since."""
         return isinstance(self.get_base_layer(), Structured)
 
+    def check_mergeable(self) -> None:
+        """Refuse to merge into a structure that cannot hold the sum."""
+        base: Any = self.get_base_layer()
+        if self.is_structured() and not base.takes_updates:
+            raise ValueError(
+                f"adapters cannot be merged into a {type(base).__name__}: W + M does not have its structure; make the "
+                "model dense with milkweed.densify_(model) first, or leave them unmerged"
+            )
+
     def merge_terms(self, terms: Iterable[tuple[str, Monarch | LowRank, Tensor | None]]) -> None:
         """Add each adapter's matrix, and what it adds to the bias, to the structured layer: all or, on error, none."""
         base: Any = self.get_base_layer()
-        _check_takes_updates(base)
+        self.check_mergeable()
         merged: Any = own_copy(base)
         names: list[str] = []
         for name, matrix, bias in terms:
@@ -105,15 +114,6 @@ def split_activation(
 def activated(y: Tensor, activation: str | None) -> Tensor:
     """Apply an activation by name."""
     return y if activation is None else ACTIVATIONS[activation](y)
-
-
-def _check_takes_updates(base: Any) -> None:
-    """Refuse to merge into a structure that cannot hold the sum."""
-    if not base.takes_updates:
-        raise ValueError(
-            f"adapters cannot be merged into a {type(base).__name__}: W + M does not have its structure; make the "
-            "model dense with milkweed.densify_(model) first, or leave them unmerged"
-        )
 
 
 def _add_bias(base: Any, update: Tensor) -> None:

@@ -16,7 +16,7 @@ from milkweed.structures import LowRank
 
 # What reads nothing of the layer below; all other initialisations and variants read its weight.
 _INITIALISATIONS = {"true", "false", "none", "gaussian", "orthogonal", "eva"}
-_VARIANTS = {"arrow_config", "use_bdlora", "alora_invocation_tokens", "velora_config", "monteclora_config"}
+_VARIANTS = {"use_bdlora", "alora_invocation_tokens", "velora_config", "monteclora_config"}
 _NAMES = {"use_dora": "DoRA (use_dora)", "kasa_config": "KaSA (kasa_config)"}
 
 

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from milkweed.convert.peft.base_layer import StructuredBase, activated, split_activation
 from milkweed.convert.peft.config import MonarchAdapterConfig
+from milkweed.convert.record import PEFT_UPDATE
 from milkweed.convert.sites import LinearSite, has_ordinary_weight, is_conv1d
 from milkweed.nn.structured_linear import MonarchLinear
 from milkweed.structures import Monarch
@@ -21,7 +22,7 @@ from milkweed.structures import Monarch
 class MonarchAdapterLinear(nn.Module, StructuredBase):
     """A dense or structured layer with Monarch updates beside it, one for each adapter."""
 
-    adapter_layer_names = ("monarch_update",)
+    adapter_layer_names = (PEFT_UPDATE,)
     other_param_names = ("r", "lora_alpha", "scaling", "use_rslora", "monarch_dropout")
 
     def __init__(
@@ -100,7 +101,7 @@ class MonarchAdapterLinear(nn.Module, StructuredBase):
         if not names:
             return
         if self.is_structured():
-            self.merge_terms((name, self._matrix(name), None) for name in names)
+            self.merge_terms((name, self.matrix(name), None) for name in names)
             return
         base: Any = self.get_base_layer()
         if not has_ordinary_weight(base):
@@ -140,10 +141,11 @@ class MonarchAdapterLinear(nn.Module, StructuredBase):
     @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> Tensor:
         """What an adapter adds to the weight, in the shape of the base layer's weight."""
-        delta = self._matrix(adapter).to_dense()
+        delta = self.matrix(adapter).to_dense()
         return delta.T.contiguous() if is_conv1d(self.get_base_layer()) else delta
 
-    def _matrix(self, name: str) -> Monarch:
+    def matrix(self, name: str) -> Monarch:
+        """An adapter's update with its scale, detached, in float32 at least."""
         update: Any = self.monarch_update[name]
         matrix: Monarch = update.matrix().detach()
         wide = torch.promote_types(matrix.dtype, torch.float32)

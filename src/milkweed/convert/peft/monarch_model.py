@@ -16,6 +16,7 @@ from torch import nn
 from typing_extensions import override
 
 from milkweed.convert.peft.base_layer import Structured
+from milkweed.convert.peft.combination import combine
 from milkweed.convert.peft.config import MonarchAdapterConfig
 from milkweed.convert.peft.monarch_adapter import MonarchAdapterLinear, sizes
 from milkweed.convert.peft.targets import is_all_linear
@@ -78,6 +79,17 @@ class MonarchAdapterModel(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # Updates are made where the layer is, and what is put back keeps its own weight.
         setattr(parent, child_name, new_module)
+
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "cat",
+        svd_rank: int | None = None,
+    ) -> None:
+        """Add an adapter that is the weighted sum of others: exactly ("cat"), or the nearest of a rank ("svd")."""
+        combine(self, adapters, weights, adapter_name, combination_type, svd_rank)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

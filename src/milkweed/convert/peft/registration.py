@@ -15,6 +15,7 @@ from peft.utils.peft_types import PeftType, register_peft_method
 from torch import nn
 
 from milkweed.convert.peft import lora
+from milkweed.convert.peft.base_layer import StructuredBase
 from milkweed.convert.peft.config import MonarchAdapterConfig
 from milkweed.convert.peft.monarch_model import MonarchAdapterModel
 from milkweed.convert.peft.peft_type import NAME, add_member
@@ -27,6 +28,7 @@ def register() -> None:
         return
     _include_structured_layers()
     _dispatch_structured_layers()
+    _check_before_merging()
     add_member(PeftType, NAME)
     register_peft_method(
         name=NAME.lower(), config_cls=MonarchAdapterConfig, model_cls=MonarchAdapterModel, prefix="monarch_"
@@ -54,6 +56,20 @@ def _dispatch_structured_layers() -> None:
         return known(target, adapter_name, config=config, **kwargs) if found is None else found
 
     cast(Any, lora_model).dispatch_default = dispatch
+
+
+def _check_before_merging() -> None:
+    # Merging goes layer by layer: one that refuses must do so before the first is merged.
+    known = tuners_utils.BaseTuner._check_merge_allowed
+
+    @functools.wraps(known)
+    def check(self: tuners_utils.BaseTuner) -> None:
+        known(self)
+        for module in self.modules():
+            if isinstance(module, StructuredBase):
+                module.check_mergeable()
+
+    cast(Any, tuners_utils.BaseTuner)._check_merge_allowed = check
 
 
 def _allow_hot_swapping() -> None:
