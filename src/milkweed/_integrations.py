@@ -21,5 +21,5 @@ def install() -> None:
 def _register(name: str, registration: str) -> None:
     try:
         importlib.import_module(registration).register()
-    except (ImportError, AttributeError) as error:  # another version than those known: its own import must not fail
+    except Exception as error:  # a version that is built in another way: its own import must not fail for that
         warnings.warn(f"milkweed cannot extend this version of {name}: {error}", stacklevel=2)

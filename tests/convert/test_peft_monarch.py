@@ -1,7 +1,9 @@
 """The Monarch adapter as a method of PEFT: everything that LoRA does there, and LoRA itself with one block."""
 
 import copy
+import enum
 import json
+import pickle
 import subprocess
 import sys
 
@@ -22,6 +24,7 @@ from tests.convert.peft_models import (
 from torch import nn
 
 import milkweed as mw
+from milkweed.convert.peft.peft_type import add_member
 from milkweed.nn import BlockDiagonalLinear, ButterflyLinear, ConcatLinear, LowRankLinear, MonarchLinear
 
 transformers = pytest.importorskip("transformers")
@@ -516,6 +519,64 @@ print(type(peft.PeftConfig.from_pretrained({str(tmp_path)!r})).__name__)
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert "MILKWEED_MONARCH" in found[-2]
     assert found[-1] == "MonarchAdapterConfig"
+
+
+def test_a_member_is_added_to_an_enumeration_of_strings_only():
+    class Kind(str, enum.Enum):  # noqa: UP042 - as peft's
+        ONE = "ONE"
+
+    member = add_member(Kind, "TWO")
+    assert Kind("TWO") is Kind["TWO"] is Kind.TWO is member is add_member(Kind, "TWO")
+    assert list(Kind) == [Kind.ONE, member]
+    assert (str(member.value), member.name, f"{member == 'TWO'}") == ("TWO", "TWO", "True")
+    assert pickle.loads(pickle.dumps(peft.PeftType.MILKWEED_MONARCH)) is peft.PeftType.MILKWEED_MONARCH
+    assert peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[peft.PeftType.MILKWEED_MONARCH] == "monarch_"
+
+    class Number(enum.Enum):
+        ONE = 1
+
+    with pytest.raises(TypeError, match="Number is no enumeration of strings"):
+        add_member(Number, "TWO")
+
+
+def test_another_version_is_left_as_it_is(monkeypatch):
+    """Its own import goes on with a warning, and the method says what to install."""
+    from peft.tuners.lora import model as lora_model
+
+    from milkweed import _integrations
+    from milkweed.convert.peft import config, registration
+
+    known = {name: member for name, member in peft.PeftType.__members__.items() if name != "MILKWEED_MONARCH"}
+    older = enum.Enum("PeftType", known, type=str)
+    monkeypatch.setattr(registration, "PeftType", older)
+    monkeypatch.setattr(config, "PeftType", older)
+    monkeypatch.setattr(lora_model, "dispatch_default", lambda target, adapter_name, lora_config: None)
+    with pytest.warns(UserWarning, match=r"cannot extend this version of peft: .*takes target, .*lora_config"):
+        _integrations._register("peft", "milkweed.convert.peft.registration")
+    with pytest.raises(RuntimeError, match=r"peft .* does not know Monarch adapters: .* install peft 0\.21"):
+        CONFIG()
+
+
+def test_without_peft_the_extra_is_named(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith(("peft", "milkweed.convert.peft"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    for package in (mw, mw.convert):
+        monkeypatch.delitem(vars(package), "MonarchAdapterConfig", raising=False)
+    for package in (mw, mw.convert):
+        with pytest.raises(ModuleNotFoundError, match=r'a method of peft: pip install "milkweed\[hf\]"'):
+            package.MonarchAdapterConfig  # noqa: B018
+
+
+def test_transformers_own_methods(tmp_path):
+    model, batch = converted("gpt2")
+    tuned = adapted(model, monarch())
+    tuned.save_pretrained(tmp_path)
+    model.load_adapter(tmp_path)
+    assert torch.equal(output(model.eval(), batch), output(tuned, batch))
+    # This version of transformers asks for a later peft, whatever the method.
+    with pytest.raises(ValueError, match="version of PEFT"):
+        build("gpt2").add_adapter(peft.LoraConfig())
 
 
 def test_adapters_start_at_random_where_that_is_asked_for():

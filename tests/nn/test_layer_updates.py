@@ -110,6 +110,8 @@ def test_what_cannot_grow_is_refused_and_stays():
     assert all(torch.equal(value, before[name]) for name, value in packed.state_dict().items())
     with pytest.raises(ValueError, match=r"update must be \(out_features, in_features\) = \(16, 16\); got \(8, 16\)"):
         MonarchLinear(16, 16).add_(LowRank(torch.randn(8, 1), torch.randn(1, 16)))
+    with pytest.raises(TypeError, match="update must be real, as the layer's parameters are; got"):
+        MonarchLinear(16, 16).add_(LowRank(torch.randn(16, 1) * 1j, torch.randn(1, 16)))
     with pytest.raises(TypeError, match="update must be a Monarch or a LowRank matrix; got Tensor"):
         MonarchLinear(16, 16).add_(torch.randn(16, 16))
 

@@ -7,6 +7,7 @@ import math
 import numbers
 from typing import Any
 
+import peft
 from peft import PeftConfig
 from peft.utils.peft_types import PeftType
 
@@ -71,7 +72,7 @@ class MonarchAdapterConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType(NAME)
+        self.peft_type = _peft_type()
         self.lora_alpha = self.r if self.lora_alpha is None else self.lora_alpha
         self.target_modules, self.exclude_modules = _as_set(self.target_modules), _as_set(self.exclude_modules)
         self._check_numbers()
@@ -98,6 +99,16 @@ class MonarchAdapterConfig(PeftConfig):
                 raise ValueError(f"{name} must be a finite number; got {name}={value!r}")
         if not is_kind(self.lora_dropout, float) or not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout must be in 0 .. 1, 1 excluded; got lora_dropout={self.lora_dropout!r}")
+
+
+def _peft_type() -> PeftType:
+    try:
+        return PeftType(NAME)
+    except ValueError as error:
+        raise RuntimeError(
+            f"peft {peft.__version__} does not know Monarch adapters: it is built in another way than 0.21, which "
+            "milkweed extends, as the warning of its import says; install peft 0.21"
+        ) from error
 
 
 def _as_set(names: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ def register() -> None:
     """Extend peft, once."""
     if NAME in PeftType.__members__:
         return
+    _check_peft()
     _include_structured_layers()
     _dispatch_structured_layers()
     _check_before_merging()
@@ -34,6 +36,20 @@ def register() -> None:
         name=NAME.lower(), config_cls=MonarchAdapterConfig, model_cls=MonarchAdapterModel, prefix="monarch_"
     )
     _allow_hot_swapping()
+
+
+def _check_peft() -> None:
+    """Refuse a version whose parts, which are extended, are called in another way."""
+    expected: dict[tuple[Any, str], list[str]] = {
+        (lora_model, "dispatch_default"): ["target", "adapter_name", "config"],
+        (tuners_utils, "_maybe_include_all_linear_layers"): ["peft_config", "model"],
+        (hotswap, "check_hotswap_configs_compatible"): ["config0", "config1"],
+        (tuners_utils.BaseTuner, "_check_merge_allowed"): ["self"],
+    }
+    for (owner, name), arguments in expected.items():
+        found = list(inspect.signature(getattr(owner, name)).parameters)
+        if found[: len(arguments)] != arguments:
+            raise TypeError(f"{owner.__name__}.{name} takes {', '.join(found)}, not {', '.join(arguments)}")
 
 
 def _include_structured_layers() -> None:

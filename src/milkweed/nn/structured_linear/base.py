@@ -149,7 +149,7 @@ class StructuredLinear(nn.Module, ABC):
 
         Raises:
             ValueError: The sum has another structure, or the update another shape.
-            TypeError: The update is neither a Monarch nor a low-rank matrix.
+            TypeError: The update is neither a Monarch nor a low-rank matrix, or complex beside real parameters.
         """
         check_update(self, update)
         matrix = self.matrix()
@@ -229,6 +229,8 @@ def check_update(layer: Any, update: Monarch | LowRank) -> None:
             f"a {type(layer).__name__} cannot take an update: the sum does not have its structure; make it dense with "
             "to_linear(), or the whole model with milkweed.densify_(model)"
         )
+    if update.dtype.is_complex and not next(layer.parameters()).is_complex():
+        raise TypeError(f"update must be real, as the layer's parameters are; got {update.dtype}")
     shape = layer.out_features, layer.in_features
     if update.shape != shape:
         raise ValueError(f"update must be (out_features, in_features) = {shape}; got {update.shape}")
