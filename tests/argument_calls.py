@@ -150,6 +150,7 @@ STRUCTURES = {
     "Diagonal": of(structures.Diagonal, entries=x(4)),
     "FlatBlockButterfly": of(structures.FlatBlockButterfly, blocks=x(2, 2, 2, 2)),
     "LowRank": of(structures.LowRank, left=x(4, 2), right=x(2, 4)),
+    "add_monarch": of(structures.add_monarch, a=MATRICES["Monarch"], b=MATRICES["LowRank"]),
     "Permutation": of(structures.Permutation, index=lambda: torch.tensor([1, 0])),
     "Permutation.stride": of(structures.Permutation.stride, rows=2, columns=3),
     "Product": of(structures.Product, factors=lambda: (structures.Diagonal(R(4)),)),
@@ -272,6 +273,15 @@ NN = {
     "AdaptedLinear.forward": method(
         lambda: nn.AdaptedLinear(linear(), nn.MonarchLinear(16, 16, 2, bias=False)), "forward", x=x(2, 16)
     ),
+    **{
+        f"{name}.add_": method(
+            lambda make=make: make(), "add_", update=lambda _: structures.LowRank(R(16, 1), R(1, 16))
+        )
+        for name, make in {
+            "MonarchLinear": lambda: nn.MonarchLinear(16, 16, 2),
+            "ConcatLinear": lambda: nn.ConcatLinear([nn.LowRankLinear(16, 16, 2)]),
+        }.items()
+    },
     "MonarchLinear": of(nn.MonarchLinear, in_features=16, out_features=16, nblocks=2),
     "BlockDiagonalLinear": of(nn.BlockDiagonalLinear, in_features=16, out_features=16, nblocks=2),
     "LowRankLinear": of(nn.LowRankLinear, in_features=16, out_features=16, rank=2),
