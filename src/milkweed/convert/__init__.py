@@ -11,7 +11,10 @@ from milkweed.convert.adapters import (
 )
 from milkweed.convert.apply import convert_, densify_
 from milkweed.convert.conversion_report import ConversionReport
-from milkweed.convert.hub.folder import FolderConversion, convert_folder
+from milkweed.convert.evaluation.held_out import HeldOut
+from milkweed.convert.evaluation.results import EndToEnd, Figure
+from milkweed.convert.hub.folder import convert_folder
+from milkweed.convert.hub.folder_conversion import FolderConversion, Size
 from milkweed.convert.layer_report import KeptMatrix, LayerReport
 from milkweed.convert.plan import ConversionPlan, plan_conversion
 from milkweed.convert.pretrained import load_pretrained, save_pretrained
@@ -23,7 +26,10 @@ __all__ = [
     "BlockDiagonalConfig",
     "ConversionPlan",
     "ConversionReport",
+    "EndToEnd",
+    "Figure",
     "FolderConversion",
+    "HeldOut",
     "KeptMatrix",
     "LayerConfig",
     "LayerReport",
@@ -31,6 +37,7 @@ __all__ = [
     "MergedAdapters",
     "MonarchConfig",
     "PixelflyConfig",
+    "Size",
     "add_adapters_",
     "checkpoints",
     "convert_",

@@ -130,6 +130,8 @@ def load_model(
 
 def check_device(name: str | torch.device) -> None:
     """Refuse a device that is not there."""
+    if name is None:
+        raise TypeError("device must be a device such as 'cpu' or 'cuda'; got None")
     try:
         torch.empty(1, device=name).add(1).cpu()
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch without CUDA asserts
