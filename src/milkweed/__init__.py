@@ -6,6 +6,7 @@ exported by `torch.export` and are loaded without this library's layers.
 
 from typing import TYPE_CHECKING
 
+from milkweed._integrations import install as _install
 from milkweed._lazy import lazy
 from milkweed._version import __version__
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         save_adapters,
         save_pretrained,
     )
+    from milkweed.convert.hub.native import MilkweedConfig as MilkweedConfig
     from milkweed.structures import (
         Monarch,
         factorize_monarch_product,
@@ -46,6 +48,7 @@ else:
             "_registry": ("register",),
             "convert": (
                 "AdapterConfig",
+                "MilkweedConfig",
                 "MonarchConfig",
                 "add_adapters_",
                 "convert_",
@@ -71,7 +74,9 @@ else:
         },
     )
 
-# Without data, plots, tasks and train, which need extras: a star imports what the base install has.
+_install()
+
+# Without data, plots, tasks, train and MilkweedConfig, which need extras: a star imports what the base install has.
 __all__ = [
     "AdapterConfig",
     "Monarch",

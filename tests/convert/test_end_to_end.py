@@ -371,10 +371,7 @@ def test_refusals_come_before_the_work_and_leave_nothing(tmp_path, monkeypatch, 
     (tmp_path / "blank.txt").write_text("\n \n")
     (tmp_path / "bytes.csv").write_bytes(b"a,\xff\n")
     source = bert(tmp_path / "bert")
-    monkeypatch.setattr("milkweed.convert.hub.folder.plan_conversion", lambda *a, **k: pytest.fail("too late"))
-    monkeypatch.setattr("milkweed.convert.hub.folder.plan_without_weights", lambda *a, **k: None)
-    monkeypatch.setattr("milkweed.convert.hub.folder.check_space", lambda *a: None)
-    monkeypatch.setattr("milkweed.convert.hub.folder.load_model", lambda found, *a: found.kind(found.config).eval())
+    monkeypatch.setattr("milkweed.convert.hub.folder._plan", lambda *_: pytest.fail("too late"))
     with pytest.raises(error, match=message):
         convert(source, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

@@ -44,6 +44,13 @@ def _dense_encoder():
     return {"folder": "encoder", "texts": ["a sentence", "some words of a sentence"] * 80}
 
 
+def _dense_encoder_and_batches():
+    given = _dense_encoder()
+    tokens = torch.randint(5, 10, (40, 12))
+    dataset = [{"input_ids": row, "labels": row[0] % 2} for row in tokens]
+    return given | {"dataset": dataset, "batches": [{"input_ids": tokens}] * 4}
+
+
 def _published_m2_bert():
     pytest.importorskip("transformers")
     golden = load_file(ROOT / "tests" / "golden" / "m2_bert_tiny.safetensors")
@@ -80,6 +87,7 @@ GIVEN = {
     "docs/conversion.md": _dense_encoder,
     "docs/gpu.md": _operands,
     "docs/monarch_mixer.md": _published_m2_bert,
+    "docs/your_model.md": _dense_encoder_and_batches,
 }
 # What it must have made or printed, beyond running.
 MADE = {

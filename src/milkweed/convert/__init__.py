@@ -1,5 +1,7 @@
 """Conversion of whole models between dense and structured layers, and of checkpoints between formats."""
 
+from typing import TYPE_CHECKING, Any
+
 from milkweed.convert import checkpoints
 from milkweed.convert.adapter_files import load_adapters_, save_adapters
 from milkweed.convert.adapters import (
@@ -20,6 +22,9 @@ from milkweed.convert.plan import ConversionPlan, plan_conversion
 from milkweed.convert.pretrained import load_pretrained, save_pretrained
 from milkweed.convert.rules import default_rules
 from milkweed.nn.structured_linear import BlockDiagonalConfig, LayerConfig, LowRankConfig, MonarchConfig, PixelflyConfig
+
+if TYPE_CHECKING:
+    from milkweed.convert.hub.native import MilkweedConfig as MilkweedConfig
 
 __all__ = [
     "AdapterConfig",
@@ -52,3 +57,21 @@ __all__ = [
     "save_adapters",
     "save_pretrained",
 ]
+
+# Classes derived from another library's, which is imported with them.
+_DERIVED = {"MilkweedConfig": "milkweed.convert.hub.native"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DERIVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+    import importlib
+
+    try:
+        return getattr(importlib.import_module(_DERIVED[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "milkweed":
+            raise
+        raise ModuleNotFoundError(
+            f"milkweed.{name} needs {error.name}, which is not installed: pip install 'milkweed[hf]'", name=error.name
+        ) from error

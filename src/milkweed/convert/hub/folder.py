@@ -21,6 +21,7 @@ from milkweed.convert.evaluation.metrics import Metric, check_metric
 from milkweed.convert.evaluation.pair import Pair
 from milkweed.convert.evaluation.trial import Options as TrialOptions
 from milkweed.convert.evaluation.trial import Trial
+from milkweed.convert.hub.card import CARD, model_card
 from milkweed.convert.hub.conversion_progress import FolderError, Progress
 from milkweed.convert.hub.destination import REPORT, check_space, copy_side_files, staged, writing
 from milkweed.convert.hub.folder_conversion import (
@@ -150,7 +151,8 @@ def convert_folder(
         preview = plan_without_weights(found, options.rules, parameters, candidates)
         if folder is not None:
             check_space(folder, preview, dtype)
-        model = load_model(found, preview, dtype, device, steps)
+        needed = [f"{line.name}.weight" for line in preview.converted]
+        model = load_model(found, needed, dtype, device, steps)
         if train is not None:
             _check_trainable(model)
         trial = Trial(found, trial_options, steps)
@@ -165,11 +167,20 @@ def convert_folder(
             left_out = copy_side_files(found.folder, folder)
             if left_out:
                 steps.warn(f"{', '.join(left_out)} of {found.name}: links that leave the folder, not copied")
+            (folder / CARD).write_text(
+                model_card(model, found.name, _facts(done), found.folder / CARD), encoding="utf-8"
+            )
             save_pretrained(model, folder)
             done.save(folder / REPORT)
             if also_write is not None:
                 also_write(folder, done)
     return done
+
+
+def _facts(done: FolderConversion) -> list[str]:
+    figures = [f"{name}: {value}" + f" ({detail})" * bool(detail) for name, value, detail in done.headline()]
+    measured = done.end_to_end is not None and done.end_to_end.figures
+    return [*(figures if measured else figures[1:]), done.report.summary()]
 
 
 def plan_without_weights(
