@@ -8,7 +8,11 @@ from functools import partial
 from milkweed._import_hook import when_imported
 
 # After the module on the left has been imported, the one on the right is, and registers itself.
-_MODULES = (("transformers.quantizers.auto", "milkweed.convert.hub.native"),)
+_MODULES = (
+    ("transformers.models.auto.configuration_auto", "milkweed.models.hf.register_config"),
+    ("transformers.models.auto.modeling_auto", "milkweed.models.hf.register_models"),
+    ("transformers.quantizers.auto", "milkweed.convert.hub.native"),
+)
 
 
 def install() -> None:

@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from milkweed.nn.filters import ImplicitFilter
 from milkweed.nn.structured_linear import AdaptedLinear
 
 # Layers that pack query, key and value; each third becomes a matrix of its own.
@@ -180,6 +181,9 @@ def reader_of_weight(model: nn.Module, names: Sequence[str]) -> str | None:
         parent = model.get_submodule(name.rpartition(".")[0])
         if isinstance(parent, _READ_WEIGHTS) or name.rpartition(".")[2] in _weights_read(type(parent)):  # type: ignore[arg-type]
             return f"its parent {type(parent).__name__} reads the weight itself"
+        parts = name.split(".")
+        if any(isinstance(model.get_submodule(".".join(parts[:end])), ImplicitFilter) for end in range(len(parts))):
+            return "an ImplicitFilter reads the weight itself, to compute kernels"
     return None
 
 
