@@ -432,6 +432,10 @@ CONVERT = {
     "ConversionReport.save": method(
         lambda: convert.convert_(network(), convert.MonarchConfig(4)), "save", path="report.json"
     ),
+    "FolderConversion.save": method(
+        lambda: convert.FolderConversion(convert.convert_(network(), convert.MonarchConfig(4))), "save", path="new.json"
+    ),
+    "FolderConversion.load": of(convert.FolderConversion.load, path="converted.json"),
     "convert_folder": of(convert.convert_folder, source=lambda: Path("nothing here"), out="converted"),
     "export_onnx": of(convert.export_onnx, model=lambda: Path("nothing here"), file="model.onnx"),
     "load_s4d_minimal": of(s4.load_s4d_minimal, state=minimal_s4d),
@@ -474,6 +478,7 @@ NOT_CALLED = {
     *("Backend", "Choice", "HippoBasis", "Factorization", "Projection", "LayerReport", "KeptMatrix"),
     *("OnnxExport", "OnnxFile"),
     *("FolderConversion", "ConversionReport", "ConversionPlan", "MergedAdapters", "StateSpaceFilter"),
+    *("EndToEnd", "EndToEnd.from_dict", "Figure", "HeldOut", "Size", "ConversionReport.from_dict"),
     *("StructuredLinear", "StructuredLinear.from_linear", "CausalBasis", "CausalBasis.causally"),
     *("CausalBasis.echo", "CausalBasis.scale", "CausalBasis.output_digits", "ChebyshevBasis.echo"),
     *("ChebyshevBasis.scale", "ChebyshevBasis.output_digits", "FrozenKernel.layout", "register"),
@@ -484,6 +489,8 @@ NOT_CALLED = {
 def prepare(folder: Path) -> None:
     """Write the files that the calls read."""
     structures.save(MATRICES["Monarch"](), folder / "structure")
+    report = convert.convert_(network(), convert.MonarchConfig(4))
+    convert.FolderConversion(report).save(folder / "converted.json")
     convert.save_adapters(adapted(), folder / "saved")
     function, given = MODELS["build_model"]()
     convert.save_pretrained(function(**given), folder / "model")

@@ -11,6 +11,8 @@ from milkweed._import_hook import when_imported
 # Once the module on the left has been imported, the one on the right is, and registers what it holds.
 _REGISTRATIONS = {
     "peft": "milkweed.convert.peft.registration",
+    "transformers.models.auto.configuration_auto": "milkweed.models.hf.register_config",
+    "transformers.models.auto.modeling_auto": "milkweed.models.hf.register_models",
     "transformers.quantizers.auto": "milkweed.convert.hub.native",
 }
 

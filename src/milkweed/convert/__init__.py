@@ -8,7 +8,10 @@ from milkweed.convert.adapter_files import load_adapters_, save_adapters
 from milkweed.convert.adapters import AdapterConfig, add_adapters_, remove_adapters_
 from milkweed.convert.apply import convert_, densify_
 from milkweed.convert.conversion_report import ConversionReport
-from milkweed.convert.hub.folder import FolderConversion, convert_folder
+from milkweed.convert.evaluation.held_out import HeldOut
+from milkweed.convert.evaluation.results import EndToEnd, Figure
+from milkweed.convert.hub.folder import convert_folder
+from milkweed.convert.hub.folder_conversion import FolderConversion, Size
 from milkweed.convert.layer_report import KeptMatrix, LayerReport
 from milkweed.convert.merging import MergedAdapters, merge_adapters_
 from milkweed.convert.onnx.export import export_onnx
@@ -30,7 +33,10 @@ __all__ = [
     "BlockDiagonalConfig",
     "ConversionPlan",
     "ConversionReport",
+    "EndToEnd",
+    "Figure",
     "FolderConversion",
+    "HeldOut",
     "KeptMatrix",
     "LayerConfig",
     "LayerReport",
@@ -40,6 +46,7 @@ __all__ = [
     "OnnxExport",
     "OnnxFile",
     "PixelflyConfig",
+    "Size",
     "add_adapters_",
     "checkpoints",
     "convert_",
