@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from milkweed._suggest import UsageError
 from milkweed.convert.hub.conversion_progress import FolderError
 
-VALUES = "out|file|device|dtype|parameters|max_length|batch_size|metric|metric_data|held_out|nblocks|rank|refine|opset|length"
+VALUES = "out|file|device|dtype|parameters|max_length|batch_size|metric|metric_data|held_out|nblocks|rank|refine"
+VALUES += "|opset|length"
 # Arguments that have another name among the options.
 RENAMED = {"file": "onnx"}
 QUOTED = r"'[^']*'|\"[^\"]*\""
