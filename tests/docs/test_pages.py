@@ -45,7 +45,10 @@ def _dense_encoder():
 
 
 def _dense_encoder_and_batches():
+    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("peft")
     given = _dense_encoder()
+    mw.convert_folder("encoder", "encoder-monarch")  # as the page does by the command
     tokens = torch.randint(5, 10, (40, 12))
     dataset = [{"input_ids": row, "labels": row[0] % 2} for row in tokens]
     return given | {"dataset": dataset, "batches": [{"input_ids": tokens}] * 4}
