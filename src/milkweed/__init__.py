@@ -6,7 +6,7 @@ exported by `torch.export` and are loaded without this library's layers.
 
 from typing import TYPE_CHECKING
 
-from milkweed import _integrations
+from milkweed._integrations import install as _install
 from milkweed._lazy import lazy
 from milkweed._version import __version__
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         save_pretrained,
     )
     from milkweed.convert import MonarchAdapterConfig as MonarchAdapterConfig
+    from milkweed.convert.hub.native import MilkweedConfig as MilkweedConfig
     from milkweed.structures import (
         Monarch,
         factorize_monarch_product,
@@ -48,6 +49,7 @@ else:
             "_registry": ("register",),
             "convert": (
                 "AdapterConfig",
+                "MilkweedConfig",
                 "MonarchAdapterConfig",
                 "MonarchConfig",
                 "add_adapters_",
@@ -74,7 +76,9 @@ else:
         },
     )
 
-# Without data, plots, tasks and train, which need extras: a star imports what the base install has.
+_install()
+
+# Without data, plots, tasks, train and MilkweedConfig, which need extras: a star imports what the base install has.
 __all__ = [
     "AdapterConfig",
     "Monarch",
@@ -104,5 +108,3 @@ __all__ = [
     "ssm",
     "structures",
 ]
-
-_integrations.install()

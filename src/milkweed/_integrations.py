@@ -1,25 +1,28 @@
-"""What this library adds to others once they are there: nothing of them is imported here."""
+"""What other libraries are told about milkweed, once both have been imported, in either order."""
 
 from __future__ import annotations
 
-import functools
 import importlib
 import warnings
+from functools import partial
 
 from milkweed._import_hook import when_imported
 
-# Once a module has been imported, `register()` of one of this library's modules runs.
-_REGISTRATIONS = {"peft": "milkweed.convert.peft.registration"}
+# After the module on the left has been imported, the one on the right is, and registers itself.
+_MODULES = (
+    ("transformers.quantizers.auto", "milkweed.convert.hub.native"),
+    ("peft", "milkweed.convert.peft.registration"),
+)
 
 
 def install() -> None:
-    """Wait for the other libraries, whoever is imported first."""
-    for name, registration in _REGISTRATIONS.items():
-        when_imported(name, functools.partial(_register, name, registration))
+    """Wait for the libraries."""
+    for theirs, ours in _MODULES:
+        when_imported(theirs, partial(_extend, theirs, ours))
 
 
-def _register(name: str, registration: str) -> None:
+def _extend(theirs: str, ours: str) -> None:
     try:
-        importlib.import_module(registration).register()
+        importlib.import_module(ours)
     except Exception as error:  # a version that is built in another way: its own import must not fail for that
-        warnings.warn(f"milkweed cannot extend this version of {name}: {error}", stacklevel=2)
+        warnings.warn(f"milkweed cannot extend this version of {theirs}: {error}", stacklevel=2)

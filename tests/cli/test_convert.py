@@ -179,13 +179,15 @@ def test_side_files_are_copied_as_data(folder, capsys):
     for name in ("1_Pooling/config.json", "2_Other/config.json"):
         (source / name).parent.mkdir()
         (source / name).write_text("{}")
-    for name in ("code.py", "pytorch_model.bin", ".hidden.json", "LICENSE"):
+    for name in ("code.py", "pytorch_model.bin", ".hidden.json", "LICENSE", "README.md"):
         (source / name).write_text("x")
     convert("bert", "--out", "out")
     found = {str(path.relative_to(folder / "out")) for path in (folder / "out").rglob("*") if path.is_file()}
     assert {"vocab.txt", "tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json"} <= found
     assert "LICENSE" in found
-    assert not found & {"2_Other/config.json", "code.py", "pytorch_model.bin", ".hidden.json", "model.safetensors"}
+    assert not found & {"2_Other/config.json", "code.py", "pytorch_model.bin", ".hidden.json"}
+    # The dense model's card does not describe this one.
+    assert "converted by milkweed" in (folder / "out" / "README.md").read_text()
 
 
 def test_overwriting_replaces_only_what_the_command_wrote(folder, capsys):
@@ -265,9 +267,13 @@ def test_bad_input_is_one_message_and_leaves_nothing(arguments, message, folder,
     assert content(folder).keys() == before.keys()
 
 
-def test_a_converted_model_is_not_converted_again(folder, capsys):
-    convert("bert", "--out", "out")
-    assert "was written by milkweed" in refused(["out", "--out", "again"], capsys)
+def test_a_converted_model_can_be_converted_further(folder, capsys):
+    convert("bert", "--out", "out", "--layers", r"re:.*intermediate.*")
+    convert("out", "--out", "again")
+    model = mw.load_pretrained("again")
+    assert isinstance(model.encoder.layer[0].intermediate.dense, mw.nn.MonarchLinear)
+    assert isinstance(model.encoder.layer[0].output.dense, mw.nn.MonarchLinear)
+    assert "nothing to convert" in refused(["again", "--out", "third"], capsys)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])

@@ -38,31 +38,19 @@ def test_every_family_there_and_back(family, sequential, tmp_path):
     torch.testing.assert_close(output(type(model).from_pretrained(tmp_path / "dense").eval(), inputs[0]), found)
 
 
-def test_transformers_refuses_a_converted_folder(tmp_path):
-    # A model.safetensors there would be read without an error, and the missing dense weights drawn at random.
+def test_a_folder_holds_one_model(tmp_path):
     model = build("bert")
     mw.save_pretrained(model, tmp_path)
     before = type(model).from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     mw.convert_(model, mw.MonarchConfig(2))
     mw.save_pretrained(model, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "milkweed.safetensors"}
-    with pytest.raises(OSError, match=r"model\.safetensors"):
-        type(model).from_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    found = type(model).from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
     mw.densify_(model)
-    mw.save_pretrained(model, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
-
-
-def test_a_file_of_another_program_is_not_removed(tmp_path):
-    from safetensors.torch import save_file
-
-    model = build("bert")
-    mw.convert_(model, mw.MonarchConfig(2))
-    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
-    mw.save_pretrained(model, tmp_path)
-    assert (tmp_path / "model.safetensors").is_file()
-    assert torch.equal(mw.load_pretrained(tmp_path).pooler.dense.weight, model.pooler.dense.weight)
+    mw.save_pretrained(model, tmp_path / "dense")
+    assert {path.name for path in (tmp_path / "dense").iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_t5_reads_a_weight_of_its_own():

@@ -49,6 +49,13 @@ def _encoder_to_tune():
     return _dense_encoder()
 
 
+def _dense_encoder_and_batches():
+    given = _dense_encoder()
+    tokens = torch.randint(5, 10, (40, 12))
+    dataset = [{"input_ids": row, "labels": row[0] % 2} for row in tokens]
+    return given | {"dataset": dataset, "batches": [{"input_ids": tokens}] * 4}
+
+
 def _published_m2_bert():
     pytest.importorskip("transformers")
     golden = load_file(ROOT / "tests" / "golden" / "m2_bert_tiny.safetensors")
@@ -86,6 +93,7 @@ GIVEN = {
     "docs/gpu.md": _operands,
     "docs/monarch_mixer.md": _published_m2_bert,
     "docs/peft.md": _encoder_to_tune,
+    "docs/your_model.md": _dense_encoder_and_batches,
 }
 # What it must have made or printed, beyond running.
 MADE = {

@@ -1,8 +1,7 @@
 """Conversion of whole models between dense and structured layers, and of checkpoints between formats."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from milkweed._lazy import lazy
 from milkweed.convert import checkpoints
 from milkweed.convert.adapter_files import load_adapters_, save_adapters
 from milkweed.convert.adapters import AdapterConfig, add_adapters_, remove_adapters_
@@ -17,11 +16,9 @@ from milkweed.convert.rules import default_rules
 from milkweed.nn.structured_linear import BlockDiagonalConfig, LayerConfig, LowRankConfig, MonarchConfig, PixelflyConfig
 
 if TYPE_CHECKING:
+    from milkweed.convert.hub.native import MilkweedConfig as MilkweedConfig
     from milkweed.convert.peft import MonarchAdapterConfig as MonarchAdapterConfig
-else:
-    __getattr__, __dir__ = lazy(__name__, {"peft": ("MonarchAdapterConfig",)})
 
-# Without MonarchAdapterConfig, which needs an extra.
 __all__ = [
     "AdapterConfig",
     "BlockDiagonalConfig",
@@ -49,3 +46,21 @@ __all__ = [
     "save_adapters",
     "save_pretrained",
 ]
+
+# Classes derived from another library's, which is imported with them.
+_DERIVED = {"MilkweedConfig": "milkweed.convert.hub.native", "MonarchAdapterConfig": "milkweed.convert.peft"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DERIVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+    import importlib
+
+    try:
+        return getattr(importlib.import_module(_DERIVED[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "milkweed":
+            raise
+        raise ModuleNotFoundError(
+            f"milkweed.{name} needs {error.name}, which is not installed: pip install 'milkweed[hf]'", name=error.name
+        ) from error

@@ -9,6 +9,7 @@ from torch import nn
 
 from milkweed._arguments import checked
 from milkweed.convert.conversion_report import ConversionReport
+from milkweed.convert.hub.attach import attach
 from milkweed.convert.plan import ConversionPlan, plan_conversion
 from milkweed.convert.record import structured_layers
 from milkweed.convert.rules import Rules
@@ -66,6 +67,7 @@ def convert_(model: nn.Module, plan: ConversionPlan | Rules | LayerConfig | None
         site = sites[line.name]
         layer = plan.layers.pop(line.name).train(site.module.training)
         replace(model, line.names, layer.to(site.weight.device))
+    attach(model)
     return plan.report
 
 
@@ -116,6 +118,7 @@ def densify_(model: nn.Module) -> list[str]:
         dense.append((tuple(names), _as_conv1d(linear) if transposed else linear))
     for paths, replacement in dense:
         replace(model, paths, replacement)
+    attach(model)
     return [name for paths, _ in dense for name in paths]
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from milkweed._arguments import checked, plain
 from milkweed.convert.apply import convert_
 from milkweed.convert.conversion_report import ConversionReport
+from milkweed.convert.hub.card import CARD, model_card
 from milkweed.convert.hub.conversion_progress import FolderError, Progress
 from milkweed.convert.hub.destination import REPORT, check_space, copy_side_files, staged, writing
 from milkweed.convert.hub.inputs import check_runs
@@ -143,7 +144,8 @@ def convert_folder(
         preview = plan_without_weights(found, options.rules, parameters, candidates)
         if folder is not None:
             check_space(folder, preview, dtype)
-        model = load_model(found, preview, dtype, device, steps)
+        needed = [f"{line.name}.weight" for line in preview.converted]
+        model = load_model(found, needed, dtype, device, steps)
         if train is not None:
             _check_trainable(model)
         plan, batches = _plan(found, model, preview, options, steps)
@@ -155,11 +157,18 @@ def convert_folder(
             left_out = copy_side_files(found.folder, folder)
             if left_out:
                 steps.warn(f"{', '.join(left_out)} of {found.name}: links that leave the folder, not copied")
+            (folder / CARD).write_text(
+                model_card(model, found.name, _facts(done), found.folder / CARD), encoding="utf-8"
+            )
             save_pretrained(model, folder)
             done.report.save(folder / REPORT, None if done.timing is None else done.timing.as_dict())
             if also_write is not None:
                 also_write(folder, done)
     return done
+
+
+def _facts(done: FolderConversion) -> list[str]:
+    return [done.report.summary()] + ([] if done.timing is None else [done.timing.summary()])
 
 
 def plan_without_weights(

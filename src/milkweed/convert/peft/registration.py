@@ -103,3 +103,6 @@ def _allow_hot_swapping() -> None:
                 )
 
     hotswap.check_hotswap_configs_compatible = check
+
+
+register()
