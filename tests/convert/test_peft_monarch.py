@@ -453,8 +453,9 @@ class TestOtherLibraries:
         again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "checkpoint-4").eval()
         assert torch.equal(output(again, batch), output(whole, batch))
 
-    def test_transformers_loads_the_folder_of_an_adapter(self, tmp_path):
-        model, batch = build("gpt2"), batches("gpt2")[0]
+    @pytest.mark.parametrize("kind", ["dense", "structured"])
+    def test_transformers_loads_the_folder_of_an_adapter(self, kind, tmp_path):
+        model, batch = model_of("gpt2", kind)
         model.save_pretrained(tmp_path / "base")
         base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
         tuned = adapted(base, monarch(task_type="CAUSAL_LM"))
@@ -462,6 +463,12 @@ class TestOtherLibraries:
         for auto in (transformers.AutoModelForCausalLM, peft.AutoPeftModelForCausalLM):
             again = auto.from_pretrained(tmp_path / "adapter").eval()
             assert torch.equal(output(again, batch), output(tuned, batch))
+        # What is merged is a model of its own again, saved by transformers.
+        merged = tuned.merge_and_unload()
+        after = output(merged, batch)
+        merged.save_pretrained(tmp_path / "merged")
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+        assert torch.equal(output(again, batch), after)
 
     def test_generation_with_a_cache(self):
         model, batch = converted("llama")
@@ -548,11 +555,12 @@ def test_another_version_is_left_as_it_is(monkeypatch):
 
     known = {name: member for name, member in peft.PeftType.__members__.items() if name != "MILKWEED_MONARCH"}
     older = enum.Enum("PeftType", known, type=str)
-    monkeypatch.setattr(registration, "PeftType", older)
+    monkeypatch.setattr(peft.utils.peft_types, "PeftType", older)
     monkeypatch.setattr(config, "PeftType", older)
     monkeypatch.setattr(lora_model, "dispatch_default", lambda target, adapter_name, lora_config: None)
+    monkeypatch.delitem(sys.modules, registration.__name__)
     with pytest.warns(UserWarning, match=r"cannot extend this version of peft: .*takes target, .*lora_config"):
-        _integrations._register("peft", "milkweed.convert.peft.registration")
+        _integrations._extend("peft", registration.__name__)
     with pytest.raises(RuntimeError, match=r"peft .* does not know Monarch adapters: .* install peft 0\.21"):
         CONFIG()
 
@@ -564,7 +572,7 @@ def test_without_peft_the_extra_is_named(monkeypatch):
     for package in (mw, mw.convert):
         monkeypatch.delitem(vars(package), "MonarchAdapterConfig", raising=False)
     for package in (mw, mw.convert):
-        with pytest.raises(ModuleNotFoundError, match=r'a method of peft: pip install "milkweed\[hf\]"'):
+        with pytest.raises(ModuleNotFoundError, match=r"milkweed.MonarchAdapterConfig needs peft, .* 'milkweed\[hf\]'"):
             package.MonarchAdapterConfig  # noqa: B018
 
 
