@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -64,7 +65,10 @@ def scan(
             carry, output = step(carry, each)
             return carry, output.clone()
 
-        carry, outputs = traced(cloned, start.clone(memory_format=torch.contiguous_format), inputs)
+        with warnings.catch_warnings():
+            # The tracer looks at the gradient of whatever it is given.
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+            carry, outputs = traced(cloned, start.clone(memory_format=torch.contiguous_format), inputs)
         return carry, outputs
     carry, found = start, []
     for each in inputs.unbind():
