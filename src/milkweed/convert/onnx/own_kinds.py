@@ -32,17 +32,32 @@ def model_graph(model: Model, name: str) -> Graph:
 
 def stepper_graph(stepper: Stepper) -> Graph:
     """The graph of one step: ``u`` and the tensors of the state go in, ``y`` and those of the next state come out."""
-    states = [stepper.initial_state(batch) for batch in (2, 3)]
-    leaves, spec = trees.tree_flatten(states[0])
-    others = trees.tree_leaves(states[1])
-    if not all(isinstance(leaf, Tensor) for leaf in leaves):
-        raise FolderError(f"{type(stepper).__name__} has a state that is not made of tensors alone")
-    names = [f"state_{index}" for index in range(len(leaves))]
-    inputs = {"u": _step_input(stepper, states[0])}
-    for name, small, large in zip(names, leaves, others, strict=True):
-        pairs = zip(small.shape, large.shape, strict=True)
-        inputs[name] = fixed(small, *(a if a == b else BATCH for a, b in pairs))
-    return Graph(_Step(stepper, spec), inputs, ("y", *(f"next_{name}" for name in names)))
+    state = stepper.initial_state(2)
+    leaves, spec = trees.tree_flatten(state)
+    others = trees.tree_leaves(stepper.initial_state(3))
+    inputs = {"u": _step_input(stepper, state)}
+    module = _Step(stepper, spec, leaves)
+    _check_constants(module, inputs["u"], state)
+    names = [f"state_{index}" for index in range(len(module.places))]
+    for name, place in zip(names, module.places, strict=True):
+        pairs = zip(leaves[place].shape, others[place].shape, strict=True)
+        inputs[name] = fixed(leaves[place], *(a if a == b else BATCH for a, b in pairs))
+    return Graph(module, inputs, ("y", *(f"next_{name}" for name in names)))
+
+
+def _check_constants(module: _Step, first: Input, state: Any) -> None:
+    """Refuse a state in which anything except tensors changes."""
+    u = Graph(module, {"u": first}, ()).example({BATCH: 2})["u"]
+    after = trees.tree_leaves(module.stepper(u, state)[1])
+    before = trees.tree_leaves(state)
+    if len(before) != len(after) or any(
+        isinstance(one, Tensor) != isinstance(other, Tensor) or (not isinstance(one, Tensor) and one != other)
+        for one, other in zip(before, after, strict=False)
+    ):
+        raise FolderError(
+            f"{type(module.stepper).__name__} cannot be exported: something except tensors changes in its state, such "
+            "as the number of steps"
+        )
 
 
 class _Positional(nn.Module):
@@ -60,14 +75,20 @@ class _Positional(nn.Module):
 class _Step(nn.Module):
     """A stepper whose state is a list of tensors."""
 
-    def __init__(self, stepper: nn.Module, spec: trees.TreeSpec) -> None:
+    def __init__(self, stepper: nn.Module, spec: trees.TreeSpec, leaves: list[Any]) -> None:
         super().__init__()
         self.stepper, self.spec = stepper, spec
+        self.places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        self.constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Take a step."""
-        y, state = self.stepper(inputs[0], trees.tree_unflatten(list(inputs[1:]), self.spec))
-        return (y, *trees.tree_leaves(state))
+        leaves: list[Any] = list(self.constants)
+        for place, tensor in zip(self.places, inputs[1:], strict=True):
+            leaves[place] = tensor
+        y, state = self.stepper(inputs[0], trees.tree_unflatten(leaves, self.spec))
+        after = trees.tree_leaves(state)
+        return (y, *(after[place] for place in self.places))
 
 
 def _limit(limit: int | None) -> Mapping[str, int]:

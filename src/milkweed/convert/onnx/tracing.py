@@ -46,7 +46,21 @@ def trace(graph: Graph, name: str, opset: int) -> Any:
     except Exception as error:  # torch and its exporter have many kinds
         raise FolderError(f"{name} cannot be exported: {reason(error)}") from error
     assert program is not None
-    return _tidied(program.model)
+    model = program.model
+    _check_free(graph, model, name)
+    return _tidied(model)
+
+
+def _check_free(graph: Graph, model: Any, name: str) -> None:
+    """Refuse a program in which an axis came out with the size that was traced."""
+    for each, made in zip(graph.inputs.values(), model.graph.inputs, strict=True):
+        for axis, size in zip(each.shape, made.shape, strict=True):
+            if isinstance(axis, str) and isinstance(size, int):
+                raise FolderError(f"{name} cannot be exported: {_fixes(axis)}")
+
+
+def _fixes(axis: str) -> str:
+    return f"its forward pass computes with the size of {axis} in a way that fixes it; fix the length with length=N"
 
 
 def _axis(name: str, limit: int | None) -> Any:
@@ -118,6 +132,5 @@ def reason(error: BaseException) -> str:
     bound = re.search(r"You marked (\S+) as dynamic.*specialized.*?constant \((\d+)\)", text, re.DOTALL)
     fixed = re.search(r"Not all values of (\w+).*are valid", text)
     if bound or fixed:
-        axis = fixed[1] if fixed else "an axis"
-        return f"its forward pass works for some sizes of {axis} only; fix the length with length=N"
+        return _fixes(fixed[1] if fixed else "an axis")
     return f"{type(chain[-1]).__name__}: {first_line(chain[-1])}"
