@@ -39,8 +39,10 @@ def _frozen_float64_refusal(u: Tensor, *rest: Tensor | FrozenKernel | None) -> s
     return backends.lacks_float64(u) or needs_plain_formula(u, *rest)
 
 
-def _frozen_export(u: Tensor, kernel: FrozenKernel, *rest: Tensor | None) -> Tensor:
-    return export.frozen_conv(u, kernel.spectrum, kernel.points, *rest, kernel.length)
+def _frozen_export(
+    u: Tensor, kernel: FrozenKernel, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None
+) -> Tensor:
+    return export.frozen_conv(u, kernel.spectrum, kernel.points, skip, pre_gate, post_gate, kernel.length)
 
 
 def _frozen_triton(u: Tensor, kernel: FrozenKernel, *rest: Tensor | None) -> Tensor:
