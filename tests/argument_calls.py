@@ -318,6 +318,7 @@ NN = {
     "build_linear": of(nn.build_linear, spec={"name": "monarch", "nblocks": 2}, in_features=8, out_features=8),
     "build_sequence_layer": of(nn.build_sequence_layer, spec={"name": "s4d"}, d_model=4),
     "check_spec": of(nn.check_spec, kind="layer", spec={"name": "s4d"}),
+    "fixed_states": of(nn.fixed_states, stepper=lambda: nn.S4D(4).stepper()),
     "parameter_groups": of(nn.parameter_groups, model=SEQUENCE["S4D"], lr=1e-3),
 }
 FILTERS = {

@@ -76,7 +76,7 @@ def test_what_is_refused():
         stepper(torch.randn(1, 4, dtype=torch.float64), state)
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["causal_monarch", "long_conv", "s4", "s4d", "gated_mixer", "network"])
 def test_one_step_in_another_runtime(name):
     layer, u = build(name).float(), torch.randn(2, LENGTH, 4)
@@ -92,4 +92,5 @@ def test_one_step_in_another_runtime(name):
         y, *state = step(u[:, t], state)
         outputs.append(y)
     expected = copy.deepcopy(layer).double()(u.double()).detach()
-    assert relative_error(torch.stack(outputs, 1), expected) <= 1e-5
+    own = relative_error(layer(u).detach(), expected)
+    assert relative_error(torch.stack(outputs, 1), expected) <= 2 * own + 1e-6

@@ -31,9 +31,17 @@ def balanced(size: int, least: int, most: int) -> int:
 
 
 def pieces(length: int, size: int) -> int:
-    """How many pieces of a size hold a length, one more than needed if the length is not known."""
-    # At least two for any length: whether there is one, a trace would have to ask, and a program be for one answer.
-    return -(-length // size) if is_known(length) else (length + 2 * size - 1) // size
+    """How many pieces of a size hold a length, perhaps one more than needed if the length is not known."""
+    if is_known(length):
+        return -(-length // size)
+    # At least two: whether there is one, a trace would have to ask, and a program be for one answer. It sees that
+    # there are more where what is added to the least length is a multiple of the size.
+    node = length.node  # type: ignore[attr-defined]
+    least = node.shape_env.bound_sympy(node.expr).lower
+    before = int(least) - 1 if least.is_Integer and least > 0 else 0
+    added = max(2 * size - before, size - 1)
+    added += -(before + added) % size
+    return (length + added) // size
 
 
 def first(x: Tensor, length: int) -> Tensor:

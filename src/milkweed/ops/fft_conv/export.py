@@ -50,13 +50,14 @@ class _Transform:
         self.across = torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
 
     def spectrum(self, x: Tensor) -> Tensor:
-        """(..., filled * columns) or less to (..., k1, 2 * columns), real parts first."""
-        x = F.pad(x, (0, self.filled * self.columns - x.shape[-1]))
-        turned = self.into @ x.reshape(-1, self.filled, self.columns)
+        """(H, filled * columns) or less, or (B, H, ...), to (..., k1, 2 * columns), real parts first."""
+        lead = x.shape[:-1]
+        x = F.pad(x if x.ndim == 2 else x.flatten(0, 1), (0, self.filled * self.columns - x.shape[-1]))
+        turned = self.into @ x.unflatten(-1, (self.filled, self.columns))
         re, im = turned[:, : self.half], turned[:, self.half :]
         cos, sin = self.turn
         across = torch.cat([re * cos + im * sin, im * cos - re * sin], -1) @ self.across
-        return across.reshape(*x.shape[:-1], self.half, 2 * self.columns)
+        return across if len(lead) == 1 else across.unflatten(0, lead)
 
     def signal(self, spectrum: Tensor) -> Tensor:
         """The filled points again, (..., filled * columns)."""
