@@ -14,7 +14,7 @@ def test_the_table_has_a_line_for_each_file_and_judges_one_thread():
     ]
     quality = dict.fromkeys(onnx_minilm.KINDS, 0.8321)
     document = {
-        "bytes": {kind: 16_200_000 for kind in onnx_minilm.KINDS},
+        "bytes": dict.fromkeys(onnx_minilm.KINDS, 16200000),
         "quality": quality,
         "export_s": dict.fromkeys(onnx_minilm.KINDS, 12.0),
         "times": times,
