@@ -6,6 +6,7 @@ exported by `torch.export` and are loaded without this library's layers.
 
 from typing import TYPE_CHECKING
 
+from milkweed import _integrations
 from milkweed._lazy import lazy
 from milkweed._version import __version__
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
         save_adapters,
         save_pretrained,
     )
+    from milkweed.convert import MilkweedConfig as MilkweedConfig
+    from milkweed.convert import MonarchAdapterConfig as MonarchAdapterConfig
     from milkweed.structures import (
         Monarch,
         factorize_monarch_product,
@@ -46,6 +49,8 @@ else:
             "_registry": ("register",),
             "convert": (
                 "AdapterConfig",
+                "MilkweedConfig",
+                "MonarchAdapterConfig",
                 "MonarchConfig",
                 "add_adapters_",
                 "convert_",
@@ -71,7 +76,8 @@ else:
         },
     )
 
-# Without data, plots, tasks and train, which need extras: a star imports what the base install has.
+
+# Without data, plots, tasks, train and MilkweedConfig, which need extras: a star imports what the base install has.
 __all__ = [
     "AdapterConfig",
     "Monarch",
@@ -101,3 +107,5 @@ __all__ = [
     "ssm",
     "structures",
 ]
+
+_integrations.install()

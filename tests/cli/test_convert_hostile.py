@@ -51,7 +51,7 @@ def test_links_to_files_elsewhere(folders, tmp_path):
     (source / "LICENSE").symlink_to("README.md")
     (source / "modules.json").write_text(json.dumps([{"path": "1_Pooling"}, {"path": "2_Dense"}]))
     assert copy_side_files(source, out) == ["vocab.txt", "1_Pooling/model.safetensors"]
-    assert sorted(each.name for each in out.rglob("*")) == ["LICENSE", "README.md", "modules.json"]
+    assert sorted(each.name for each in out.rglob("*")) == ["LICENSE", "modules.json"]
 
 
 def test_links_that_lie_where_files_go(folders, tmp_path):

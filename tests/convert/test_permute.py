@@ -68,7 +68,7 @@ def test_every_family_stays_the_same(family):
     expected, state = output(model, data[0]), {k: v.clone() for k, v in model.state_dict().items()}
     orders = {}
     for seed, pair in enumerate(pairs):
-        assert is_free(model, pair, sites, data[0])
+        assert is_free(model, pair, sites, data[:1])
         hidden = sites[pair.reader].in_features
         orders[pair] = torch.randperm(hidden, generator=torch.Generator().manual_seed(seed))
     with reordered(model, sites, orders) as there:
@@ -212,7 +212,7 @@ def test_activations_that_tell_units_apart_are_found(activation, free, dtype):
     sites = sites_of(model)
     (pair,) = find_feed_forwards(sites, everywhere(sites, mw.MonarchConfig(4)))
     data = [x.to(dtype) for x in inputs(16)]
-    assert is_free(model, pair, sites, data[0]) == free
+    assert is_free(model, pair, sites, data[:1]) == free
     assert sites_of(model)["fc1"].module is sites["fc1"].module
 
 
@@ -232,7 +232,7 @@ def test_a_pair_that_the_batch_does_not_reach_is_left_alone():
     model.forward = lambda x: x + 1
     sites = sites_of(model)
     (pair,) = find_feed_forwards(sites, everywhere(sites, mw.MonarchConfig(4)))
-    assert not is_free(model, pair, sites, inputs(16)[0])
+    assert not is_free(model, pair, sites, inputs(16)[:1])
 
 
 def test_layers_reached_twice_tied_hooked_or_of_other_sizes_are_no_pair():

@@ -1,17 +1,15 @@
 """The `milkweed` command."""
 
-import importlib
-import importlib.util
 import os
 import sys
 import warnings
-from contextlib import suppress
 
 from milkweed._suggest import UsageError, unknown
 from milkweed._version import __version__
 from milkweed.cli.command import run_command
 from milkweed.cli.console import complain, echo, in_columns
 from milkweed.cli.errors import caused_by_input, debugging, print_error
+from milkweed.cli.own_modules import import_named
 
 COMMANDS = {
     "train": "train a recipe and leave its results under runs/",
@@ -95,24 +93,10 @@ def dispatch(arguments: list[str]) -> None:
 
 
 def import_module(arguments: list[str]) -> list[str]:
-    """Import a module of the user's, which registers classes; it is looked for in the working folder too."""
+    """Import a module of the user's, which registers classes."""
     _, equals, name = arguments[0].partition("=")
     name, rest = (name, arguments[1:]) if equals else ("".join(arguments[1:2]), arguments[2:])
-    name, spec = name.removesuffix(".py"), None
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    if all(map(str.isidentifier, name.split("."))):
-        with suppress(ModuleNotFoundError):  # of a package around it
-            spec = importlib.util.find_spec(name)
-    if spec is None:
-        raise UsageError(
-            f"--import {name}: there is no such module; give the name by which Python imports it, e.g. my_layers for "
-            "my_layers.py in this folder"
-        )
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(f"--import {name}: {spec.origin or name} cannot be imported: {error}") from error
+    import_named(name, f"--import {name.removesuffix('.py')}")
     return rest
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from milkweed._arguments import checked
 from milkweed.convert.conversion_report import ConversionReport
+from milkweed.convert.experts import experts_apart, fuse_, split_recorded_
+from milkweed.convert.hub.attach import attach
 from milkweed.convert.plan import ConversionPlan, plan_conversion
 from milkweed.convert.record import structured_layers
 from milkweed.convert.rules import Rules
 from milkweed.convert.sites import (
+    LinearSite,
     digest,
     find_sites,
     is_conv1d,
@@ -49,7 +53,20 @@ def convert_(model: nn.Module, plan: ConversionPlan | Rules | LayerConfig | None
     """
     if not isinstance(plan, ConversionPlan):
         plan = plan_conversion(model, plan, tokens=None)
-    sites = {site.name: site for site in find_sites(model)}
+    with experts_apart(model):
+        sites = {site.name: site for site in find_sites(model)}
+        _check(plan, sites)
+    split_recorded_(model, plan.layers)
+    for line in plan.report.converted:
+        site = sites[line.name]
+        layer = plan.layers.pop(line.name).train(site.module.training)
+        replace(model, line.names, layer.to(site.weight.device))
+    attach(model)
+    return plan.report
+
+
+def _check(plan: ConversionPlan, sites: Mapping[str, LinearSite]) -> None:
+    """Refuse a plan that was made for other layers, or has been carried out."""
     for name, noted in plan.digests.items():
         if name not in sites:
             raise ValueError(f"the plan was made for another model: there is no linear layer {name!r}")
@@ -62,11 +79,6 @@ def convert_(model: nn.Module, plan: ConversionPlan | Rules | LayerConfig | None
             )
     if plan.digests and not plan.layers:
         raise ValueError("this plan has been carried out, and its layers belong to that model; plan again")
-    for line in plan.report.converted:
-        site = sites[line.name]
-        layer = plan.layers.pop(line.name).train(site.module.training)
-        replace(model, line.names, layer.to(site.weight.device))
-    return plan.report
 
 
 @torch.no_grad()
@@ -75,14 +87,14 @@ def convert_(model: nn.Module, plan: ConversionPlan | Rules | LayerConfig | None
 def densify_(model: nn.Module) -> list[str]:
     """Multiply the factors of all structured linear layers out, in place: the same outputs from dense layers.
 
-    Where transformers knows the model, packed layers become ``Conv1D`` again if its architecture has them. Under an
-    adapter the base becomes dense, and the adapter stays as it is.
+    Where transformers knows the model, packed layers become ``Conv1D`` again if its architecture has them, and experts
+    that were split are fused again. Under an adapter the base becomes dense, and the adapter stays as it is.
 
     Args:
         model: Any module.
 
     Returns:
-        The names of the layers that are dense now, all paths of each.
+        The names of the layers that were made dense, all paths of each.
 
     Raises:
         ValueError: The model has no structured layer, or is itself one, or a layer has hooks or shares its factors.
@@ -108,6 +120,8 @@ def densify_(model: nn.Module) -> list[str]:
         if lost is not None:
             raise ValueError(f"layer {names[0]!r} cannot be made dense: {lost}")
     skeleton = skeleton_of(model)
+    if skeleton is not None:
+        split_recorded_(skeleton, (name for names in found.values() for name in names))
     dense: list[tuple[tuple[str, ...], nn.Module]] = []
     for module, names in found.items():
         assert isinstance(module, StructuredLinear | ConcatLinear)
@@ -116,6 +130,8 @@ def densify_(model: nn.Module) -> list[str]:
         dense.append((tuple(names), _as_conv1d(linear) if transposed else linear))
     for paths, replacement in dense:
         replace(model, paths, replacement)
+    fuse_(model)
+    attach(model)
     return [name for paths, _ in dense for name in paths]
 
 

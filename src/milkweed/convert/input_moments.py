@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import repeat
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from milkweed.convert.routing import Routing
 
 # Bytes for second moments at a time, or an eighth of the size of the model if that is more.
 _LEAST_MEMORY = 96 * 2**20
@@ -22,8 +24,8 @@ _ROWS, _HEIGHT = 1024, 256
 class InputMoments:
     """Mean and spread of the inputs of one layer, summed up in little more than half the memory of a matrix."""
 
-    def __init__(self, n: int, device: torch.device | str = "cpu") -> None:
-        self.count = 0
+    def __init__(self, n: int, device: torch.device | str = "cpu", prior: int = 0) -> None:
+        self.count, self.prior = 0, prior
         self.mean = torch.zeros(n, dtype=torch.float64, device=device)
         # The sum of (x - mean) (x - mean)ᵀ is symmetric: some rows together, up to the diagonal.
         self._strips = [self.mean.new_zeros(stop - start, stop) for start, stop in strips(n)]
@@ -51,9 +53,18 @@ class InputMoments:
 
     def covariance(self, centred: bool) -> Tensor:
         """E[x xᵀ] in float64, exactly symmetric; less E[x] E[x]ᵀ if centred, as for a layer with a bias."""
+        # A prior counts as so many inputs more, which have as much energy in every direction.
+        found = self._covariance(centred)
+        if self.prior:
+            even = found.trace() / len(found)
+            found.mul_(self.count / (self.count + self.prior))
+            found.diagonal().add_(even * (self.prior / (self.count + self.prior)))
+        return found
+
+    def _covariance(self, centred: bool) -> Tensor:
         found = self.mean.new_empty(len(self.mean), len(self.mean))
         for strip, (start, stop) in self._by_strips():
-            rows = torch.div(strip, self.count, out=found[start:stop, :stop])
+            rows = torch.div(strip, max(1, self.count), out=found[start:stop, :stop])
             if not centred:
                 rows.addr_(self.mean[start:stop], self.mean[:stop])
             corner = rows[:, start:]  # a product of float32 need not be quite symmetric
@@ -65,7 +76,7 @@ class InputMoments:
         """E‖weight x‖² of a weight (m, n), about the mean if centred; products are in the weight's precision."""
         found = 0.0
         for strip, (start, stop) in self._by_strips():
-            passed = weight[:, start:stop] @ (strip / self.count).to(weight.dtype)
+            passed = weight[:, start:stop] @ (strip / max(1, self.count)).to(weight.dtype)
             passed[:, :start] *= 2  # for the other half of the matrix
             found += float(passed.mul_(weight[:, :stop]).sum(dtype=torch.float64))
         if not centred:
@@ -74,9 +85,9 @@ class InputMoments:
 
     def reordered(self, order: Tensor) -> InputMoments:
         """The moments of reordered inputs; ``order`` (n,) says which of them stands at each place."""
-        found = InputMoments(len(order), order.device)
+        found = InputMoments(len(order), order.device, self.prior)
         found.count, found.mean = self.count, self.mean[order]
-        whole = self.covariance(centred=True).mul_(self.count)
+        whole = self._covariance(centred=True).mul_(self.count)
         for strip, (start, stop) in found._by_strips():
             strip.copy_(whole[order[start:stop]][:, order[:stop]])
         return found
@@ -107,6 +118,8 @@ class Calibration:
         layers: The layers by name, each with ``in_features`` or a transposed weight.
         batches: What the model is called with: a mapping of keyword arguments, a tuple of arguments, or one tensor.
             Positions where a mapping's ``attention_mask`` is 0 do not count.
+        unsure: Layers that few inputs may reach or none, as those of an expert. Their covariances are drawn towards
+            even ones, as if by one input for each direction; of no inputs they are 0.
         memory_limit: Bytes; an eighth of the size of the model by default, at least 96 MiB.
 
     Raises:
@@ -119,13 +132,14 @@ class Calibration:
         layers: Mapping[str, nn.Module],
         batches: Iterable[Any],
         *,
+        unsure: Collection[str] = (),
         memory_limit: int | None = None,
     ) -> None:
         if isinstance(batches, Tensor | Mapping | str):
             raise TypeError(f"calibration must be an iterable of batches, e.g. a list; got a {type(batches).__name__}")
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         limit = max(_LEAST_MEMORY, size // 8) if memory_limit is None else memory_limit
-        self._model, self._layers, self._batches = model, layers, batches
+        self._model, self._layers, self._batches, self._unsure = model, layers, batches, unsure
         self._groups = list(_groups(layers, limit))
         self._moments: dict[str, InputMoments] = {}
         self._calls: list[Counter[str]] = []  # how often each batch calls each layer, once there has been a pass
@@ -148,14 +162,17 @@ class Calibration:
         found: dict[str, InputMoments] = {}
         called: Counter[str] = Counter()
         enough: Counter[str] | None = None
+        routing = Routing(self._model)
 
         def watch(name: str) -> Any:
             def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
                 called[name] += 1
                 if name in layers:
                     x = tensor_read(name, inputs)
-                    for rows in valid_rows(x, attention_mask(batch, name)):
-                        found.setdefault(name, InputMoments(x.shape[-1], x.device)).add(rows)
+                    for rows in valid_rows(x, routing.mask(name, attention_mask(batch, name))):
+                        if name not in found:
+                            found[name] = self._moments_of(name, x.device)
+                        found[name].add(rows)
                 if called == enough:
                     raise ReachedError
 
@@ -171,15 +188,27 @@ class Calibration:
                     called.clear()
                     enough = None if calls is None else Counter({name: calls[name] for name in layers})
                     if enough is None or enough.total():
-                        run_until_reached(self._model, batch)
+                        with routing.noted():
+                            run_until_reached(self._model, batch)
                     noted.append(called.copy())
         finally:
             for handle in handles:
                 handle.remove()
         if first:
             self._calls = noted
+        if not sum(calls.total() for calls in self._calls):
+            raise ValueError(
+                "calibration reached none of the layers to convert; it must yield at least one batch that the model "
+                f"accepts, and the model must call {next(iter(layers))}"
+            )
+        for name in layers.keys() & self._unsure - found.keys():
+            found[name] = self._moments_of(name, cast(Tensor, layers[name].weight).device)
         _check(layers, found)
         return found
+
+    def _moments_of(self, name: str, device: torch.device) -> InputMoments:
+        n = _in_features(self._layers[name])
+        return InputMoments(n, device, n if name in self._unsure else 0)
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:
@@ -309,11 +338,6 @@ class Reading:
 
 
 def _check(layers: Mapping[str, nn.Module], found: Mapping[str, InputMoments]) -> None:
-    if not found:
-        raise ValueError(
-            "calibration reached none of the layers to convert; it must yield at least one batch that the model "
-            f"accepts, and the model must call {next(iter(layers))}"
-        )
     for name in layers:
         if name not in found:
             raise ValueError(f"calibration never reached layer {name!r}; skip it with the rule {{{name!r}: None}}")

@@ -15,7 +15,7 @@ class LayerReport:
         in_features: Size of each input.
         out_features: Size of each output.
         layer: What it becomes, as `milkweed.nn.factory.build_linear` reads it; None if it stays.
-        parts: Matrices that stand side by side in it: 3 for a packed query, key and value.
+        parts: Matrices that stand side by side in it: 3 for a packed query, key and value, 2 for a gate and its values.
         parameters_before: Parameters of the dense layer.
         parameters_after: Parameters of what it becomes.
         flops_before: Operations for one input.

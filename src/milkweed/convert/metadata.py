@@ -26,20 +26,21 @@ def read_json(file: Path, metadata: Mapping[str, str], key: str, pattern: Any) -
         raise ValueError(f"in the {key} in {file} {error}") from error
     except ValueError as error:
         raise ValueError(f"the {key} in {file} is not JSON: {error}") from error
-    _check(value, pattern, key, file)
-    return value
+    return check(value, pattern, key, file)
 
 
-def _check(value: Any, pattern: Any, where: str, file: Path) -> None:
+def check(value: Any, pattern: Any, where: str, file: Path | str) -> Any:
+    """Give a value of a file that fits a pattern, and refuse another by where it stands."""
     expected = _misfit(value, pattern)
     if expected is not None:
         raise ValueError(f"the {where} in {file} must be {expected}; got {reprlib.repr(value)}")
     if isinstance(pattern, list | tuple):
         for index, each in enumerate(value):
-            _check(each, pattern[0], f"{where}[{index}]", file)
+            check(each, pattern[0], f"{where}[{index}]", file)
     elif isinstance(pattern, dict):
         for key in value if str in pattern else pattern:
-            _check(value[key], pattern.get(key, pattern.get(str)), f"{where}[{key!r}]", file)
+            check(value[key], pattern.get(key, pattern.get(str)), f"{where}[{key!r}]", file)
+    return value
 
 
 def _misfit(value: Any, pattern: Any) -> str | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from milkweed._arguments import checked, plain, whole
 from milkweed.convert.conversion_report import ConversionReport
+from milkweed.convert.experts import experts_apart
 from milkweed.convert.layer_report import KeptMatrix
 from milkweed.convert.passes.base import Draft, Pass, ProgressCallback
 from milkweed.convert.passes.budget import WithinBudget
@@ -135,20 +136,21 @@ def run_passes(
     progress: ProgressCallback | None = None,
 ) -> ConversionPlan:
     """Plan with passes of one's own: select, check all, then run them in order; one of them must project."""
-    draft = Draft(model, {site.name: site for site in find_sites(model)}, batches=batches)
-    if progress is not None:
-        draft.progress = progress
-    kept = survey(model, draft.sites.values())
-    if not draft.sites:
-        raise ValueError(f"the model has no linear layers{_largest(kept)}")
-    select.run(draft)
-    for each in passes:
-        each.check(draft)
-    for each in passes:
-        each.run(draft)
-    return ConversionPlan(
-        report(draft, kept), draft.layers, {name: digest(draft.sites[name].module) for name in draft.layers}
-    )
+    with experts_apart(model):
+        draft = Draft(model, {site.name: site for site in find_sites(model)}, batches=batches)
+        if progress is not None:
+            draft.progress = progress
+        kept = survey(model, draft.sites.values())
+        if not draft.sites:
+            raise ValueError(f"the model has no linear layers{_largest(kept)}")
+        select.run(draft)
+        for each in passes:
+            each.check(draft)
+        for each in passes:
+            each.run(draft)
+        return ConversionPlan(
+            report(draft, kept), draft.layers, {name: digest(draft.sites[name].module) for name in draft.layers}
+        )
 
 
 def _largest(kept: Sequence[KeptMatrix]) -> str:

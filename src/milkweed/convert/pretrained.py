@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
@@ -19,9 +20,14 @@ from milkweed._files import atomic_write, read_json_file
 from milkweed._tensor_files import write_tensors
 from milkweed._version import __version__
 from milkweed.convert.bounds import check_counts, check_numbers, check_tables, limited, without_numbers
+from milkweed.convert.experts import experts_apart
 from milkweed.convert.hub import transformers_files
+from milkweed.convert.hub.attach import attach
+from milkweed.convert.hub.card import CARD, model_card
+from milkweed.convert.hub.conversion_progress import Progress
+from milkweed.convert.hub.source import find_source, load_model, quiet_transformers
 from milkweed.convert.metadata import read_json
-from milkweed.convert.record import ENTRY, conversion_record, misfit, rebuild, recorded_layers
+from milkweed.convert.record import ENTRY, conversion_record, misfit, rebuild, recorded_layers, recorded_names
 from milkweed.convert.safetensors_files import (
     SUFFIX,
     check_device,
@@ -38,8 +44,6 @@ from milkweed.models.base import Model, build_model
 from milkweed.nn.wrappers import gathered, one_writer, through_wrappers
 
 FILE_NAME = "model.safetensors"
-# transformers would read a model.safetensors beside its config.json, miss the dense weights and draw them at random.
-CONVERTED_FILE_NAME = "milkweed.safetensors"
 GENERATION = "generation_config.json"
 PICKLED_NAME = "pytorch_model.bin"
 
@@ -50,9 +54,9 @@ def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write a model's parameters, architecture and conversions to ``path/model.safetensors``, atomically.
 
     A transformers model also gets its ``config.json`` there, and ``generation_config.json`` if it generates, as
-    transformers itself writes them. Has it been converted, so that only `load_pretrained` can read it, the file is
-    ``path/milkweed.safetensors``. What was there before stays until everything is written. Buffers that are not
-    persistent and ``requires_grad`` are not saved.
+    transformers itself writes them: its ``from_pretrained`` reads the folder, of a converted model where milkweed has
+    been imported. Such a model also gets a ``README.md``, if there is none. What was there before stays until
+    everything is written. Buffers that are not persistent and ``requires_grad`` are not saved.
 
     Wrappers around the model or its layers are seen through: ``torch.compile``, DataParallel, DistributedDataParallel,
     AveragedModel, Fabric's. Of a model that ``fully_shard`` has spread over processes, all of them have to call this;
@@ -81,39 +85,40 @@ def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     _check_not_peft(model)
+    attach(model)
     skeleton = skeleton_of(model)
     record, state = conversion_record(model, skeleton), _plain_state(model)
     if skeleton is not None:
-        difference = misfit(skeleton, recorded_layers(skeleton, record), state)
+        with experts_apart(skeleton, recorded_names(record)):
+            difference = misfit(skeleton, recorded_layers(skeleton, record, state), state)
         if difference is not None:
             raise ValueError(
                 f"this {type(model).__name__} could not be loaded again, since its config describes another model: "
                 f"{difference}; {_way_out(state)}, or wrap the model in a torch.nn.Module of your own"
             )
-    foreign = _is_transformers(model) and bool(record)
-    file = file_in(path, CONVERTED_FILE_NAME if foreign else FILE_NAME)
-    if foreign:
+    file = file_in(path, FILE_NAME)
+    if _is_transformers(model) and record:
         _check_apart(model, file.parent)
     metadata = {"format": "pt", "milkweed": __version__, "conversion": json.dumps(record, sort_keys=True)}
     if isinstance(model, Model):
         metadata["config"] = json.dumps(model.config, sort_keys=True)
-    elif _is_transformers(model) and getattr(sys.modules["transformers"], type(model).__name__, None) is type(model):
+    elif _is_transformers(model) and transformers_files.class_named(type(model).__name__) is type(model):
         metadata["transformers"] = type(model).__name__
     tensors, aliases = _without_aliases(state)
     metadata["aliases"] = json.dumps(aliases, sort_keys=True)
     with one_writer(model) as writes:
         if writes:
-            _write(file, tensors, metadata, _configs(model))
+            _write(file, tensors, metadata, _side_files(model, file.parent, bool(record)))
     return file
 
 
-def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str], configs: dict[str, str]) -> None:
+def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str], side_files: dict[str, str]) -> None:
     with writing(file), ExitStack() as stack:
         # Whatever comes last takes its place first: a config changes only after the weights that it describes.
-        for name, text in configs.items():
+        for name, text in side_files.items():
             stack.enter_context(atomic_write(file.with_name(name))).write_text(text, encoding="utf-8")
         write_tensors(tensors, stack.enter_context(atomic_write(file)), metadata)
-    _remove_other(file)
+    _remove_former(file)
 
 
 @through_wrappers(changes=True, argument="into")
@@ -123,8 +128,11 @@ def load_pretrained(
 ) -> nn.Module:
     """Read a model that ``save_pretrained`` or a training run wrote. The file is read as data; no code runs from it.
 
+    A folder that transformers' own ``save_pretrained`` wrote is read too, dense or converted, by the class that its
+    ``config.json`` names.
+
     Args:
-        path: The folder that holds ``model.safetensors`` or ``milkweed.safetensors``, or the file.
+        path: The folder that holds ``model.safetensors``, or the file.
         into: For models that neither milkweed nor transformers knows: a model of the architecture before conversion,
             whose layers are replaced and filled in place, also within ``torch.compile`` and DataParallel. After an
             error it is as before.
@@ -147,14 +155,9 @@ def load_pretrained(
     """
     if not (into is None or isinstance(into, nn.Module)):
         raise TypeError(f"into must be a torch.nn.Module, the dense architecture; got {into!r}")
-    file = file_in(path, FILE_NAME)
-    converted = file_in(path, CONVERTED_FILE_NAME)
-    file = converted if converted.is_file() else file
-    if not file.is_file():
-        beside = Path(path).parent
-        if Path(path).is_file() and any((beside / name).is_file() for name in (FILE_NAME, CONVERTED_FILE_NAME)):
-            raise ValueError(f"{path} holds no parameters; give its folder {beside}")
-        _check_not_pickled(Path(path))
+    file = _file_to_read(path)
+    if into is None and _by_transformers(file):
+        return _load_by_transformers(file.parent, device)
     header, metadata = read_header(file, "save_pretrained")
     check_device(device)
     skeleton = _build(file, metadata, header) if into is None else into
@@ -165,9 +168,10 @@ def load_pretrained(
     version = metadata.get("milkweed", __version__)
     try:
         header, conversion, aliases = _by_names_of_today(skeleton, version, header, conversion, aliases)
-        with limited(len(header)):
-            layers = recorded_layers(skeleton, conversion)
-        difference = misfit(skeleton, layers, _with_aliases(header, aliases))
+        with experts_apart(skeleton, recorded_names(conversion)):
+            with limited(len(header)):
+                layers = recorded_layers(skeleton, conversion, header)
+            difference = misfit(skeleton, layers, _with_aliases(header, aliases))
         if difference is not None:
             raise ValueError(difference)
     except (RuntimeError, AttributeError, TypeError, ValueError, OverflowError) as error:
@@ -178,7 +182,35 @@ def load_pretrained(
         raise ValueError(f"{file} changed while it was read; read it again")
     rebuild(model, layers)
     _fill(model, _with_aliases(tensors, aliases), aliases)
+    attach(model)
     return model.to(device).eval()
+
+
+def _file_to_read(path: str | os.PathLike[str]) -> Path:
+    """The file of a model's tensors; the first shard's place where transformers spread them over several."""
+    file, former = file_in(path, FILE_NAME), file_in(path, transformers_files.FORMER_FILE)
+    if former.is_file() and not transformers_files.is_converted(former.parent):
+        return former
+    if not file.is_file() and not _by_transformers(file):
+        beside = Path(path).parent
+        if Path(path).is_file() and (beside / FILE_NAME).is_file():
+            raise ValueError(f"{path} holds no parameters; give its folder {beside}")
+        _check_not_pickled(Path(path))
+    return file
+
+
+def _by_transformers(file: Path) -> bool:
+    """Whether transformers wrote the folder in which a file of tensors lies, or should lie."""
+    folder = file.parent
+    if file.name != FILE_NAME or not (folder / transformers_files.CONFIG).is_file():
+        return False
+    return not written_by_milkweed(file) if file.is_file() else (folder / transformers_files.INDEX).is_file()
+
+
+def _load_by_transformers(folder: Path, device: torch.device | str) -> nn.Module:
+    check_device(device)
+    with quiet_transformers():
+        return load_model(find_source(str(folder), None), set(), None, device, Progress())
 
 
 def _by_names_of_today(
@@ -229,8 +261,8 @@ def _build_transformers(file: Path, name: str, header: dict[str, Tensor]) -> nn.
         import transformers
     except ImportError as error:
         raise ImportError(f"{file} holds a transformers model; pip install 'milkweed[hf]'") from error
-    kind = getattr(transformers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    kind = transformers_files.class_named(name)
+    if kind is None:
         raise ValueError(f"{file} holds a {name!r}, which is not a model of transformers {transformers.__version__}")
     if not (file.parent / transformers_files.CONFIG).is_file():
         raise FileNotFoundError(f"{file.parent / transformers_files.CONFIG} does not exist; it belongs to {file.name}")
@@ -294,13 +326,11 @@ def _check_apart(model: nn.Module, folder: Path) -> None:
     raise ValueError(overlap(source.resolve(), folder.resolve(), "path"))
 
 
-def _remove_other(file: Path) -> None:
-    """Remove what an earlier save left under the other of the two names: a folder holds one model."""
-    names = {FILE_NAME, CONVERTED_FILE_NAME}
-    for name in names - {file.name} if file.name in names else ():
-        other = file.with_name(name)
-        if other.is_file() and written_by_milkweed(other):
-            other.unlink()
+def _remove_former(file: Path) -> None:
+    """Remove what an earlier version left under another name: a folder holds one model."""
+    former = file.with_name(transformers_files.FORMER_FILE)
+    if file.name == FILE_NAME and former.is_file() and written_by_milkweed(former):
+        former.unlink()
 
 
 def _way_out(state: Mapping[str, Tensor]) -> str:
@@ -324,14 +354,20 @@ def _check_not_peft(model: nn.Module) -> None:
         )
 
 
-def _configs(model: nn.Module) -> dict[str, str]:
-    """The files by which transformers knows a model, by name."""
+def _side_files(model: nn.Module, folder: Path, converted: bool) -> dict[str, str]:
+    """The files by which transformers and its users know a model, by name."""
     if not _is_transformers(model):
         return {}
-    found: dict[str, Any] = {"config.json": model.config}
+    config: Any = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    found: dict[str, Any] = {transformers_files.CONFIG: config}
     if model.can_generate():  # type: ignore[operator]
         found[GENERATION] = model.generation_config
-    return {name: config.to_json_string() for name, config in found.items() if config is not None}
+    texts = {name: each.to_json_string() for name, each in found.items() if each is not None}
+    if converted and not (folder / CARD).exists():
+        texts[CARD] = model_card(model)
+    return texts
 
 
 def _plain_state(model: nn.Module) -> dict[str, Tensor]:

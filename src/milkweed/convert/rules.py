@@ -19,12 +19,18 @@ Rules = Mapping[Rule, Choice] | Sequence[tuple[Rule, Choice]]
 C = TypeVar("C")
 
 # Heads and embeddings stay dense, as in the Monarch paper: they decide the outputs and are a small share of the work.
-HEADS = r"re:(.*\.)?(lm_head|classifier|score|head|heads|pooler|cls|qa_outputs|decoder_head|embed\w*)(\..*)?"
+HEADS = (
+    r"re:(.*\.)?(lm_head|(pre_)?classifier|score|(text|visual)_projection|head|heads|pooler|cls|qa_outputs|"
+    r"decoder_head|embed\w*)(\..*)?"
+)
+
+# They choose which expert computes.
+ROUTERS = r"re:(.*\.)?(router|wg|shared_expert_gate|(mlp|moe|block_sparse_moe|feed_forward|ffn)\.gate)(\..*)?"
 
 
 @checked
 def default_rules(config: LayerConfig | None = None) -> dict[Rule, Choice]:
-    """Convert every linear layer except the output heads.
+    """Convert every linear layer except the output heads and the routers of experts.
 
     Args:
         config: What layers become; ``MonarchConfig()`` by default.
@@ -38,7 +44,7 @@ def default_rules(config: LayerConfig | None = None) -> dict[Rule, Choice]:
         >>> len(report.converted)
         2
     """
-    return {HEADS: None, "re:.*": config or MonarchConfig()}
+    return {HEADS: None, ROUTERS: None, "re:.*": config or MonarchConfig()}
 
 
 def match_rules(rules: Rules, sites: Sequence[LinearSite]) -> dict[str, tuple[Choice, Rule] | None]:

@@ -14,14 +14,18 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from milkweed.convert.packed import part_sizes
+from milkweed.nn.filters import ImplicitFilter
 from milkweed.nn.structured_linear import AdaptedLinear
 
-# Layers that pack query, key and value; each third becomes a matrix of its own.
-_PACKED = {"c_attn", "qkv", "Wqkv", "qkv_proj", "query_key_value", "in_proj"}
 # Modules whose fast paths read `weight` of their children instead of calling them.
 _READ_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-# Classes that do so only where a config asks for slow, exact sums over shards.
-_MENTION_ONLY = {"BloomAttention", "BloomMLP"}
+# Classes that do so only where a config asks for slow, exact sums over shards, or (of DeBERTa) for what none asks for.
+_MENTION_ONLY = {"BloomAttention", "BloomMLP", "DisentangledSelfAttention"}
+# What every weight has, one that stands for another too: kinds are asked for, numbers are not.
+_KIND_ASKED = re.compile(
+    r"\bself\.(\w+)\.weight\.(?:dtype|device)\b|\bisinstance\(self\.(\w+)\.weight, torch\.Tensor\)"
+)
 
 # Of checksums: integers by size, an odd factor, and how many are summed at a time.
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -36,6 +40,8 @@ class LinearSite:
     names: tuple[str, ...]  # paths, the first one being the layer's name
     module: nn.Module  # A ``torch.nn.Linear`` or transformers' ``Conv1D``; for adapters also a structured layer
     obstacle: str | None  # why it cannot be replaced, or None
+    sizes: tuple[int, ...] = ()  # outputs of the matrices that it holds one below the other, if there are several
+    marked: bool = False  # whether its parent asks for the dtype of its weight
 
     @property
     def name(self) -> str:
@@ -55,17 +61,17 @@ class LinearSite:
 
     @property
     def parts(self) -> int:
-        """3 for a packed query, key and value, else 1."""
-        packed = self.name.rpartition(".")[2] in _PACKED and self.out_features % 3 == 0
-        return 3 if packed else 1
+        """How many matrices it holds: 3 for a packed query, key and value, 2 for a gate and what it gates, else 1."""
+        return len(self.sizes) or 1
 
     def linears(self) -> list[nn.Linear]:
         """View the layer as dense layers, one for each part, in the order of outputs; they share its memory."""
         bias = self._bias
         weight = self.weight.T if is_conv1d(self.module) else self.weight
+        sizes = list(self.sizes) or [len(weight)]
         pieces = zip(
-            weight.detach().chunk(self.parts),
-            [None] * self.parts if bias is None else bias.detach().chunk(self.parts),
+            weight.detach().split(sizes),
+            [None] * self.parts if bias is None else bias.detach().split(sizes),
             strict=True,
         )
         return [self._view(*piece) for piece in pieces]
@@ -95,7 +101,14 @@ def find_sites(model: nn.Module) -> list[LinearSite]:
         if name and (isinstance(module, nn.Linear) or is_conv1d(module)):
             paths[module].append(name)
     owners = parameter_owners(model)
-    return [LinearSite(tuple(names), m, _obstacle(model, names, m, owners)) for m, names in paths.items()]
+    return [_site(model, tuple(names), module, owners) for module, names in paths.items()]
+
+
+def _site(model: nn.Module, names: tuple[str, ...], module: nn.Module, owners: Mapping[int, set[str]]) -> LinearSite:
+    owner, _, leaf = names[0].rpartition(".")
+    found = LinearSite(names, module, _obstacle(model, names, module, owners), (), asks_for_dtype(model, names))
+    sizes = part_sizes(model.get_submodule(owner), leaf, found.in_features, found.out_features)
+    return dataclasses.replace(found, sizes=sizes) if len(sizes) > 1 else found
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -180,22 +193,40 @@ def reader_of_weight(model: nn.Module, names: Sequence[str]) -> str | None:
         parent = model.get_submodule(name.rpartition(".")[0])
         if isinstance(parent, _READ_WEIGHTS) or name.rpartition(".")[2] in _weights_read(type(parent)):  # type: ignore[arg-type]
             return f"its parent {type(parent).__name__} reads the weight itself"
+        parts = name.split(".")
+        if any(isinstance(model.get_submodule(".".join(parts[:end])), ImplicitFilter) for end in range(len(parts))):
+            return "an ImplicitFilter reads the weight itself, to compute kernels"
     return None
+
+
+def _forward(parent: type[nn.Module]) -> str:
+    """The source of the forward pass of a class, empty if there is none."""
+    try:
+        return inspect.getsource(parent.forward)
+    except (OSError, TypeError):
+        return ""
 
 
 @functools.cache
 def _weights_read(parent: type[nn.Module]) -> frozenset[str]:
-    """Children whose weight the forward pass of a class mentions, as T5 and WavLM do."""
+    """Children whose weight the forward pass of a class reads, as WavLM's does."""
     if parent.__name__ in _MENTION_ONLY:
         return frozenset()
-    try:
-        source = inspect.getsource(parent.forward)
-    except (OSError, TypeError):
-        return frozenset()
-    return frozenset(re.findall(r"\bself\.(\w+)\.weight\b", source))
+    return frozenset(re.findall(r"\bself\.(\w+)\.weight\b", _KIND_ASKED.sub("", _forward(parent))))
 
 
-def _obstacle(model: nn.Module, names: list[str], module: nn.Module, owners: Mapping[int, set[str]]) -> str | None:
+def asks_for_dtype(model: nn.Module, names: Sequence[str]) -> bool:
+    """Whether a parent of a layer asks for the dtype of its weight, as T5 does."""
+    parents = (name.rpartition(".") for name in names)
+    return any(leaf in _kinds_asked(type(model.get_submodule(owner))) for owner, _, leaf in parents)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _kinds_asked(parent: type[nn.Module]) -> frozenset[str]:
+    return frozenset(name for pair in _KIND_ASKED.findall(_forward(parent)) for name in pair if name)
+
+
+def _obstacle(model: nn.Module, names: Sequence[str], module: nn.Module, owners: Mapping[int, set[str]]) -> str | None:
     if isinstance(model.get_submodule(names[0].rpartition(".")[0]), AdaptedLinear):
         return "it has an adapter; merge it first, or convert before adding adapters"
     found = weight_obstacle(names, module, owners) or reader_of_weight(model, names)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from milkweed._registry import find
 from milkweed._suggest import UsageError
 from milkweed.convert import LayerConfig, MonarchConfig, default_rules
+from milkweed.convert.experts import experts_apart
 from milkweed.convert.rules import Choice, Rule, match_rules
 from milkweed.convert.sites import find_sites
 
@@ -27,7 +28,9 @@ class Choices:
         """Refuse patterns that match nothing, by the option with which they were typed."""
         if not self.patterns:
             return
-        sites = find_sites(source.skeleton())
+        model = source.skeleton()
+        with experts_apart(model):
+            sites = find_sites(model)
         for option, pattern in self.patterns:
             try:
                 match_rules([(pattern, MonarchConfig())], sites)

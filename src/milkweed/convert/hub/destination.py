@@ -18,7 +18,7 @@ from milkweed.convert.safetensors_files import overlap
 REPORT = "conversion.json"
 # Tokenizers, templates, licences; never code, weights or files that only look like text.
 SIDE_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".md", ""}
-WRITTEN_BY_US = {"config.json", "model.safetensors.index.json", REPORT}
+WRITTEN_BY_US = {"config.json", "model.safetensors.index.json", REPORT, "readme.md"}
 LARGEST_SIDE_FILE = 64 * 2**20
 
 
@@ -71,7 +71,9 @@ def check_space(folder: Path, preview: ConversionReport, dtype: str | None) -> N
 
 def copy_side_files(source: Path, folder: Path) -> list[str]:
     """Copy the tokenizer and other small files, as data; gives the names left out, links that leave the folder."""
-    names = [path.name for path in sorted(source.iterdir()) if _is_side_file(path) and path.name not in WRITTEN_BY_US]
+    names = [
+        path.name for path in sorted(source.iterdir()) if _is_side_file(path) and path.name.lower() not in WRITTEN_BY_US
+    ]
     for module in _sentence_transformers_modules(source):
         # Such modules have small weights of their own.
         names += [

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -15,15 +14,14 @@ from torch import Tensor, nn
 
 from milkweed._files import UnsafeFileError, read_json_file
 from milkweed.convert.bounds import check_counts, check_tables, without_numbers
-from milkweed.convert.conversion_report import ConversionReport
 from milkweed.convert.hub import transformers_files
 from milkweed.convert.hub.conversion_progress import FolderError, Progress
 from milkweed.convert.hub.destination import check_apart
 from milkweed.convert.hub.inputs import first_line
-from milkweed.convert.pretrained import CONVERTED_FILE_NAME
+from milkweed.convert.metadata import check
+from milkweed.convert.record import ENTRY, rebuild, recorded_layers
 from milkweed.convert.safetensors_files import read_header
 
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 # Weights in the first folder, everything else that is data; patterns of the hub match slashes too.
 HUB_FILES = ["model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "[0-9]_*/*.safetensors"]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -55,11 +53,18 @@ class Source:
             )
         return found
 
+    def conversions(self) -> list[dict[str, Any]]:
+        """What the config says of layers that were converted before."""
+        found = getattr(self.config, transformers_files.CONFIG_KEY, None)
+        layers = found.get("layers", []) if isinstance(found, dict) and transformers_files.is_ours(found) else []
+        return cast(list[dict[str, Any]], check(layers, [ENTRY], "layers", f"{self.name}/config.json"))
+
     def skeleton(self) -> nn.Module:
         """Build the model without numbers, on the meta device."""
         try:
             with without_numbers(self.stored):
                 model: nn.Module = self.kind(self.config)
+                rebuild(model, recorded_layers(model, self.conversions(), self.stored))
             check_tables(model, self.stored)
         except Exception as error:  # of any model, so of any kind
             raise FolderError(
@@ -74,7 +79,7 @@ def find_source(name: str, out: Path | None) -> Source:
     if not folder.is_dir():
         if folder.exists():
             raise FolderError(f"{name} is a file; expected the folder that holds config.json and {WEIGHTS}")
-        if not HUB_ID.fullmatch(name):
+        if not transformers_files.HUB_ID.fullmatch(name):
             raise FolderError(f"{name} does not exist; expected a folder, or a name on the hub such as owner/model")
         folder = _download(name)
     if out is not None:
@@ -93,9 +98,9 @@ def find_source(name: str, out: Path | None) -> Source:
 
 
 def load_model(
-    source: Source, preview: ConversionReport, dtype: str | None, device: str | torch.device, steps: Progress
+    source: Source, needed: Collection[str], dtype: str | None, device: str | torch.device, steps: Progress
 ) -> nn.Module:
-    """Read the weights into a model in evaluation mode."""
+    """Read the weights, some of which must not be missing, into a model in evaluation mode."""
     import transformers
 
     steps.begin(f"loading {source.name}")
@@ -111,7 +116,7 @@ def load_model(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise FolderError(f"the weights of {source.name} cannot be read: {first_line(error)}") from error
     missing = sorted(found["missing_keys"])
-    lost = {f"{line.name}.weight" for line in preview.converted} & set(missing)
+    lost = set(needed) & set(missing)
     if lost:
         raise FolderError(
             f"{source.name} lacks {min(lost)}; its config.json names {source.kind.__name__}, another model"
@@ -130,6 +135,8 @@ def load_model(
 
 def check_device(name: str | torch.device) -> None:
     """Refuse a device that is not there."""
+    if name is None:
+        raise TypeError("device must be a device such as 'cpu' or 'cuda'; got None")
     try:
         torch.empty(1, device=name).add(1).cpu()
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch without CUDA asserts
@@ -176,8 +183,11 @@ def _check_config(name: str, folder: Path) -> str | None:
 def _check_weights(name: str, folder: Path) -> dict[str, Tensor]:
     """Check what can be checked without reading them, and list the tensors, without numbers."""
     file, index = folder / WEIGHTS, folder / INDEX
-    if (folder / CONVERTED_FILE_NAME).is_file():
-        raise FolderError(f"{name} was written by milkweed; milkweed.load_pretrained reads it, densify_ undoes it")
+    if (folder / transformers_files.FORMER_FILE).is_file() and not (file.is_file() or index.is_file()):
+        raise FolderError(
+            f"{name} was written by an earlier milkweed; bring it up to date once with "
+            f"milkweed.save_pretrained(milkweed.load_pretrained({name!r}), NEW_FOLDER)"
+        )
     if not (file.is_file() or index.is_file()):
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         if pickles:
@@ -224,8 +234,8 @@ def _classes(name: str, folder: Path, architecture: str | None) -> tuple[Any, An
         ) from error
     if architecture is None:
         return config, transformers_files.model_class(config)
-    kind = getattr(transformers, architecture, None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    kind = transformers_files.class_named(architecture)
+    if kind is None:
         raise FolderError(
             f"{name}/config.json names the architecture {architecture!r}, which is not a model of transformers "
             f"{transformers.__version__}; code that comes with a model is not run"

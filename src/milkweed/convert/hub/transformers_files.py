@@ -6,6 +6,7 @@ No code that lies in such a folder runs, whatever its files say, whatever the en
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from milkweed._files import UnsafeFileError, inside, read_json_file
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+FORMER_FILE = "milkweed.safetensors"
+"""Where milkweed 0.1.0 wrote the tensors of a converted model, which transformers could not read."""
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+# How config.json says that milkweed converted a model.
+CONFIG_KEY, METHOD = "quantization_config", "milkweed"
 # Files that transformers follows to other models, or whose values name code.
 _READ = (CONFIG, TOKENIZER_CONFIG, "generation_config.json")
 _KERNELS = ("attn_implementation", "experts_implementation")
@@ -60,6 +66,20 @@ def model_class(config: Any) -> Any:
         return type(transformers.AutoModel.from_config(config, trust_remote_code=False))
 
 
+def class_named(name: str) -> Any:
+    """The class of a model by its name, in transformers or among those registered with its Auto classes; else None."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    found = getattr(transformers, name, None)
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    mappings = [getattr(auto, "_model_mapping", None) for auto in vars(modeling_auto).values()]
+    registered = [kind for mapping in mappings for kind in getattr(mapping, "_extra_content", {}).values()]
+    flat = [each for kind in registered for each in (kind if isinstance(kind, tuple) else (kind,))]
+    return next((each for each in flat if each.__name__ == name), None)
+
+
 def shards(folder: Path) -> list[Path]:
     """The files over which the index of a folder spreads a model's weights, all of them inside it."""
     index = read_json_file(folder / INDEX)
@@ -75,6 +95,20 @@ def weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     return shards(folder) if (folder / INDEX).is_file() else []
+
+
+def is_ours(config: object) -> bool:
+    """Whether a quantization config, as an object or as plain values, is milkweed's."""
+    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
+    return method == METHOD
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether the config in a folder says that milkweed converted its model."""
+    if not (folder / CONFIG).is_file():
+        return False
+    values = read_json_file(folder / CONFIG)
+    return isinstance(values, dict) and is_ours(values.get(CONFIG_KEY))
 
 
 def _read(kind: Any, name: str | os.PathLike[str], **options: Any) -> Any:

@@ -8,7 +8,6 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +17,7 @@ from milkweed.convert.hub import transformers_files
 from milkweed.convert.hub.conversion_progress import FolderError, Progress
 from milkweed.convert.hub.inputs import first_line
 from milkweed.convert.hub.source import find_source, load_model, quiet_transformers
-from milkweed.convert.pretrained import CONVERTED_FILE_NAME, FILE_NAME, load_pretrained
+from milkweed.convert.pretrained import FILE_NAME, load_pretrained
 from milkweed.convert.safetensors_files import written_by_milkweed
 
 MODULES = "modules.json"
@@ -85,43 +84,15 @@ def _model(name: str, folder: Path, steps: Progress) -> nn.Module:
         )
     if importlib.util.find_spec("transformers") is None:
         raise ModuleNotFoundError(f"{name} holds a transformers model; pip install 'milkweed[hf]'")
-    _register_m2_bert(folder)
     with quiet_transformers():
         found = find_source(name, None)
-        return load_model(found, _NOTHING, "float32", "cpu", steps)
-
-
-class _Nothing:
-    """A preview of a conversion in which no layer changes."""
-
-    converted: tuple[Any, ...] = ()
-
-
-_NOTHING: Any = _Nothing()
+        return load_model(found, (), "float32", "cpu", steps)
 
 
 def _is_ours(folder: Path) -> bool:
     """Whether `load_pretrained` reads a folder."""
-    files = [folder / name for name in (CONVERTED_FILE_NAME, FILE_NAME)]
-    if any(file.is_file() and written_by_milkweed(file) for file in files):
-        return True
-    return _config(folder).get("quantization_config", {}).get("quant_method") == "milkweed"
-
-
-def _register_m2_bert(folder: Path) -> None:
-    if _config(folder).get("model_type") == "m2_bert":
-        import milkweed.models.hf.m2_bert  # noqa: F401 - tells transformers of its classes
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    file = folder / transformers_files.CONFIG
-    if not file.is_file():
-        return {}
-    try:
-        values = read_json_file(file)
-    except ValueError as error:
-        raise FolderError(str(error)) from error
-    return values if isinstance(values, dict) else {}
+    files = [folder / name for name in (transformers_files.FORMER_FILE, FILE_NAME)]
+    return any(file.is_file() and written_by_milkweed(file) for file in files)
 
 
 def _sentence_modules(folder: Path) -> list[dict[str, str]]:

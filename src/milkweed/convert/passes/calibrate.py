@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from milkweed.convert.experts import in_experts
 from milkweed.convert.input_moments import Calibration
 from milkweed.convert.passes.base import Draft, Pass
 
@@ -12,4 +13,4 @@ class Calibrate(Pass):
     def run(self, draft: Draft) -> None:
         """Make the moments."""
         layers = {name: draft.sites[name].module for name in draft.choices}
-        draft.moments = Calibration(draft.model, layers, draft.batches)
+        draft.moments = Calibration(draft.model, layers, draft.batches, unsure=in_experts(draft.model, layers))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from milkweed.convert.input_moments import InputMoments
+from milkweed.convert.record import mark
 from milkweed.convert.sites import LinearSite
 from milkweed.nn.structured_linear import ConcatLinear, LayerConfig, StructuredLinear
 
@@ -15,8 +18,15 @@ def project_site(site: LinearSite, config: LayerConfig, moments: InputMoments | 
 
     With moments of its inputs x the outputs for these are kept, not the weights, and a bias takes E[(W - M) x].
     """
-    parts = [_project(site.name, linear, config, moments) for linear in site.linears()]
-    return parts[0] if len(parts) == 1 else ConcatLinear(parts).train(site.module.training)
+    return joined(site, [_project(site.name, linear, config, moments) for linear in site.linears()])
+
+
+def joined(site: LinearSite, parts: Sequence[StructuredLinear]) -> nn.Module:
+    """The layer for a place: its matrices together, with what its parent asks a layer for."""
+    layer = parts[0] if len(parts) == 1 else ConcatLinear(parts).train(site.module.training)
+    if site.marked:
+        mark(layer)
+    return layer
 
 
 def project_linear(name: str, linear: nn.Linear, config: LayerConfig, covariance: Tensor | None) -> StructuredLinear:
@@ -67,7 +77,7 @@ def weight_and_output_error(
             lost_output += max(moments.energy(difference, centred=linear.bias is not None), 0.0)
             whole_output += moments.energy(weight, centred=False)
     relative = (lost / whole) ** 0.5 if whole > 0 else 0.0
-    if moments is None:
+    if moments is None or not moments.count:
         return relative, None
     return relative, (lost_output / whole_output) ** 0.5 if whole_output > 0 else 0.0
 

@@ -31,7 +31,13 @@ _FAMILIES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("gate_proj", "up_proj"), "down_proj"),
     (("up_proj",), "down_proj"),
     (("dense_h_to_4h",), "dense_4h_to_h"),
+    (("gate_linear", "up_linear"), "down_linear"),
+    (("up_linear",), "down_linear"),
     (("up",), "down"),
+    (("gate_up_proj",), "down_proj"),
+    (("Wi",), "Wo"),
+    (("wi_0", "wi_1"), "wo"),
+    (("wi",), "wo"),
 )
 
 
@@ -64,7 +70,7 @@ def hidden_orders(
     """
     feed_forwards, found = find_feed_forwards(sites, choices), {}
     for done, feed_forward in enumerate(feed_forwards, 1):
-        if is_free(model, feed_forward, sites, batches[0]):
+        if is_free(model, feed_forward, sites, batches):
             order = _order(feed_forward, sites, choices, moments)
             if order is not None:
                 found[feed_forward] = order
@@ -100,9 +106,10 @@ def find_feed_forwards(sites: Mapping[str, LinearSite], choices: Mapping[str, La
 
 
 def _fits(feed_forward: FeedForward, sites: Mapping[str, LinearSite], choices: Mapping[str, LayerConfig]) -> bool:
-    if not all(name in choices and len(sites[name].names) == sites[name].parts == 1 for name in feed_forward.names):
+    if not all(name in choices and len(sites[name].names) == 1 for name in feed_forward.names):
         return False
-    return {sites[name].out_features for name in feed_forward.makers} == {sites[feed_forward.reader].in_features}
+    made = {size for name in feed_forward.makers for size in sites[name].sizes or (sites[name].out_features,)}
+    return made == {sites[feed_forward.reader].in_features} and sites[feed_forward.reader].parts == 1
 
 
 def _order(
@@ -110,17 +117,19 @@ def _order(
 ) -> Tensor | None:
     """The order found, or None if it is no better than the present one, or makes no known difference."""
     read = {name: moments[name] for name in feed_forward.names}
+    if not read[feed_forward.reader].count:
+        return None
     before = sum(_squared_error(sites[name], choices[name], read[name]) for name in feed_forward.names)
     layers = []
     for name in feed_forward.names:
-        (linear,) = sites[name].linears()
-        weight = linear.weight.detach().double()
-        covariance = read[name].covariance(centred=linear.bias is not None)
-        energy = read[name].energy(weight, centred=False)
-        units = choices[name].hidden_units(weight, covariance, energy, rows=name != feed_forward.reader)
-        if units is None:
-            return None
-        layers.append(units)
+        covariance = read[name].covariance(centred=sites[name].module.bias is not None)
+        for linear in sites[name].linears():
+            weight = linear.weight.detach().double()
+            energy = read[name].energy(weight, centred=False)
+            units = choices[name].hidden_units(weight, covariance, energy, rows=name != feed_forward.reader)
+            if units is None:
+                return None
+            layers.append(units)
     order = best_order(layers)
     there = reordered_sites(sites, {feed_forward: order})
     read[feed_forward.reader] = read[feed_forward.reader].reordered(order)
@@ -145,8 +154,10 @@ def reordered_sites(sites: Mapping[str, LinearSite], orders: Mapping[FeedForward
 
 
 def _copy(site: LinearSite, rows: Tensor | None = None, columns: Tensor | None = None) -> LinearSite:
-    (linear,) = site.linears()
+    (linear,) = dataclasses.replace(site, sizes=()).linears()
     weight, bias = linear.weight.detach(), linear.bias
+    if rows is not None:  # the same order in every matrix that the layer holds
+        rows = torch.cat([rows + part * len(rows) for part in range(site.parts)])
     weight = weight[:, columns] if rows is None else weight[rows]
     linear.weight = nn.Parameter(weight, linear.weight.requires_grad)
     if bias is not None and rows is not None:
@@ -169,20 +180,29 @@ def reordered(
             replace(model, sites[name].names, sites[name].module)
 
 
-def is_free(model: nn.Module, feed_forward: FeedForward, sites: Mapping[str, LinearSite], batch: Any) -> bool:
-    """Try whether a model gives the same with the hidden units of some layers shuffled.
+def is_free(
+    model: nn.Module, feed_forward: FeedForward, sites: Mapping[str, LinearSite], batches: Sequence[Any]
+) -> bool:
+    """Try whether a model gives the same with the hidden units of some layers shuffled, on the first batch for them.
 
     The units themselves must be the same ones, shuffled, and the outputs the same, both up to rounding. It is False
-    where the batch does not reach the layers.
+    where no batch reaches the layers.
     """
     reader = sites[feed_forward.reader]
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(reader.in_features, generator=generator).to(reader.weight.device)
-    hidden, outputs = _run(model, reader, batch)
+    batch: Any = None
+    hidden: list[Tensor] = []
+    for batch in batches:
+        hidden, outputs = _run(model, reader, batch)
+        if hidden:
+            break
+    if not hidden:
+        return False
     with reordered(model, sites, {feed_forward: order}) as there:
         shuffled, found = _run(model, there[feed_forward.reader], batch)
     expected = [each[..., order] for each in hidden]
-    return bool(hidden) and _all_same(shuffled, expected) and _all_same(found, outputs)
+    return _all_same(shuffled, expected) and _all_same(found, outputs)
 
 
 def _run(model: nn.Module, site: LinearSite, batch: Any) -> tuple[list[Tensor], list[Tensor]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from milkweed.convert.conversion_report import ConversionReport
 from milkweed.convert.costs import dense_costs, layer_costs
+from milkweed.convert.experts import in_experts
 from milkweed.convert.layer_report import KeptMatrix, LayerReport
 from milkweed.convert.passes.base import Draft
 from milkweed.convert.passes.survey import share_in
@@ -19,8 +20,18 @@ def report(draft: Draft, kept: Sequence[KeptMatrix]) -> ConversionReport:
         tuple(draft.orders),
         kept=tuple(kept),
         share=share_in(draft.model, draft.sites.values(), kept),
-        notes=draft.notes,
+        notes=(*draft.notes, *_of_experts(draft)),
     )
+
+
+def _of_experts(draft: Draft) -> list[str]:
+    """What a user should know about the layers of experts."""
+    layers = in_experts(draft.model, draft.layers)
+    unseen = [name for name in layers if draft.batches is not None and draft.errors[name][1] is None]
+    found = ["a token passes through some experts only; the FLOPs here count all of them"] if layers else []
+    if unseen:
+        found.append(f"{len(unseen)} layers of experts got no calibration inputs and are projected for their weights")
+    return found
 
 
 def _line(draft: Draft, name: str) -> LayerReport:

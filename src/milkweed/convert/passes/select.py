@@ -8,7 +8,7 @@ from typing import Any
 
 from milkweed.convert.costs import Costs, dense_costs, structured_costs
 from milkweed.convert.passes.base import Draft, Pass
-from milkweed.convert.rules import HEADS, Rule, Rules, match_rules
+from milkweed.convert.rules import HEADS, ROUTERS, Rule, Rules, match_rules
 from milkweed.convert.sites import LinearSite, has_ordinary_weight
 from milkweed.nn.structured_linear import LayerConfig
 
@@ -91,6 +91,8 @@ def _check_some(choices: Mapping[str, LayerConfig], reasons: Mapping[str, str]) 
 def _why_kept(rule: Rule) -> str:
     if rule == HEADS:
         return "it is a head"
+    if rule == ROUTERS:
+        return "it is a router, which chooses experts"
     return f"rule {rule!r} keeps it" if isinstance(rule, str) else "a rule keeps it"
 
 

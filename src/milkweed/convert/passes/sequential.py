@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milkweed.convert.experts import in_experts
 from milkweed.convert.input_moments import (
     InputMoments,
     ReachedError,
@@ -21,9 +22,10 @@ from milkweed.convert.input_moments import (
     strips,
     valid_rows,
 )
-from milkweed.convert.passes.layer import project_linear
+from milkweed.convert.passes.layer import joined, project_linear, project_site
+from milkweed.convert.routing import Routing
 from milkweed.convert.sites import LinearSite, replace
-from milkweed.nn.structured_linear import ConcatLinear, LayerConfig
+from milkweed.nn.structured_linear import LayerConfig
 
 # Directions that the converted model hardly reads keep the dense weight: a share of the mean eigenvalue.
 _RIDGE = 1e-2
@@ -53,16 +55,18 @@ def project_sequentially(
     sites: Mapping[str, LinearSite],
     batches: Sequence[Any],
     advance: Callable[[int], None] = lambda _: None,
-) -> tuple[dict[str, nn.Module], dict[str, float]]:
+) -> tuple[dict[str, nn.Module], dict[str, float | None]]:
     """Project layers in the order in which the model calls them, each on top of those before it.
 
     For a layer with dense weight W the outputs W x of the dense model are regressed on the inputs z that the converted
     model gives the same layer, W' = E[W x zᵀ] E[z zᵀ]⁻¹, and W' is projected for inputs z. Errors of earlier layers are
     thus made good where they can be. Where there is a bias, moments are centred and the bias takes the mean. Inputs are
-    paired by their places, so that models which choose inputs by their values, as mixtures of experts do, are better
-    projected without this. Batches are run once for every group of layers that read one input.
+    paired by their places: experts are sent what the dense model sends them, and an expert that gets nothing is
+    projected for its weights. Models that choose inputs by their values in other ways are better projected without
+    this. Batches are run once for every group of layers that read one input.
 
-    Given are the converted layers and their relative output errors √(E‖y − ŷ‖² / E‖y‖²), bias aside, by name.
+    Given are the converted layers and their relative output errors √(E‖y − ŷ‖² / E‖y‖²), bias aside, by name; None for
+    a layer that got no inputs.
 
     Source:
         The regression on converted inputs is that of layer-wise quantisation, e.g. GPFQ (arXiv 2201.11113); the
@@ -70,7 +74,7 @@ def project_sequentially(
     """
     converted = _sharing_copy(model)
     layers: dict[str, nn.Module] = {}
-    errors: dict[str, float] = {}
+    errors: dict[str, float | None] = {}
     with evaluating(model), evaluating(converted):
         for group, once in _groups(model, {name: sites[name].module for name in choices}, batches):
             moments = _moments(model, converted, group[0], once, batches)
@@ -78,6 +82,9 @@ def project_sequentially(
                 layers[name], errors[name] = _fit(sites[name], choices[name], moments)
                 replace(converted, sites[name].names, layers[name])
             advance(len(group))
+    for name in in_experts(model, choices) - layers.keys():
+        layers[name], errors[name] = project_site(sites[name], choices[name], None), None
+        advance(1)
     missing = [name for name in choices if name not in layers]
     if missing:
         raise ValueError(
@@ -131,14 +138,18 @@ def _calls(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> lis
 
 def _moments(model: nn.Module, converted: nn.Module, name: str, once: bool, batches: Sequence[Any]) -> _PairedMoments:
     total: _PairedMoments | None = None
+    routing = Routing(model)
     for batch in batches:
-        mask = attention_mask(batch, name)
-        read, found = (_inputs(each, name, once, batch) for each in (model, converted))
+        with routing.noted():
+            read = _inputs(model, name, once, batch)
+        mask = routing.mask(name, attention_mask(batch, name))
+        with routing.repeated_in(converted):
+            found = _inputs(converted, name, once, batch)
         if [x.shape for x in read] != [z.shape for z in found]:
             raise ValueError(
                 f"layer {name!r} reads other numbers of inputs in the converted model than in the dense one, which "
-                f"sequential=True cannot pair, as where experts are chosen; skip it with the rule {{{name!r}: None}}, "
-                "or leave sequential out"
+                "sequential=True cannot pair, as where inputs are chosen by their values; skip it with the rule "
+                f"{{{name!r}: None}}, or leave sequential out"
             )
         for x, z in zip(read, found, strict=True):
             total = total or _PairedMoments(x.shape[-1], x.device)
@@ -185,7 +196,7 @@ def _fit(site: LinearSite, config: LayerConfig, moments: _PairedMoments) -> tupl
         whole += moments.x.energy(weight, centred=False)
         parts.append(part)
     error = (max(lost, 0.0) / whole) ** 0.5 if whole > 0 else 0.0
-    return (parts[0] if len(parts) == 1 else ConcatLinear(parts).train(site.module.training)), error
+    return joined(site, parts), error
 
 
 def _regressed(linears: list[nn.Linear], moments: _PairedMoments, zz: Tensor, centred: bool) -> list[nn.Linear]:
