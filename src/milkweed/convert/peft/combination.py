@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
+
+from peft.tuners.tuners_utils import BaseTuner
 
 from milkweed.convert.merging import scaled
 from milkweed.convert.peft.config import MonarchAdapterConfig
@@ -12,12 +14,9 @@ from milkweed.convert.peft.monarch_adapter import MonarchAdapterLinear
 from milkweed.structures import Monarch, project_monarch
 from milkweed.structures.monarch_sum import sum_in_blocks
 
-if TYPE_CHECKING:
-    from milkweed.convert.peft.monarch_model import MonarchAdapterModel
-
 
 def combine(
-    model: MonarchAdapterModel,
+    model: BaseTuner,
     adapters: Sequence[str],
     weights: Sequence[float],
     adapter_name: str,

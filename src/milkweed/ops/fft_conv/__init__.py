@@ -40,7 +40,7 @@ def _frozen_float64_refusal(u: Tensor, *rest: Tensor | FrozenKernel | None) -> s
 
 
 def _frozen_export(u: Tensor, kernel: FrozenKernel, *rest: Tensor | None) -> Tensor:
-    return export.frozen_conv(u, kernel.spectrum, kernel.points, *rest, kernel.length)
+    return export.frozen_conv(u, kernel.spectrum, kernel.points, kernel.length, *rest)
 
 
 def _frozen_triton(u: Tensor, kernel: FrozenKernel, *rest: Tensor | None) -> Tensor:

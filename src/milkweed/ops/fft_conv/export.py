@@ -133,10 +133,10 @@ def frozen_conv(
     u: Tensor,
     spectrum: Tensor,
     points: int,
-    skip: Tensor | None,
-    pre_gate: Tensor | None,
-    post_gate: Tensor | None,
     length: int,
+    skip: Tensor | None = None,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
 ) -> Tensor:
     """Convolve with a kernel whose spectrum is known, at the cost of the longest signal, ``length``."""
     dtype = compute_dtype(u, spectrum, skip, pre_gate, post_gate)
