@@ -59,6 +59,14 @@ def _encoder_to_tune():
     return _dense_encoder()
 
 
+def _mixture():
+    transformers = pytest.importorskip("transformers")
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1, "num_local_experts": 4}
+    config = transformers.MixtralConfig(vocab_size=50, hidden_size=64, intermediate_size=128, **heads)
+    batches = [{"input_ids": torch.randint(50, (4, 12))} for _ in range(4)]
+    return {"mw": mw, "mixture": transformers.MixtralForCausalLM(config).eval(), "mixture_batches": batches}
+
+
 def _published_m2_bert():
     pytest.importorskip("transformers")
     golden = load_file(ROOT / "tests" / "golden" / "m2_bert_tiny.safetensors")
@@ -93,6 +101,7 @@ def _operands():
 GIVEN = {
     "docs/command_line.md": _trained_digits,
     "docs/conversion.md": _dense_encoder,
+    "docs/families.md": _mixture,
     "docs/gpu.md": _operands,
     "docs/monarch_mixer.md": _published_m2_bert,
     "docs/your_model.md": _dense_encoder_and_batches,
@@ -101,6 +110,7 @@ GIVEN = {
 # What it must have made or printed, beyond running.
 MADE = {
     "README.md": lambda names, printed: isinstance(names["model"][0], mw.nn.MonarchLinear),
+    "docs/families.md": lambda names, printed: any(".split." in line.name for line in names["report"].converted),
     "docs/tour.md": lambda names, printed: "fft_conv: eager" in printed,
     "docs/monarch_mixer.md": lambda names, printed: names["model"].options["length"] == 2048,
 }
