@@ -112,6 +112,14 @@ FAMILIES = {
         ),
         "logits",
     ),
+    "mixtral": (
+        lambda: transformers.MixtralForCausalLM(
+            transformers.MixtralConfig(
+                **SIZES, num_key_value_heads=1, num_local_experts=3, bos_token_id=1, eos_token_id=2
+            )
+        ),
+        "logits",
+    ),
     "distilbert": (
         lambda: transformers.DistilBertModel(
             transformers.DistilBertConfig(vocab_size=50, dim=32, n_layers=1, n_heads=2, hidden_dim=64)

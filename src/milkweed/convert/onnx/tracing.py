@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from milkweed._version import __version__
+from milkweed.convert.experts import experts_apart
 from milkweed.convert.hub.conversion_progress import FolderError
 from milkweed.convert.hub.inputs import first_line
 from milkweed.convert.input_moments import evaluating
@@ -80,26 +81,24 @@ def _tidied(model: Any) -> Any:
     return model
 
 
-# By attribute of a config: attention written out has fewer nodes in other runtimes than torch's fused form has, and
-# torch's product of groups, for experts, does not exist there.
-_PLAIN_FORMS = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}
-
-
 @contextlib.contextmanager
 def plain_forms(module: nn.Module) -> Iterator[None]:
-    """Let models of transformers compute in forms that other runtimes have."""
+    """Let models of transformers compute in forms that other runtimes have.
+
+    Attention written out has fewer nodes there than torch's fused form has. Torch's product of groups, for experts,
+    does not exist there; split into linear layers, experts read the tokens that are theirs.
+    """
     models: list[Any] = [each for each in module.modules() if hasattr(each, "set_attn_implementation")]
-    before = [(each.config, name, getattr(each.config, name, None)) for each in models for name in _PLAIN_FORMS]
+    before = [each.config._attn_implementation for each in models]
     try:
         for each in models:
-            for name, form in _PLAIN_FORMS.items():
-                with contextlib.suppress(ValueError, AttributeError):  # of those that have one form alone
-                    getattr(each, f"set{name}")(form)
-        yield
+            with contextlib.suppress(ValueError):  # of those that have one form alone
+                each.set_attn_implementation("eager")
+        with experts_apart(module):
+            yield
     finally:
-        for config, name, was in before:
-            if was is not None:
-                setattr(config, name, was)
+        for each, implementation in zip(models, before, strict=True):
+            each.config._attn_implementation = implementation
 
 
 @contextlib.contextmanager
