@@ -165,6 +165,8 @@ def test_biases_of_packed_layers_are_not_forgotten():
     model, _ = converted("gpt2")
     with pytest.raises(ValueError, match=r"bias='lora_only' cannot train the bias of 'transformer.*c_attn'"):
         peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", bias="lora_only"))
+    with pytest.raises(ValueError, match=r"bias='monarch_only' cannot train the bias of 'transformer.*c_attn'"):
+        peft.get_peft_model(model, mw.MonarchAdapterConfig(target_modules="all-linear", bias="monarch_only"))
 
 
 def test_parts_of_packed_layers_are_no_targets():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -39,17 +39,18 @@ class StructuredBase(BaseTunerLayer):
                 "model dense with milkweed.densify_(model) first, or leave them unmerged"
             )
 
-    def merge_terms(self, terms: Iterable[tuple[str, Monarch | LowRank, Tensor | None]]) -> None:
+    def merge_terms(self, terms: Sequence[tuple[str, Monarch | LowRank, Tensor | None]]) -> None:
         """Add each adapter's matrix, and what it adds to the bias, to the structured layer: all or, on error, none."""
-        base: Any = self.get_base_layer()
+        if not terms:
+            return
         self.check_mergeable()
+        base: Any = self.get_base_layer()
         merged: Any = own_copy(base)
-        names: list[str] = []
-        for name, matrix, bias in terms:
+        for _, matrix, bias in terms:
             merged.add_(matrix)
             if bias is not None:
                 _add_bias(merged, bias)
-            names.append(name)
+        names = [name for name, _, _ in terms]
         if not is_finite(merged):
             raise ValueError(f"adapter {', '.join(names)} cannot be merged: the sum has NaN or infinite numbers")
         if not self.merged:

@@ -101,7 +101,7 @@ class MonarchAdapterLinear(nn.Module, StructuredBase):
         if not names:
             return
         if self.is_structured():
-            self.merge_terms((name, self.matrix(name), None) for name in names)
+            self.merge_terms([(name, self.matrix(name), None) for name in names])
             return
         base: Any = self.get_base_layer()
         if not has_ordinary_weight(base):

@@ -93,11 +93,12 @@ def _check_layer(config: PeftConfig, name: str, layer: nn.Module) -> None:
     method = type(config).__name__ if config.peft_type not in {PeftType.LORA, NAME} else None
     if isinstance(config, LoraConfig) and config.peft_type == PeftType.LORA:
         method = lora.obstacle(config)
-        if method is None and config.bias == "lora_only" and isinstance(layer, ConcatLinear):
-            raise ValueError(
-                f"bias='lora_only' cannot train the bias of {name!r}, a packed layer whose parts have their own; use "
-                "bias='all' or 'none'"
-            )
+    bias = getattr(config, "bias", "none")
+    if method is None and bias.endswith("_only") and isinstance(layer, ConcatLinear):
+        raise ValueError(
+            f"bias={bias!r} cannot train the bias of {name!r}, a packed layer whose parts have their own; use "
+            "bias='all' or 'none'"
+        )
     if method is not None:
         raise ValueError(
             f"{method} cannot adapt layer {name!r}, a {type(layer).__name__}: peft's method needs a dense weight. Use "
