@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import itertools
 import re
 import shlex
 import sys
@@ -41,7 +42,7 @@ def _dense_encoder():
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.BertConfig(vocab_size=len(words), **sizes)
     transformers.BertModel(config).save_pretrained("encoder")
-    return {"folder": "encoder", "texts": ["a sentence", "some words of a sentence"] * 80}
+    return {"folder": "encoder", "texts": [" ".join(order) for order in itertools.permutations(words[5:])]}
 
 
 def _dense_encoder_and_batches():

@@ -93,7 +93,8 @@ class Trial:
 
     def measure(self, pair: Pair) -> EndToEnd:
         """Measure both models; what fails now is a warning and no error, as the conversion is done."""
-        self.steps.begin("measuring the whole model, dense and converted")
+        if self.before or self.comparisons:
+            self.steps.begin("measuring the whole model, dense and converted")
         try:
             with without_cache(pair.dense_model):
                 figures = self._figures(pair)
