@@ -29,9 +29,10 @@ def inner_layers_only(model: nn.Module, preview: ConversionReport, whole_outputs
     configs: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
     found = {id(config): config for config in configs}
     caching = [config for config in found.values() if getattr(config, "use_cache", False)]
-    converted = {model.get_submodule(name) for line in preview.converted for name in line.names}
+    converted = {name for line in preview.converted for name in line.names}
     head = _head(model)
-    cut = head is not None and head not in converted and not whole_outputs
+    kept = all(name not in converted for name, module in model.named_modules(remove_duplicate=False) if module is head)
+    cut = head is not None and kept and not whole_outputs
     handle = head.register_forward_pre_hook(_last_position) if head is not None and cut else None
     try:
         for config in caching:
