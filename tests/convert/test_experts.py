@@ -187,6 +187,20 @@ def test_mixtures_of_experts_saved_and_loaded_by_transformers(family, tmp_path, 
     assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
 
 
+def test_a_folder_of_a_mixture_is_converted_and_converted_again(tmp_path, quiet):
+    model, batch = mixture("mixtral"), batches(1)[0]
+    model.save_pretrained(tmp_path / "dense")
+    done = mw.convert_folder(tmp_path / "dense", tmp_path / "once", {"re:.*split.*down_linear": mw.MonarchConfig(2)})
+    assert len(done.report.converted) == 8
+    mw.convert_(model, {"re:.*split.*down_linear": mw.MonarchConfig(2)})
+    once = mw.load_pretrained(tmp_path / "once")
+    torch.testing.assert_close(logits(once, batch), logits(model, batch), rtol=0, atol=1e-6)
+    mw.convert_folder(tmp_path / "once", tmp_path / "twice", {"re:.*split.*up_linear": mw.MonarchConfig(2)})
+    mw.convert_(model, {"re:.*split.*up_linear": mw.MonarchConfig(2)})
+    twice = type(model).from_pretrained(tmp_path / "twice")
+    torch.testing.assert_close(logits(twice, batch), logits(model, batch), rtol=0, atol=1e-6)
+
+
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "qwen3_moe"])
 def test_split_experts_are_not_loaded_without_milkweed(family, tmp_path):

@@ -70,7 +70,8 @@ def plan_conversion(
     Args:
         model: Any module, also within ``torch.compile`` or a parallel wrapper: names are those without it, and it is
             run as it is written. ``torch.nn.Linear`` and transformers' ``Conv1D`` are considered. A packed query, key
-            and value becomes three matrices.
+            and value becomes three matrices, a packed gate two. Experts that transformers keeps in one tensor are taken
+            as layers ``experts.split.3.gate_linear``, ``up_linear`` and ``down_linear``.
         rules: Ordered: exact module names, ``"re:"`` patterns for whole names, or functions of name and module, each to
             a configuration or to None for a layer that stays; the first match wins. One configuration alone stands for
             `default_rules` with it: every layer except the heads. A layer that is too small for its configuration, or

@@ -26,9 +26,10 @@ def inner_layers_only(model: nn.Module, preview: ConversionReport, whole_outputs
     memory than the model itself. Outputs are those of the last position, unless ``whole_outputs`` are wanted or the
     head is converted, which then sees all inputs.
     """
-    converted = {model.get_submodule(name) for line in preview.converted for name in line.names}
+    converted = {name for line in preview.converted for name in line.names}
     head = _head(model)
-    cut = head is not None and head not in converted and not whole_outputs
+    kept = all(name not in converted for name, module in model.named_modules(remove_duplicate=False) if module is head)
+    cut = head is not None and kept and not whole_outputs
     handle = head.register_forward_pre_hook(_last_position) if head is not None and cut else None
     try:
         with without_cache(model):

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from milkweed._files import UnsafeFileError, read_json_file
 from milkweed.convert.bounds import check_counts, check_tables, without_numbers
+from milkweed.convert.experts import split_recorded_
 from milkweed.convert.hub import transformers_files
 from milkweed.convert.hub.conversion_progress import FolderError, Progress
 from milkweed.convert.hub.destination import check_apart
 from milkweed.convert.hub.inputs import first_line
 from milkweed.convert.metadata import check
-from milkweed.convert.record import ENTRY, rebuild, recorded_layers
+from milkweed.convert.record import ENTRY, rebuild, recorded_layers, recorded_names
 from milkweed.convert.safetensors_files import read_header
 
 # Weights in the first folder, everything else that is data; patterns of the hub match slashes too.
@@ -64,6 +65,7 @@ class Source:
         try:
             with without_numbers(self.stored):
                 model: nn.Module = self.kind(self.config)
+                split_recorded_(model, recorded_names(self.conversions()))
                 rebuild(model, recorded_layers(model, self.conversions(), self.stored))
             check_tables(model, self.stored)
         except Exception as error:  # of any model, so of any kind
