@@ -150,6 +150,7 @@ STRUCTURES = {
     "Diagonal": of(structures.Diagonal, entries=x(4)),
     "FlatBlockButterfly": of(structures.FlatBlockButterfly, blocks=x(2, 2, 2, 2)),
     "LowRank": of(structures.LowRank, left=x(4, 2), right=x(2, 4)),
+    "add_monarch": of(structures.add_monarch, a=MATRICES["Monarch"], b=MATRICES["LowRank"]),
     "Permutation": of(structures.Permutation, index=lambda: torch.tensor([1, 0])),
     "Permutation.stride": of(structures.Permutation.stride, rows=2, columns=3),
     "Product": of(structures.Product, factors=lambda: (structures.Diagonal(R(4)),)),
@@ -272,6 +273,15 @@ NN = {
     "AdaptedLinear.forward": method(
         lambda: nn.AdaptedLinear(linear(), nn.MonarchLinear(16, 16, 2, bias=False)), "forward", x=x(2, 16)
     ),
+    **{
+        f"{name}.add_": method(
+            lambda make=make: make(), "add_", update=lambda _: structures.LowRank(R(16, 1), R(1, 16))
+        )
+        for name, make in {
+            "MonarchLinear": lambda: nn.MonarchLinear(16, 16, 2),
+            "ConcatLinear": lambda: nn.ConcatLinear([nn.LowRankLinear(16, 16, 2)]),
+        }.items()
+    },
     "MonarchLinear": of(nn.MonarchLinear, in_features=16, out_features=16, nblocks=2),
     "BlockDiagonalLinear": of(nn.BlockDiagonalLinear, in_features=16, out_features=16, nblocks=2),
     "LowRankLinear": of(nn.LowRankLinear, in_features=16, out_features=16, rank=2),
@@ -308,6 +318,7 @@ NN = {
     "build_linear": of(nn.build_linear, spec={"name": "monarch", "nblocks": 2}, in_features=8, out_features=8),
     "build_sequence_layer": of(nn.build_sequence_layer, spec={"name": "s4d"}, d_model=4),
     "check_spec": of(nn.check_spec, kind="layer", spec={"name": "s4d"}),
+    "fixed_states": of(nn.fixed_states, stepper=lambda: nn.S4D(4).stepper()),
     "parameter_groups": of(nn.parameter_groups, model=SEQUENCE["S4D"], lr=1e-3),
 }
 FILTERS = {
@@ -422,7 +433,12 @@ CONVERT = {
     "ConversionReport.save": method(
         lambda: convert.convert_(network(), convert.MonarchConfig(4)), "save", path="report.json"
     ),
+    "FolderConversion.save": method(
+        lambda: convert.FolderConversion(convert.convert_(network(), convert.MonarchConfig(4))), "save", path="new.json"
+    ),
+    "FolderConversion.load": of(convert.FolderConversion.load, path="converted.json"),
     "convert_folder": of(convert.convert_folder, source=lambda: Path("nothing here"), out="converted"),
+    "export_onnx": of(convert.export_onnx, model=lambda: Path("nothing here"), file="model.onnx"),
     "load_s4d_minimal": of(s4.load_s4d_minimal, state=minimal_s4d),
     "extend_positions": of(m2.extend_positions, model=lambda: network_of("M2Bert"), length=12),
     "add_adapters_": of(convert.add_adapters_, model=network, rules=lambda: convert.AdapterConfig(2)),
@@ -461,7 +477,9 @@ CALLS = {
 # Constructors of records that functions return, bases that users subclass, and what two classes say to each other.
 NOT_CALLED = {
     *("Backend", "Choice", "HippoBasis", "Factorization", "Projection", "LayerReport", "KeptMatrix"),
+    *("OnnxExport", "OnnxFile"),
     *("FolderConversion", "ConversionReport", "ConversionPlan", "MergedAdapters", "StateSpaceFilter"),
+    *("EndToEnd", "EndToEnd.from_dict", "Figure", "HeldOut", "Size", "ConversionReport.from_dict"),
     *("StructuredLinear", "StructuredLinear.from_linear", "CausalBasis", "CausalBasis.causally"),
     *("CausalBasis.echo", "CausalBasis.scale", "CausalBasis.output_digits", "ChebyshevBasis.echo"),
     *("ChebyshevBasis.scale", "ChebyshevBasis.output_digits", "FrozenKernel.layout", "register"),
@@ -472,6 +490,8 @@ NOT_CALLED = {
 def prepare(folder: Path) -> None:
     """Write the files that the calls read."""
     structures.save(MATRICES["Monarch"](), folder / "structure")
+    report = convert.convert_(network(), convert.MonarchConfig(4))
+    convert.FolderConversion(report).save(folder / "converted.json")
     convert.save_adapters(adapted(), folder / "saved")
     function, given = MODELS["build_model"]()
     convert.save_pretrained(function(**given), folder / "model")

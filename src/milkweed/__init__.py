@@ -6,7 +6,7 @@ exported by `torch.export` and are loaded without this library's layers.
 
 from typing import TYPE_CHECKING
 
-from milkweed._integrations import install as _install
+from milkweed import _integrations
 from milkweed._lazy import lazy
 from milkweed._version import __version__
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
         save_adapters,
         save_pretrained,
     )
-    from milkweed.convert.hub.native import MilkweedConfig as MilkweedConfig
+    from milkweed.convert import MilkweedConfig as MilkweedConfig
+    from milkweed.convert import MonarchAdapterConfig as MonarchAdapterConfig
     from milkweed.structures import (
         Monarch,
         factorize_monarch_product,
@@ -49,6 +50,7 @@ else:
             "convert": (
                 "AdapterConfig",
                 "MilkweedConfig",
+                "MonarchAdapterConfig",
                 "MonarchConfig",
                 "add_adapters_",
                 "convert_",
@@ -74,7 +76,6 @@ else:
         },
     )
 
-_install()
 
 # Without data, plots, tasks, train and MilkweedConfig, which need extras: a star imports what the base install has.
 __all__ = [
@@ -106,3 +107,5 @@ __all__ = [
     "ssm",
     "structures",
 ]
+
+_integrations.install()

@@ -140,6 +140,55 @@ def test_half_precision_keeps_its_update_in_float32():
     assert {p.dtype for p in double[0].update.parameters()} == {torch.float64}
 
 
+@pytest.mark.parametrize("config", [mw.MonarchConfig(4), mw.MonarchConfig(3, rank=1), mw.convert.LowRankConfig(3)])
+def test_updates_merge_into_converted_layers(config, tmp_path):
+    model, batch = build("gpt2"), batches("gpt2")[0]
+    mw.convert_(model, {"re:.*(c_attn|mlp.c_fc)": config})
+    before = {name: type(module) for name, module in model.named_modules()}
+    mw.add_adapters_(model, mw.AdapterConfig(nblocks=4, rank=1, scale=0.5))
+    trained = output(stirred(model), batch)
+    adapted = copy.deepcopy(model.state_dict())
+    merged = mw.merge_adapters_(model, keep=True)
+    torch.testing.assert_close(output(model, batch), trained, rtol=1e-5, atol=1e-5)
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    mw.save_pretrained(model, tmp_path)
+    assert torch.equal(output(mw.load_pretrained(tmp_path).eval(), batch), output(model, batch))
+    merged.unmerge_()
+    assert all(torch.equal(value, adapted[name]) for name, value in model.state_dict().items())
+    assert torch.equal(output(model, batch), trained)
+
+
+def test_updates_without_their_structure_are_refused():
+    small = mw.AdapterConfig(2)
+    block = nn.Sequential(mw.nn.BlockDiagonalLinear(16, 16))
+    mw.add_adapters_(block, small)
+    with pytest.raises(
+        ValueError, match=r"'0' cannot be merged: W is a BlockDiagonalLinear, .*densify_\(model\) first"
+    ):
+        mw.merge_adapters_(block)
+    update = mw.nn.ButterflyLinear(16, 16, bias=False)
+    model = nn.Sequential(AdaptedLinear(MonarchLinear(16, 16), update))
+    with pytest.raises(ValueError, match=r"'0' cannot be merged: W is a MonarchLinear, and M a ButterflyLinear"):
+        mw.merge_adapters_(model)
+    shared = nn.Sequential(MonarchLinear(16, 16), MonarchLinear(16, 16))
+    shared[1].right = shared[0].right
+    mw.add_adapters_(shared, small)
+    with pytest.raises(ValueError, match=r"'0' cannot be merged: its factors are tied to 1\.base"):
+        mw.merge_adapters_(shared)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_packed_updates_of_one_matrix_and_the_reverse(packed):
+    torch.manual_seed(0)
+    parts = [MonarchLinear(32, 16, nblocks=4, rank=1, bias=False) for _ in range(3)]
+    one = MonarchLinear(32, 48, nblocks=4, rank=1, bias=False)
+    layer = AdaptedLinear(ConcatLinear(parts), one) if packed else AdaptedLinear(one, ConcatLinear(parts))
+    model, x = nn.Sequential(layer), torch.randn(5, 32)
+    expected = model(x)
+    mw.merge_adapters_(model)
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_adapters_on_converted_layers():
     model, batch = build("gpt2"), batches("gpt2")[0]
     mw.convert_(model, {"re:.*(c_attn|mlp.c_fc)": mw.MonarchConfig(3)})
@@ -148,8 +197,6 @@ def test_adapters_on_converted_layers():
     assert isinstance(model.transformer.h[0].mlp.c_fc.base, MonarchLinear)
     assert torch.equal(output(model, batch), expected)
     trained = output(stirred(model), batch)
-    with pytest.raises(ValueError, match=r"c_attn' cannot be merged: W is a ConcatLinear.*densify_\(model\) first"):
-        mw.merge_adapters_(model)
     densified = mw.densify_(model)
     assert densified[0] == "transformer.h.0.attn.c_attn.base"
     assert {type(m.base).__name__ for m in model.modules() if isinstance(m, AdaptedLinear)} == {"Conv1D"}

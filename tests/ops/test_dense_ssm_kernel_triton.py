@@ -207,7 +207,7 @@ def test_custom_ops_are_consistent():
 
 def test_choice():
     a, b, c = (t.detach() for t in draw_float32(2))
-    assert ops.available_backends("dense_ssm_kernel") == ("triton", "eager", "reference", "float64")
+    assert ops.available_backends("dense_ssm_kernel") == ("triton", "eager", "reference", "export", "float64")
     assert ops.explain("dense_ssm_kernel", a, b, c[None], 10).backend == "eager"
     large = torch.eye(65).expand(2, 65, 65)
     with pytest.raises(ValueError, match=r"of N <= 64, got N=65; use backend='eager'"):

@@ -191,7 +191,7 @@ def test_custom_ops_are_consistent():
 
 def test_choice():
     c, dt_a = draw_float32(2)
-    assert ops.available_backends("diagonal_ssm_kernel") == ("triton", "eager", "reference", "float64")
+    assert ops.available_backends("diagonal_ssm_kernel") == ("triton", "eager", "reference", "export", "float64")
     assert ops.explain("diagonal_ssm_kernel", c[None], dt_a, 10).backend == "eager"
     with pytest.raises(ValueError, match=r"takes float32, bfloat16 and float16, got torch.float64"):
         ops.diagonal_ssm_kernel(c.double(), dt_a, 10, backend="triton")

@@ -1,22 +1,21 @@
 """The `milkweed` command."""
 
-import importlib
-import importlib.util
 import os
 import sys
 import warnings
-from contextlib import suppress
 
 from milkweed._suggest import UsageError, unknown
 from milkweed._version import __version__
 from milkweed.cli.command import run_command
 from milkweed.cli.console import complain, echo, in_columns
 from milkweed.cli.errors import caused_by_input, debugging, print_error
+from milkweed.cli.own_modules import import_named
 
 COMMANDS = {
     "train": "train a recipe and leave its results under runs/",
     "evaluate": "test the model of a finished run again",
     "convert": "make the linear layers of a transformers model structured, with little or no training",
+    "export": "write a model, converted or not, as an ONNX file",
     "recipes": "list the recipes that come with milkweed",
     "inspect": "show layers, parameters, FLOPs and memory of a recipe",
     "demo": "train three small models on handwritten digits and compare them",
@@ -30,6 +29,7 @@ MEANT_COMMANDS = {
     **dict.fromkeys(("test", "eval", "validate", "val", "score"), "evaluate"),
     **dict.fromkeys(("show", "summary", "describe", "info", "params"), "inspect"),
     **dict.fromkeys(("compress", "project"), "convert"),
+    **dict.fromkeys(("onnx", "to-onnx", "deploy"), "export"),
     **dict.fromkeys(("draw", "figure", "visualize", "visualise"), "plot"),
 }
 FIRST_STEPS = """\
@@ -38,6 +38,7 @@ milkweed recipes                             what can be trained
 milkweed train digits --model.d_model 96     every value of a recipe is an option
 milkweed evaluate runs/digits                test the result again
 milkweed convert MODEL --plan                what Monarch matrices would make of a transformers model
+milkweed export DIR --onnx FILE.onnx          a model for ONNX Runtime, compared with torch
 milkweed plot monarch dct                    a matrix and its Monarch factors, as a PNG
 milkweed --import my_layers train my.yaml    with classes of your own, which my_layers.py registers
 milkweed COMMAND --help                      more, with an example"""
@@ -92,24 +93,10 @@ def dispatch(arguments: list[str]) -> None:
 
 
 def import_module(arguments: list[str]) -> list[str]:
-    """Import a module of the user's, which registers classes; it is looked for in the working folder too."""
+    """Import a module of the user's, which registers classes."""
     _, equals, name = arguments[0].partition("=")
     name, rest = (name, arguments[1:]) if equals else ("".join(arguments[1:2]), arguments[2:])
-    name, spec = name.removesuffix(".py"), None
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    if all(map(str.isidentifier, name.split("."))):
-        with suppress(ModuleNotFoundError):  # of a package around it
-            spec = importlib.util.find_spec(name)
-    if spec is None:
-        raise UsageError(
-            f"--import {name}: there is no such module; give the name by which Python imports it, e.g. my_layers for "
-            "my_layers.py in this folder"
-        )
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(f"--import {name}: {spec.origin or name} cannot be imported: {error}") from error
+    import_named(name, f"--import {name.removesuffix('.py')}")
     return rest
 
 

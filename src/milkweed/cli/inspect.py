@@ -1,19 +1,28 @@
 """`milkweed inspect`."""
 
+from pathlib import Path
+
 from milkweed._suggest import UsageError
 from milkweed.cli.options import Overrides
 from milkweed.cli.recipe import find_recipe
 
-EXAMPLE = "  milkweed inspect digits --model.d_model 256 --data.batch_size 32 --levels 4"
+REPORT = "conversion.json"
+EXAMPLE = """\
+  milkweed inspect digits --model.d_model 256 --data.batch_size 32 --levels 4
+  milkweed inspect my-encoder-monarch"""
 
 
 def inspect(recipe: str, overrides: Overrides, *, levels: int = 3) -> None:
     """Show layers, parameters, FLOPs and memory of a recipe, without data and without allocating anything.
 
     Args:
-        recipe: a name listed by `milkweed recipes`, or a YAML file
+        recipe: a name listed by `milkweed recipes`, or a YAML file; or a folder of `milkweed convert`, whose report is
+            shown again
         levels: how deep the layers are unfolded
     """
+    if (Path(recipe) / REPORT).is_file():
+        _show_conversion(recipe, overrides)
+        return
     found = find_recipe(recipe)
 
     import torch
@@ -63,6 +72,21 @@ def inspect(recipe: str, overrides: Overrides, *, levels: int = 3) -> None:
     console.print(rows, highlight=False)
     if report.uncounted:
         console.print(f"[dim]FLOPs of {', '.join(report.uncounted)} are not counted.[/]", highlight=False)
+
+
+def _show_conversion(folder: str, overrides: Overrides) -> None:
+    """Show what `milkweed convert` showed."""
+    if overrides:
+        raise UsageError(f"{folder} is a converted model, which has no options such as --{overrides[0][0]}")
+
+    from rich.console import Console
+
+    from milkweed.cli.convert.table import print_headline, print_plan
+    from milkweed.convert import FolderConversion
+
+    done, console = FolderConversion.load(folder), Console()
+    print_headline(console, done)
+    print_plan(console, done.report, False)
 
 
 def megabytes(count: int) -> str:

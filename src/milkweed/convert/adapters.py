@@ -1,18 +1,16 @@
-"""Monarch updates of frozen models: added to their linear layers, merged into the weights, taken off again."""
+"""Monarch updates of frozen models: added to their linear layers and taken off again."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import math
 import numbers
 import re
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from milkweed._arguments import checked, is_kind
 from milkweed.convert.record import structured_layers
@@ -22,14 +20,11 @@ from milkweed.convert.sites import (
     find_sites,
     is_conv1d,
     name_without_adapter,
-    parameter_owners,
     reader_of_weight,
     replace,
-    weight_obstacle,
-    what_would_be_lost,
 )
 from milkweed.nn.structured_linear import AdaptedLinear, ConcatLinear, MonarchLinear, StructuredLinear
-from milkweed.nn.wrappers import through_wrappers, without_wrappers
+from milkweed.nn.wrappers import through_wrappers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,123 +171,6 @@ def remove_adapters_(model: nn.Module) -> list[str]:
     return [name for names in layers.values() for name in names]
 
 
-@dataclasses.dataclass(frozen=True)
-class _State:
-    """A parameter as it was: the object, its version counter, its dtype and where its numbers lie."""
-
-    name: str
-    parameter: nn.Parameter
-    version: int
-    dtype: torch.dtype
-    place: tuple[torch.device, int]
-
-    @classmethod
-    def all_of(cls, layer: nn.Module) -> list[_State]:
-        """Note the parameters of a layer."""
-        found = [(name, p) for name, p in layer._parameters.items() if p is not None]
-        return [cls(name, p, p._version, p.dtype, (p.device, p.data_ptr())) for name, p in found]
-
-    def holds(self, layer: nn.Module) -> bool:
-        """Ask whether a layer has this parameter unchanged; on another device it may lie elsewhere."""
-        now = layer._parameters.get(self.name)
-        if now is not self.parameter or (now._version, now.dtype) != (self.version, self.dtype):
-            return False
-        return now.device != self.place[0] or now.data_ptr() == self.place[1]
-
-
-@dataclasses.dataclass(repr=False)
-class MergedAdapters:
-    """What `merge_adapters_` did. With ``keep=True`` it holds the adapters and the frozen weights, and can go back.
-
-    Args:
-        model: The model.
-        names: The merged layers, all paths of each.
-        kept: All paths, the adapted layer, the merged one and the state of its weight and bias.
-
-    Example:
-        >>> model, x = nn.Sequential(nn.Linear(64, 64)), torch.randn(3, 64)
-        >>> before, names = model(x), mw.add_adapters_(model, {"0": mw.AdapterConfig(nblocks=4)})
-        >>> merged = mw.merge_adapters_(model, keep=True)
-        >>> torch.allclose(model(x), before, atol=1e-5), type(merged).__name__
-        (True, 'MergedAdapters')
-    """
-
-    model: nn.Module
-    names: list[str]
-    kept: list[tuple[tuple[str, ...], AdaptedLinear, nn.Module, list[_State]]]
-
-    def __repr__(self) -> str:
-        back = "unmerge_() goes back" if self.kept else "nothing is kept to go back to"
-        return f"MergedAdapters({len(self.names)} layers of {type(self.model).__name__}; {back})"
-
-    def unmerge_(self) -> None:
-        """Put the adapted layers back, the very ones: their frozen weights are those from before, bit for bit.
-
-        Raises:
-            ValueError: Nothing was kept, or merged layers have been replaced, trained or cast since.
-        """
-        if not self.kept:
-            raise ValueError("there is nothing to go back to; merge with merge_adapters_(model, keep=True)")
-        with without_wrappers(self.model, "unmerge_"):
-            self._unmerge()
-        self.kept = []
-
-    def _unmerge(self) -> None:
-        for names, _, merged, states in self.kept:
-            current = [self.model.get_submodule(name) for name in names]
-            if any(module is not merged for module in current):
-                raise ValueError(f"layer {names[0]!r} was replaced after merging")
-            for state in states:
-                if not state.holds(merged):
-                    raise ValueError(f"layer {names[0]!r} cannot be unmerged: its {state.name} changed after merging")
-        for names, adapted, merged, _ in self.kept:
-            adapted.to(_weight(merged).device)  # where the model has been moved
-            replace(self.model, names, adapted.train(merged.training))
-
-
-@through_wrappers(changes=True)
-@checked
-def merge_adapters_(model: nn.Module, *, keep: bool = False) -> MergedAdapters:
-    """Add all updates to the weights, in place: plain dense layers of W + scale · M with the same outputs.
-
-    The sum is taken in float32 at least and rounded once to the dtype of W. Every layer keeps its class, ``nn.Linear``
-    or ``Conv1D``, and its bias, and stays frozen where it was.
-
-    Args:
-        model: A model with adapters. If a layer cannot be merged, none is.
-        keep: Whether the result can be undone by ``unmerge_()``. The frozen weights then stay in memory beside the
-            merged ones as long as the returned object lives; otherwise they are let go layer by layer.
-
-    Returns:
-        The names of the merged layers, and the way back.
-
-    Raises:
-        ValueError: The model has no adapters, or a layer cannot take its update: its weight is structured, quantised
-            or tied, it has hooks, or the sum is not finite.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(64, 64))
-        >>> names = mw.add_adapters_(model, {"0": mw.AdapterConfig(nblocks=4)})
-        >>> merged = mw.merge_adapters_(model)
-        >>> model
-        Sequential(
-          (0): Linear(in_features=64, out_features=64, bias=True)
-        )
-    """
-    layers = adapted_layers(model)
-    _check_mergeable(model, layers)
-    names = [name for paths in layers.values() for name in paths]
-    kept = []
-    while layers:
-        adapted = next(iter(layers))
-        paths = layers.pop(adapted)
-        merged = _merged(adapted)
-        replace(model, paths, merged)
-        if keep:
-            kept.append((paths, adapted, merged, _State.all_of(merged)))
-    return MergedAdapters(model, names, kept)
-
-
 def adapted_layers(model: nn.Module) -> dict[AdaptedLinear, tuple[str, ...]]:
     """Find the layers with adapters, and all paths of each; a ValueError if there are none."""
     if isinstance(model, AdaptedLinear):
@@ -395,40 +273,3 @@ def _matching(model: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:
                 )
         found += [parameters[name] for name in hits]
     return found
-
-
-def _check_mergeable(model: nn.Module, layers: Mapping[AdaptedLinear, tuple[str, ...]]) -> None:
-    owners = parameter_owners(model)
-    for adapted, names in layers.items():
-        base = adapted.base
-        if isinstance(base, StructuredLinear | ConcatLinear):
-            reason = f"W is a {type(base).__name__}, and W + M does not have its structure; densify_(model) first"
-        elif found := weight_obstacle([f"{name}.base" for name in names], base, owners):
-            reason = f"{found}; give it an ordinary weight of its own first"
-        elif lost := next(filter(None, map(what_would_be_lost, (adapted, base, adapted.update))), None):
-            reason = f"{lost} or see other numbers"
-        elif not _weight(base).is_meta and not _merged_weight(adapted).isfinite().all():
-            reason = f"W + scale · M has NaN or infinite numbers in {_weight(base).dtype}; check its update"
-        else:
-            continue
-        raise ValueError(f"layer {names[0]!r} cannot be merged: {reason}, or leave the adapters unmerged")
-
-
-@torch.no_grad()
-def _merged_weight(adapted: AdaptedLinear) -> Tensor:
-    base, weight = adapted.base, _weight(adapted.base)
-    update = adapted.scale * adapted.update.to_linear().weight.to(weight.device)
-    wide = torch.promote_types(torch.promote_types(weight.dtype, update.dtype), torch.float32)
-    total = weight.to(wide) + (update.T if is_conv1d(base) else update).to(wide)
-    return total.to(weight.dtype).contiguous()
-
-
-def _merged(adapted: AdaptedLinear) -> nn.Module:
-    merged = copy.copy(adapted.base)
-    merged._parameters = dict(adapted.base._parameters)  # the copy shares everything but the weight
-    merged.weight = nn.Parameter(_merged_weight(adapted), _weight(adapted.base).requires_grad)
-    return merged
-
-
-def _weight(layer: nn.Module) -> Tensor:
-    return cast(Tensor, layer.weight)

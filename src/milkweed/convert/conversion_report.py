@@ -131,19 +131,26 @@ class ConversionReport:
         return "\n".join([*_table(self), *wrapped])
 
     @checked
-    def save(self, path: str | os.PathLike[str], timing: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        timing: Mapping[str, Any] | None = None,
+        further: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write the report as JSON, atomically.
 
         Args:
             path: The file.
             timing: Of the whole model before and after, as far as it was measured; written as it is.
+            further: Other values by name, which come first; written as they are.
         """
-        values = {
+        values = dict(further or {}) | {
             "milkweed": __version__,
             "parameters_before": self.model_parameters,
             "parameters_after": self.model_parameters_after,
             "timing": None if timing is None else dict(timing),
             "warnings": self.warnings,
+            "notes": self.notes,
             "reordered": self.reordered,
             "distillation_losses": self.distillation_losses,
             "share_in_linear_layers": self.share,
@@ -152,6 +159,28 @@ class ConversionReport:
         }
         with atomic_write(path) as temporary:
             Path(temporary).write_text(json.dumps(values, indent=1) + "\n")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ConversionReport:
+        """Read the values that `save` writes.
+
+        Args:
+            values: As JSON gives them.
+
+        Returns:
+            The report.
+        """
+        layers = [dict(each) for each in values["layers"]]
+        kept = [dict(each) for each in values.get("kept", ())]
+        return cls(
+            tuple(LayerReport(**each | {"names": tuple(each["names"])}) for each in layers),
+            int(values["parameters_before"]),
+            tuple(map(tuple, values.get("reordered", ()))),
+            tuple(map(float, values.get("distillation_losses", ()))),
+            tuple(KeptMatrix(**each | {"names": tuple(each["names"]), "shape": tuple(each["shape"])}) for each in kept),
+            float(values.get("share_in_linear_layers", 1.0)),
+            tuple(map(str, values.get("notes", ()))),
+        )
 
 
 WIDTH = 100

@@ -102,7 +102,7 @@ def save_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     metadata = {"format": "pt", "milkweed": __version__, "conversion": json.dumps(record, sort_keys=True)}
     if isinstance(model, Model):
         metadata["config"] = json.dumps(model.config, sort_keys=True)
-    elif _is_transformers(model) and getattr(sys.modules["transformers"], type(model).__name__, None) is type(model):
+    elif _is_transformers(model) and transformers_files.class_named(type(model).__name__) is type(model):
         metadata["transformers"] = type(model).__name__
     tensors, aliases = _without_aliases(state)
     metadata["aliases"] = json.dumps(aliases, sort_keys=True)
@@ -261,8 +261,8 @@ def _build_transformers(file: Path, name: str, header: dict[str, Tensor]) -> nn.
         import transformers
     except ImportError as error:
         raise ImportError(f"{file} holds a transformers model; pip install 'milkweed[hf]'") from error
-    kind = getattr(transformers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    kind = transformers_files.class_named(name)
+    if kind is None:
         raise ValueError(f"{file} holds a {name!r}, which is not a model of transformers {transformers.__version__}")
     if not (file.parent / transformers_files.CONFIG).is_file():
         raise FileNotFoundError(f"{file.parent / transformers_files.CONFIG} does not exist; it belongs to {file.name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,12 +20,21 @@ MARKER = "weight"
 # What an entry of a record looks like in a file; see `metadata.read_json`.
 ENTRY = {"names": (str,), "in_features": int, "out_features": (int,), "layers": (dict,)}
 
+# Where a layer of PEFT keeps its Monarch updates.
+PEFT_UPDATE = "monarch_update"
+
 
 def conversion_record(model: nn.Module, skeleton: nn.Module | None) -> list[dict[str, Any]]:
     """List the layers that differ from the skeleton's, or without one all structured ones; see `ENTRY`."""
     if any(isinstance(module, AdaptedLinear) for module in model.modules()):
         raise ValueError(
             "the model has adapters: save them alone with save_adapters(model, path), or merge_adapters_(model) first"
+        )
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    if tuners is not None and any(isinstance(module, tuners.BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            "the model has adapters of PEFT: save them alone with the PeftModel's save_pretrained(path), or take "
+            "model.merge_and_unload() first"
         )
     return [layer_entry(names, module) for names, module in differing_layers(model, skeleton).items()]
 
@@ -52,6 +62,8 @@ def structured_layers(model: nn.Module) -> dict[nn.Module, list[str]]:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, AdaptedLinear):
             inside.append(f"{name}.update" if name else "update")
+        elif PEFT_UPDATE in module._modules:
+            inside.append(f"{name}.{PEFT_UPDATE}" if name else PEFT_UPDATE)
         elif isinstance(module, StructuredLinear | ConcatLinear) and not name.startswith(tuple(inside)):
             found.setdefault(module, []).append(name)
             inside.append(f"{name}.")

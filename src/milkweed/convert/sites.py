@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from milkweed.convert.packed import part_sizes
+from milkweed.nn.filters import ImplicitFilter
 from milkweed.nn.structured_linear import AdaptedLinear
 
 # Modules whose fast paths read `weight` of their children instead of calling them.
@@ -192,6 +193,9 @@ def reader_of_weight(model: nn.Module, names: Sequence[str]) -> str | None:
         parent = model.get_submodule(name.rpartition(".")[0])
         if isinstance(parent, _READ_WEIGHTS) or name.rpartition(".")[2] in _weights_read(type(parent)):  # type: ignore[arg-type]
             return f"its parent {type(parent).__name__} reads the weight itself"
+        parts = name.split(".")
+        if any(isinstance(model.get_submodule(".".join(parts[:end])), ImplicitFilter) for end in range(len(parts))):
+            return "an ImplicitFilter reads the weight itself, to compute kernels"
     return None
 
 

@@ -12,6 +12,7 @@ from milkweed.nn.filters import (
     LongConv,
     OnlineConv,
 )
+from milkweed.nn.fixed_states import fixed_states
 from milkweed.nn.gated_mixer import GatedMixer, ShortConv
 from milkweed.nn.gated_mixer_block import GatedMixerBlock
 from milkweed.nn.learnable_transform import LearnableTransform, LearnableTransform2d
@@ -49,6 +50,7 @@ __all__ = [
     "build_sequence_layer",
     "check_spec",
     "filters",
+    "fixed_states",
     "parameter_groups",
 ]
 __all__ += structured_linear.__all__

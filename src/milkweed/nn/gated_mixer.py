@@ -16,7 +16,7 @@ from milkweed._arguments import check_dtype, check_tensor, checked
 from milkweed._registry import register
 from milkweed.nn.filters.base import check_rate_is_one
 from milkweed.nn.filters.long_conv import LongConv
-from milkweed.nn.filters.online_conv import ConvState, OnlineConv
+from milkweed.nn.filters.online_conv import ConvState
 from milkweed.nn.lengths import check_lengths, valid_steps
 from milkweed.nn.options import layer_options
 from milkweed.nn.stepping import Stepper, check_batch_size, check_state, check_steps
@@ -321,9 +321,10 @@ class GatedMixerStepper(Stepper):
         return _apply(mixer.out_linear, y.transpose(1, 2)), GatedMixerState(recent, long, residual)
 
 
-def _advance(stepper: OnlineConv, u: Tensor, state: ConvState, one: bool) -> tuple[Tensor, ConvState]:
+def _advance(stepper: Stepper, u: Tensor, state: ConvState, one: bool) -> tuple[Tensor, ConvState]:
     """One step or many; u and the outputs are (B, D, L) either way."""
     if not one:
-        return stepper.recurrence.extend(u, state)
+        y, state = stepper.read(u.mT, state)
+        return y.mT, state
     y, state = stepper(u[..., 0], state)
     return y[..., None], state

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from milkweed import ops
 from milkweed._arguments import check_dtype, check_tensor, checked
 from milkweed._registry import register
 from milkweed._suggest import unknown
 from milkweed.nn.lengths import without_padding
 from milkweed.nn.sequence_layer import ACTIVATIONS
 from milkweed.nn.structured_linear import ButterflyLinear
+from milkweed.ops import pairs
 from milkweed.ops._common import compute_dtype, without_autocast
 from milkweed.structures import Chain, monarch_hadamard
 from milkweed.structures.causal import balanced_digits
@@ -159,6 +161,11 @@ class MonarchMixer(nn.Module):
         """(..., H, L) to (..., H, L): M₂(K₁ ⊙ M₁ x)."""
         length = x.shape[-1]
         x = nn.functional.pad(x, (0, self.seq_len - length))
+        if self.start == "dft" and torch.compiler.is_exporting():  # few other runtimes have complex numbers
+            assert isinstance(self.m1, FourierChain)
+            assert isinstance(self.m2, FourierChain)
+            spectrum = pairs.multiply(self.kernel.to(x.dtype), self.m1.on_pairs(x[..., None]))
+            return self.m2.on_pairs(spectrum)[..., 0][..., :length]
         if self.start == "dft":
             spectrum = self.m1(x) * _complex(self.kernel, x)
             return self.m2(spectrum).real[..., :length]
@@ -233,6 +240,23 @@ class FourierChain(nn.Module):
         reversal = (*range(lead), *range(lead + order - 1, lead - 1, -1))
         x = x.unflatten(-1, self.digits).permute(reversal).flatten(lead)
         return Chain(tuple(_complex(factor, x) for factor in self.factors))(x)
+
+    def on_pairs(self, x: Tensor) -> Tensor:
+        """Do the same in real arithmetic: (..., n, 1), real, or (..., n, 2), pairs -> pairs (..., N, 2)."""
+        points = math.prod(self.digits)
+        x = nn.functional.pad(x, (0, 0, 0, points - x.shape[-2]))
+        lead, order = x.ndim - 2, len(self.digits)
+        reversal = (*range(lead), *range(lead + order - 1, lead - 1, -1), lead + order)
+        x = x.unflatten(-2, self.digits).permute(reversal).flatten(lead, lead + order - 1)
+        for factor in self.factors:
+            blocks, size = factor.shape[:2]
+            re, im = factor.to(compute_dtype(x)).unbind(-1)
+            # The real and the imaginary part of each number side by side, going in and coming out.
+            columns = [torch.stack(part, 2) for part in ((re, im), (-im, re))[: x.shape[-1]]]
+            weight = torch.stack(columns, -1).reshape(blocks, 2 * size, size * x.shape[-1])
+            y = ops.block_diagonal_mm(x.flatten(-2), weight)
+            x = y.unflatten(-1, (blocks, size, 2)).transpose(-3, -2).flatten(-3, -2)
+        return x
 
 
 def _complex(stored: Tensor, x: Tensor) -> Tensor:

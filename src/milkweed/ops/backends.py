@@ -1,10 +1,11 @@
 """Which implementation of an operation runs, and why.
 
 Every operation has a ``reference`` backend (the literal definition), an ``eager`` backend (fast pure PyTorch, any
-device) and a ``float64`` backend (the eager one on tensors widened to float64). The choice is explicit: the
-``backend=`` argument, then the innermost `milkweed.ops.use_backend` block, then the first backend in the
-operation's order that can take the arguments. A backend that was asked for by name and cannot run raises; it is never
-replaced in silence.
+device), a ``float64`` backend (the eager one on tensors widened to float64) and an ``export`` backend (plain torch
+functions, arranged for other runtimes). The choice is explicit: the ``backend=`` argument, then the innermost
+`milkweed.ops.use_backend` block, then ``export`` while ``torch.export`` or ``torch.onnx.export`` traces, then the first
+backend in the operation's order that can take the arguments. A backend that was asked for by name and cannot run
+raises; it is never replaced in silence.
 """
 
 from __future__ import annotations
@@ -74,7 +75,19 @@ class Choice:
         return "\n".join(lines)
 
 
+# The backend of programs that run elsewhere: its graph holds torch's own operations, so it needs no milkweed.
+EXPORT = "export"
+
 _operations: dict[str, tuple[Backend, ...]] = {}
+
+
+def export_backend(run: Callable[..., Tensor]) -> Backend:
+    """Make an operation's backend for exported programs, which an automatic choice takes there and nowhere else."""
+    return Backend(EXPORT, run, passed_over=_not_exporting)
+
+
+def _not_exporting(*args: object) -> str | None:
+    return None if torch.compiler.is_exporting() else "it is made for exported programs; it runs only if asked for"
 
 
 def register(operation: str, *backends: Backend) -> None:
@@ -120,7 +133,7 @@ def available_backends(operation: str) -> tuple[str, ...]:
 
     Example:
         >>> mw.ops.available_backends("linear_recurrence")
-        ('eager', 'reference', 'float64')
+        ('eager', 'reference', 'export', 'float64')
         >>> mw.ops.linear_recurrence(torch.ones(1, 3), torch.ones(1, 3), backend="float64")
         tensor([[1., 2., 3.]])
     """
@@ -336,6 +349,10 @@ def _choose(operation: str, backend: str | None, args: Any, kwargs: Any) -> tupl
                 return candidate, Choice(operation, wanted, reason)
         raise ValueError(unknown("backend", wanted, [candidate.name for candidate in candidates]))
     refused: dict[str, str] = {}
+    if torch.compiler.is_exporting():
+        for candidate in candidates:
+            if candidate.name == EXPORT:
+                return candidate, Choice(operation, EXPORT, "the program is being exported", refused)
     for candidate in candidates:
         why = candidate.refusal(*args, *kwargs.values()) if candidate.refusal else None
         why = why or (candidate.passed_over(*args, *kwargs.values()) if candidate.passed_over else None)

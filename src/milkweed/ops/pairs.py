@@ -37,11 +37,17 @@ def exp(a: Tensor) -> Tensor:
     return torch.stack([size * torch.cos(a[..., 1]), size * torch.sin(a[..., 1])], -1)
 
 
+def full_turn(dtype: torch.dtype) -> Tensor | float:
+    """2π, in exported programs as a tensor: numbers that are none are stored in float32 there."""
+    return torch.tensor(2 * math.pi, dtype=dtype) if torch.compiler.is_exporting() else 2 * math.pi
+
+
 def exp_of_steps(a: Tensor, steps: Tensor) -> Tensor:
     """Complex exponential exp(a * steps) of a (..., 2), to the digits of ``a`` however many steps."""
     # The size of a phase takes its digits: 1e4 rad in float32 leave an error of 1e-3.
     wide = widest_dtype(a)
     size = torch.exp(a[..., 0].to(wide) * steps)
     angle = a[..., 1].to(wide) * steps
-    angle = angle - (angle / (2 * math.pi)).round() * (2 * math.pi)
+    turn = full_turn(wide)
+    angle = angle - (angle / turn).round() * turn
     return torch.stack([size * torch.cos(angle), size * torch.sin(angle)], -1).to(a.dtype)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from milkweed._arguments import check_kind, check_pairs, check_real, checked, got, is_kind, plain
 from milkweed._suggest import unknown
-from milkweed.ops import pairs
+from milkweed.ops import _linalg, pairs
 
 DISCRETIZATIONS = ("bilinear", "zoh")
 
@@ -96,7 +96,7 @@ def _check_step(dt: Tensor | float) -> None:
 def _dense_zoh(dt_a: Tensor, dt_b: Tensor) -> tuple[Tensor, Tensor]:
     size, inputs = dt_b.shape[-2:]
     augmented = F.pad(torch.cat([dt_a, dt_b], -1), (0, 0, 0, inputs))
-    flow = torch.linalg.matrix_exp(augmented)[..., :size, :]
+    flow = _linalg.matrix_exp(augmented)[..., :size, :]
     return flow[..., :size], flow[..., size:]
 
 
@@ -149,7 +149,7 @@ def discretize_dplr(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor
     columns, rows, W = (_real_coordinates(x) for x in (columns, rows, P.movedim(0, -1)))
     step = dt[..., None, None]
     small = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device) + step * (W.mT @ columns)
-    corrections = torch.linalg.solve(small, rows.mT) * step  # (..., rank, N)
+    corrections = _linalg.solve(small, rows.mT) * step  # (..., rank, N)
     forced = _real_coordinates(pairs.multiply(inverse, B)[..., None])
     forced = forced - columns @ (corrections @ _real_coordinates(B[..., None]))
     # 2 (I - dt/2 A)⁻¹ - I

@@ -9,6 +9,7 @@ from milkweed.structures.factorize import Factorization, factorize_monarch_produ
 from milkweed.structures.flat_butterfly import FlatBlockButterfly
 from milkweed.structures.low_rank import LowRank
 from milkweed.structures.monarch import Monarch, monarch_shapes
+from milkweed.structures.monarch_sum import add_monarch
 from milkweed.structures.permutation import Permutation
 from milkweed.structures.project import (
     Projection,
@@ -55,6 +56,7 @@ __all__ = [
     "StructuredMatrix",
     "Sum",
     "Toeplitz",
+    "add_monarch",
     "causal_product",
     "factorize_monarch_product",
     "load",

@@ -13,8 +13,9 @@ from milkweed._suggest import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from milkweed.cli.convert.progress import Steps
-    from milkweed.convert.hub.folder import FolderConversion, Train
+    from milkweed.convert.hub.conversion_progress import Progress
+    from milkweed.convert.hub.folder import Train
+    from milkweed.convert.hub.folder_conversion import FolderConversion
 
 DISTILL_LR = 1e-3
 EXAMPLE = """\
@@ -22,6 +23,7 @@ EXAMPLE = """\
   milkweed convert my-encoder --nblocks 2 --layers 're:.*(intermediate|output).dense' --plan
   milkweed convert my-encoder --calibrate sentences.txt --sequential --parameters 0.5 --out half
   milkweed convert my-encoder --calibrate sentences.txt --texts 10000 --distill 2 --out my-encoder-distilled
+  milkweed convert my-encoder --calibrate sentences.txt --metric-data stsb-dev.csv --out my-encoder-monarch
   milkweed convert openai-community/gpt2 --structure low_rank --rank 128 --keep 're:.*c_attn' --out gpt2-low-rank"""
 
 
@@ -50,6 +52,17 @@ def budget(text: str) -> float:
 def learning_rate(text: str) -> float:
     """Read a learning rate."""
     return _above_zero(text, f"no learning rate such as {DISTILL_LR:g}")
+
+
+def share(text: str) -> float:
+    """Read a share below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share from 0 to below 1, such as 0.1")
+    return value
 
 
 def further_options() -> dict[str, str]:
@@ -91,6 +104,9 @@ def convert(
     permute: bool = False,
     distill: Annotated[int, positive] | None = None,
     distill_lr: Annotated[float, learning_rate] | None = None,
+    metric: str | None = None,
+    metric_data: Path | None = None,
+    held_out: Annotated[float, share] = 0.1,
     nblocks: Annotated[int, positive] | None = None,
     rank: Annotated[int, positive] | None = None,
     refine: Annotated[int, positive] | None = None,
@@ -129,6 +145,13 @@ def convert(
             times over the texts; better still, and slower: both models run for every text
         distill_lr (LR): its learning rate, after a warm-up over a tenth of its steps; default: 0.001
 
+    the whole model, dense and converted:
+        metric (NAME): what to measure: cosine, perplexity, agreement, error, with a table also accuracy or spearman; or
+            MODULE:FUNCTION of your own, called with the model and held-out batches; default: what fits the model
+        metric_data (FILE): what to measure it on: a text per line, or a table (.csv, .tsv) of a text, or two, and a
+            label or score; a metric of your own gets it as held_out.file
+        held_out (SHARE): of the texts to calibrate on, hold back so many to measure on, unless --metric-data is given
+
     options of the structure:
         nblocks (NUMBER): blocks, of each factor in a Monarch matrix; default: 4
         rank (NUMBER): of each slice (monarch; default: all that fits), or of the low-rank matrix
@@ -140,6 +163,8 @@ def convert(
         raise UsageError("say where to write the converted model with --out DIR, or only look at it with --plan")
     if distill and plan:
         raise UsageError("--distill and --plan exclude each other: a plan trains nothing")
+    if plan and (metric or metric_data):
+        raise UsageError("--metric and --plan exclude each other: a plan measures no model end to end")
     if distill_lr and not distill:
         raise UsageError("--distill-lr needs --distill EPOCHS, whose learning rate it is")
     if calibrate is None:
@@ -152,7 +177,7 @@ def convert(
         for option, value in (given | {"distill": distill}).items():
             if value:
                 raise UsageError(f"--{option} needs --calibrate FILE.txt: {why[option]}")
-    check_packages(figures=not plan, training=bool(distill))
+    check_packages(training=bool(distill))
 
     from rich.console import Console
     from rich.markup import escape
@@ -160,8 +185,9 @@ def convert(
     from milkweed.cli.convert.choices import make_choices
     from milkweed.cli.convert.destination import check_out, unwound_when_ended
     from milkweed.cli.convert.flags import typed
+    from milkweed.cli.convert.metric import find_metric
     from milkweed.cli.convert.progress import watch
-    from milkweed.cli.convert.table import print_plan
+    from milkweed.cli.convert.table import print_headline, print_plan
     from milkweed.cli.convert.texts import read_texts
     from milkweed.convert.hub.folder import convert_folder
     from milkweed.convert.hub.source import check_device, find_source, quiet_transformers
@@ -169,6 +195,7 @@ def convert(
     fields = {"nblocks": nblocks, "rank": rank, "refine": refine, "neighbours": neighbours, **further}
     choices = make_choices(structure, fields, layers or [], keep or [], parameters)
     lines = read_texts(calibrate, texts) if calibrate else []
+    measured = None if metric is None else find_metric(metric)
     console = Console()
     switches = [name for name, option in inspect.signature(convert).parameters.items() if option.default is False]
     with typed(switches), unwound_when_ended():
@@ -195,12 +222,14 @@ def convert(
                 device=device,
                 overwrite=overwrite,
                 train=trainer(distill, distill_lr or DISTILL_LR, device, steps) if distill else None,
-                also_write=page_writer(found.name),
+                metric=measured,
+                metric_data=metric_data,
+                held_out=held_out,
+                also_write=page_writer(),
                 progress=steps,
             )
+        print_headline(console, done)
         print_plan(console, done.report, all)
-        if done.timing is not None:
-            console.print(done.timing.summary(), highlight=False)
     if not lines:
         console.print(
             "[yellow]Without --calibrate FILE.txt layers keep their weights, not their outputs on text like yours, and "
@@ -217,17 +246,15 @@ def convert(
         )
 
 
-def check_packages(*, figures: bool, training: bool) -> None:
+def check_packages(*, training: bool) -> None:
     """Miss what is not installed before anything takes time."""
-    needed = {"transformers": "hf"}
-    needed |= {"matplotlib": "plots"} if figures else {}
-    needed |= {"lightning": "train"} if training else {}
+    needed = {"transformers": "hf"} | ({"lightning": "train"} if training else {})
     for package, extra in needed.items():
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(f'milkweed convert needs {package}: pip install "milkweed[{extra}]"')
 
 
-def trainer(epochs: int, rate: float, device: str, steps: "Steps") -> "Train":
+def trainer(epochs: int, rate: float, device: str, steps: "Progress") -> "Train":
     """Make what trains the converted model against the dense one, on the batches."""
 
     def train(student: "nn.Module", teacher: "nn.Module", batches: Sequence[Any]) -> list[float]:
@@ -238,16 +265,12 @@ def trainer(epochs: int, rate: float, device: str, steps: "Steps") -> "Train":
     return train
 
 
-def page_writer(name: str) -> "Callable[[Path, FolderConversion], None]":
+def page_writer() -> "Callable[[Path, FolderConversion], None]":
     """Make what writes the page of figures about a model."""
 
     def write(folder: Path, done: "FolderConversion") -> None:
         from milkweed.plots import conversion_page
-        from milkweed.train.environment import describe_environment
 
-        command = " ".join(["milkweed", *sys.argv[1:]])
-        environment = describe_environment([])
-        path = folder / "conversion.html"
-        conversion_page.write_page(done.report, done.timing, name, command, environment, path)
+        conversion_page.write_page(done, folder / "conversion.html", " ".join(["milkweed", *sys.argv[1:]]))
 
     return write

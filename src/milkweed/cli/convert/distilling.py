@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from milkweed._suggest import UsageError
-from milkweed.cli.convert.progress import Steps
+from milkweed.convert.hub.conversion_progress import Progress
 from milkweed.train.distill import distill_
 
 
 def distill(
-    student: nn.Module, teacher: nn.Module, batches: Sequence[Any], epochs: int, lr: float, device: str, steps: Steps
+    student: nn.Module, teacher: nn.Module, batches: Sequence[Any], epochs: int, lr: float, device: str, steps: Progress
 ) -> list[float]:
     """Train a converted model, in place."""
     where = torch.device(device)
@@ -38,7 +38,7 @@ def distill(
 class _Told(pl.Callback):
     """Passes the number of steps on."""
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Progress) -> None:
         self.steps = steps
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:

@@ -10,6 +10,25 @@ from rich.text import Text
 from milkweed.convert import ConversionReport
 from milkweed.convert.conversion_report import describe
 from milkweed.convert.groups import LayerGroup, by_outcome, by_reason
+from milkweed.convert.hub.folder_conversion import FolderConversion
+
+
+def print_headline(console: Console, done: FolderConversion) -> None:
+    """Print what people convert for: figures of the whole model, its speed and size; nothing for a plan."""
+    lines = done.headline()
+    if not lines:
+        return
+    grid = Table.grid(padding=(0, 2), expand=False)
+    grid.add_column()
+    grid.add_column(overflow="fold")
+    for name, value, detail in lines:
+        cell = Group(Text(value, "bold"), Text(detail, "dim")) if detail else Group(Text(value, "bold"))
+        grid.add_row(Text(name), cell)
+    console.print(Text(f"{done.name}, dense -> converted", "bold"))
+    if done.end_to_end is not None and done.end_to_end.figures and done.end_to_end.data:
+        console.print(Text(f"end to end on {done.end_to_end.data}", "dim"))
+    console.print()
+    console.print(grid, highlight=False)
 
 
 def print_plan(console: Console, report: ConversionReport, every: bool) -> None:

@@ -16,15 +16,28 @@ from torch import nn
 from milkweed._arguments import checked, plain
 from milkweed.convert.apply import convert_
 from milkweed.convert.conversion_report import ConversionReport
+from milkweed.convert.evaluation.held_out import SHARE, split
+from milkweed.convert.evaluation.metrics import Metric, check_metric
+from milkweed.convert.evaluation.pair import Pair
+from milkweed.convert.evaluation.trial import Options as TrialOptions
+from milkweed.convert.evaluation.trial import Trial
 from milkweed.convert.experts import experts_apart
 from milkweed.convert.hub.card import CARD, model_card
 from milkweed.convert.hub.conversion_progress import FolderError, Progress
 from milkweed.convert.hub.destination import REPORT, check_space, copy_side_files, staged, writing
+from milkweed.convert.hub.folder_conversion import (
+    FolderConversion,
+    Size,
+    environment,
+    file_name,
+    model_bytes,
+    stored_bytes,
+)
 from milkweed.convert.hub.inputs import check_runs
 from milkweed.convert.hub.memory import give_back, inner_layers_only
 from milkweed.convert.hub.source import Source, check_device, find_source, load_model, quiet_transformers
 from milkweed.convert.hub.text_batches import WatchedBatches, make_batches
-from milkweed.convert.hub.timing import Timing, time_model
+from milkweed.convert.hub.timing import time_model
 from milkweed.convert.passes.budget import Budget
 from milkweed.convert.passes.select import select
 from milkweed.convert.plan import ConversionPlan, plan_conversion
@@ -36,28 +49,6 @@ from milkweed.nn.structured_linear import LayerConfig, MonarchConfig
 DTYPES = ("float32", "bfloat16", "float16")
 
 Train = Callable[[nn.Module, nn.Module, Sequence[Any]], Sequence[float]]
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class FolderConversion:
-    """What was done to a folder; prints as a table.
-
-    Args:
-        report: What became of each layer.
-        timing: Of the whole model before and after, or None if it was not measured.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(256, 256))
-        >>> report = mw.convert_(model, {"0": mw.convert.LowRankConfig(rank=8)})
-        >>> mw.convert.FolderConversion(report).timing is None
-        True
-    """
-
-    report: ConversionReport
-    timing: Timing | None = None
-
-    def __repr__(self) -> str:
-        return repr(self.report) + ("" if self.timing is None else f"\n{self.timing.summary()}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +65,7 @@ class _Options:
     candidates: Sequence[LayerConfig | None]
 
 
-@checked(but=("texts", "max_length", "batch_size", "dtype", "device"))
+@checked(but=("texts", "max_length", "batch_size", "dtype", "device", "metric_data"))
 def convert_folder(
     source: str | os.PathLike[str] | Source,
     out: str | os.PathLike[str] | None,
@@ -91,6 +82,9 @@ def convert_folder(
     device: str | torch.device = "cpu",
     overwrite: bool = False,
     train: Train | None = None,
+    metric: str | Metric | None = None,
+    metric_data: str | os.PathLike[str] | Sequence[object] | None = None,
+    held_out: float = SHARE,
     also_write: Callable[[Path, FolderConversion], None] | None = None,
     progress: Progress | None = None,
 ) -> FolderConversion:
@@ -116,11 +110,21 @@ def convert_folder(
         overwrite: Replace `out` if this function wrote it.
         train: Trains the converted model before it is saved: called with it, the dense one and the batches of texts,
             it gives the loss of every step, as ``milkweed.train.distill.distill_`` does.
+        metric: What to measure of the whole model, dense and converted: ``"cosine"`` of its outputs, ``"perplexity"``,
+            ``"agreement"`` of predictions, relative ``"error"`` of outputs, with a table ``"accuracy"`` or
+            ``"spearman"``; by default what says most about the kind of model. Or a function that is called with the
+            model, and if it takes two arguments with a [`milkweed.convert.HeldOut`][], and gives a number, or numbers
+            by name.
+        metric_data: What to measure it on: a ``.txt`` file with a text on each line, or a table (``.csv``, ``.tsv``)
+            of a text, or two, and a label or score in each row; a list of the same. A metric of your own gets the
+            file's path as ``held_out.file``.
+        held_out: Without ``metric_data``, this share of the texts is held back from calibration to measure on. Which
+            ones, depends on each text alone, not on their order.
         also_write: Writes more into the folder before it takes its place.
         progress: Told how far it is; without it warnings are Python's.
 
     Returns:
-        The report, and the time that the whole model takes before and after.
+        The report, and of the whole model before and after: figures end to end, time and size.
 
     Raises:
         ValueError: The model, the texts or `out` cannot be used, or as for `milkweed.plan_conversion`. Nothing is left.
@@ -135,6 +139,9 @@ def convert_folder(
     max_length, batch_size, parameters = plain(max_length), plain(batch_size), plain(parameters)
     dtype = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
     _check(texts, max_length, batch_size, dtype, train, out)
+    _check_trial(metric, metric_data, held_out, out)
+    texts, held = split(texts, held_out) if metric_data is None else (list(texts), [])
+    trial_options = TrialOptions(metric, metric_data, held, texts, max_length, batch_size)
     chosen = default_rules(rules) if rules is None or isinstance(rules, LayerConfig) else rules
     options = _Options(chosen, texts, max_length, batch_size, sequential, permute, parameters, candidates)
     place, steps = None if out is None else Path(out), progress or Progress()
@@ -149,10 +156,13 @@ def convert_folder(
         model = load_model(found, needed, dtype, device, steps)
         if train is not None:
             _check_trainable(model)
+        trial = Trial(found, trial_options, steps)
+        if folder is not None:
+            trial.prepare(model)
         plan, batches = _plan(found, model, preview, options, steps)
         if folder is None or place is None:
-            return FolderConversion(plan.report)
-        done = _convert(model, plan, batches, train, steps)
+            return FolderConversion(plan.report, name=file_name(found.name))
+        done = _convert(model, plan, batches, train, trial, steps)
         steps.begin("writing")
         with writing(place):
             left_out = copy_side_files(found.folder, folder)
@@ -162,14 +172,16 @@ def convert_folder(
                 model_card(model, found.name, _facts(done), found.folder / CARD), encoding="utf-8"
             )
             save_pretrained(model, folder)
-            done.report.save(folder / REPORT, None if done.timing is None else done.timing.as_dict())
+            done.save(folder / REPORT)
             if also_write is not None:
                 also_write(folder, done)
     return done
 
 
 def _facts(done: FolderConversion) -> list[str]:
-    return [done.report.summary()] + ([] if done.timing is None else [done.timing.summary()])
+    figures = [f"{name}: {value}" + f" ({detail})" * bool(detail) for name, value, detail in done.headline()]
+    measured = done.end_to_end is not None and done.end_to_end.figures
+    return [*(figures if measured else figures[1:]), done.report.summary()]
 
 
 def plan_without_weights(
@@ -217,18 +229,38 @@ def _plan(
 
 
 def _convert(
-    model: nn.Module, plan: ConversionPlan, batches: WatchedBatches | None, train: Train | None, steps: Progress
+    model: nn.Module,
+    plan: ConversionPlan,
+    batches: WatchedBatches | None,
+    train: Train | None,
+    trial: Trial,
+    steps: Progress,
 ) -> FolderConversion:
     """Measure the model before and after, convert it, and train it if that is asked for."""
-    steps.begin("measuring the whole model, dense and converted")
+    steps.begin("timing the whole model, dense and converted")
     check_runs(model, plan, batches)
     timing = time_model(model, plan)
     give_back()
-    dense = copy.deepcopy(model) if train is not None else None
-    report = convert_(model, plan)
-    if train is not None and dense is not None and batches is not None:
+    if train is None or batches is None:
+        end_to_end = trial.measure(Pair(model, plan))
+        report = convert_(model, plan)
+    else:
+        dense = copy.deepcopy(model)
+        report = convert_(model, plan)
         report = dataclasses.replace(report, distillation_losses=tuple(train(model, dense, batches)))
-    return FolderConversion(report, timing)
+        end_to_end = trial.measure(Pair(dense, converted_model=model))
+    size = Size(stored_bytes(trial.source.stored), model_bytes(model))
+    return FolderConversion(report, timing, end_to_end, size, file_name(trial.source.name), environment())
+
+
+def _check_trial(metric: object, metric_data: object, held_out: float, out: object) -> None:
+    check_metric(cast("str | Metric | None", metric))
+    if not (metric_data is None or isinstance(metric_data, str | os.PathLike | Sequence)):
+        raise TypeError(f"metric_data must be a file, or a list of texts or rows; got {type(metric_data).__name__}")
+    if not 0 <= held_out < 1:
+        raise ValueError(f"held_out must be a share from 0 to below 1; got {held_out}")
+    if out is None and (metric is not None or metric_data is not None):
+        raise ValueError("out=None only plans, which measures no model end to end; leave metric out, or give a folder")
 
 
 def _check(texts: object, max_length: object, batch_size: object, dtype: object, train: object, out: object) -> None:

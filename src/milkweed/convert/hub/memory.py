@@ -26,14 +26,25 @@ def inner_layers_only(model: nn.Module, preview: ConversionReport, whole_outputs
     memory than the model itself. Outputs are those of the last position, unless ``whole_outputs`` are wanted or the
     head is converted, which then sees all inputs.
     """
-    configs: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
-    found = {id(config): config for config in configs}
-    caching = [config for config in found.values() if getattr(config, "use_cache", False)]
     converted = {name for line in preview.converted for name in line.names}
     head = _head(model)
     kept = all(name not in converted for name, module in model.named_modules(remove_duplicate=False) if module is head)
     cut = head is not None and kept and not whole_outputs
     handle = head.register_forward_pre_hook(_last_position) if head is not None and cut else None
+    try:
+        with without_cache(model):
+            yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+@contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """Let a transformers model keep no keys and values while the block runs."""
+    configs: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
+    found = {id(config): config for config in configs}
+    caching = [config for config in found.values() if getattr(config, "use_cache", False)]
     try:
         for config in caching:
             config.use_cache = False
@@ -41,8 +52,6 @@ def inner_layers_only(model: nn.Module, preview: ConversionReport, whole_outputs
     finally:
         for config in caching:
             config.use_cache = True
-        if handle is not None:
-            handle.remove()
 
 
 def _head(model: Any) -> nn.Module | None:

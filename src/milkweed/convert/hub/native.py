@@ -12,9 +12,13 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers.quantizers import auto
-from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
+
+try:
+    from transformers.quantizers import auto
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError('MilkweedConfig is a config of transformers: pip install "milkweed[hf]"') from error
 
 from milkweed._arguments import checked
 from milkweed._version import __version__

@@ -137,6 +137,8 @@ def load_model(
 
 def check_device(name: str | torch.device) -> None:
     """Refuse a device that is not there."""
+    if name is None:
+        raise TypeError("device must be a device such as 'cpu' or 'cuda'; got None")
     try:
         torch.empty(1, device=name).add(1).cpu()
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch without CUDA asserts
@@ -234,8 +236,8 @@ def _classes(name: str, folder: Path, architecture: str | None) -> tuple[Any, An
         ) from error
     if architecture is None:
         return config, transformers_files.model_class(config)
-    kind = getattr(transformers, architecture, None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    kind = transformers_files.class_named(architecture)
+    if kind is None:
         raise FolderError(
             f"{name}/config.json names the architecture {architecture!r}, which is not a model of transformers "
             f"{transformers.__version__}; code that comes with a model is not run"

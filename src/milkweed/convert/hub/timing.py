@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +29,13 @@ class Timing:
     after: float  # seconds of the converted one
     runs: int  # of each
 
-    def summary(self) -> str:
-        """Say in one line how long the model takes, dense and converted."""
+    def headline(self, threads: int | None = None) -> tuple[str, str]:
+        """Say how long the model takes, dense and converted, and on what that was measured."""
         shape = " × ".join(map(str, self.shape))
+        beside = "" if threads is None else f", {threads} thread{'s' * (threads != 1)}"
         return (
-            f"the whole model on {self.device}, inputs {shape}: {1e3 * self.before:,.0f} ms dense, "
-            f"{1e3 * self.after:,.0f} ms converted, {self.before / self.after:.2f}×"
+            f"{_milliseconds(self.before)} -> {_milliseconds(self.after)} ({self.before / self.after:.2f}×)",
+            f"inputs {shape} on {self.device}{beside}; median of {self.runs} runs",
         )
 
     def as_dict(self) -> dict[str, object]:
@@ -45,6 +48,17 @@ class Timing:
             "seconds_after": self.after,
             "speedup": self.before / self.after,
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Timing:
+        """Read what `as_dict` gave."""
+        return cls(
+            tuple(map(int, values["inputs"])),
+            str(values["device"]),
+            float(values["seconds_before"]),
+            float(values["seconds_after"]),
+            int(values["runs"]),
+        )
 
 
 def time_model(model: nn.Module, plan: ConversionPlan) -> Timing | None:
@@ -83,3 +97,7 @@ def _seconds(model: nn.Module, inputs: dict[str, Tensor], device: torch.device) 
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.0f} ms" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"

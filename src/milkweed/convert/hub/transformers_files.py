@@ -66,6 +66,20 @@ def model_class(config: Any) -> Any:
         return type(transformers.AutoModel.from_config(config, trust_remote_code=False))
 
 
+def class_named(name: str) -> Any:
+    """The class of a model by its name, in transformers or among those registered with its Auto classes; else None."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    found = getattr(transformers, name, None)
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    mappings = [getattr(auto, "_model_mapping", None) for auto in vars(modeling_auto).values()]
+    registered = [kind for mapping in mappings for kind in getattr(mapping, "_extra_content", {}).values()]
+    flat = [each for kind in registered for each in (kind if isinstance(kind, tuple) else (kind,))]
+    return next((each for each in flat if each.__name__ == name), None)
+
+
 def shards(folder: Path) -> list[Path]:
     """The files over which the index of a folder spreads a model's weights, all of them inside it."""
     index = read_json_file(folder / INDEX)

@@ -14,6 +14,8 @@ from milkweed import ops
 from milkweed._arguments import check_dtype, checked, got, is_kind
 from milkweed._suggest import unknown
 from milkweed.nn.precision import KeepsFloat32, at_least_float32
+from milkweed.ops._common import is_known
+from milkweed.ops._export import first
 
 # How a filter's parameters are trained.
 FILTERS = ("special", "uniform")
@@ -147,12 +149,15 @@ class ImplicitFilter(KeepsFloat32):
         """
         length = self.l_max if length is None else length
         check_lags(length, self.l_max)
-        features, decay = self.positions[:length], self._decay()
+        # With a length that is not known yet, an exported program keeps all lags, a constant, and takes the first.
+        whole = torch.compiler.is_exporting() and not is_known(length)
+        features, decay = self.positions if whole else self.positions[:length], self._decay()
         kernel = ops.implicit_kernel(features, self.frequency, [*self.layers.parameters()], decay)
+        kernel = first(kernel, length) if whole else kernel
         if self.reverse_layers is None:
             return kernel, None
         reverse = ops.implicit_kernel(features, self.frequency, [*self.reverse_layers.parameters()], decay)
-        return kernel, reverse
+        return kernel, first(reverse, length) if whole else reverse
 
     def _decay(self) -> Tensor:
         """(d_model,), |delta| per lag: no parameter, and computed here so that no change of dtype rounds it."""

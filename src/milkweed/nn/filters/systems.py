@@ -92,6 +92,9 @@ class DiagonalSystem(LinearSystem):
     @override
     def step(u: Tensor, state: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor]:
         a, b, c = constants
+        if torch.compiler.is_exporting():  # few other runtimes have complex numbers
+            state = pairs.multiply(a, state) + b * u[..., None, None]
+            return (c * state.flatten(-2)[:, None]).sum(-1), state
         # As complex numbers, which take fewer calls.
         drive = torch.view_as_complex(b) * u[..., None]
         z = torch.addcmul(drive, torch.view_as_complex(a), torch.view_as_complex(state.contiguous()))
@@ -151,6 +154,9 @@ class DenseSystem(LinearSystem):
     @override
     def step(u: Tensor, state: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor]:
         a, b, c = constants
+        if torch.compiler.is_exporting():  # other runtimes turn a over in every step for the sum below
+            state = (a @ state[..., None])[..., 0] + b * u[..., None]
+            return (c * state[:, None]).sum(-1), state
         state = torch.einsum("hmn,bhn->bhm", a, state) + b * u[..., None]
         return torch.einsum("rhn,bhn->brh", c, state), state
 
@@ -166,6 +172,8 @@ class CauchySystem(DenseSystem):
 
     @override
     def kernel(self, length: int) -> Tensor:
+        if torch.compiler.is_exporting():  # few other runtimes have complex numbers
+            return super().kernel(length)
         # c reads the real state [Re z, Im z]: it is [2 Re C, -2 Im C].
         re, im = (self.c / 2).chunk(2, -1)
         return ssm.cauchy_kernel(self.Lambda, self.P, self.B, torch.complex(re, -im), self.dt, length)

@@ -6,7 +6,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from milkweed._arguments import check_tensor, checked
 from milkweed.nn.wrappers import unwrapped
 from milkweed.ops._common import autocast_dtype
 from milkweed.ops._epilogue import check_epilogue, finish
-from milkweed.structures import StructuredMatrix
+from milkweed.structures import LowRank, Monarch, StructuredMatrix
 
 
 class StructuredLinear(nn.Module, ABC):
@@ -41,6 +41,9 @@ class StructuredLinear(nn.Module, ABC):
         >>> isinstance(layer, mw.nn.StructuredLinear), torch.allclose(layer.to_linear()(x), layer(x), atol=1e-5)
         (True, True)
     """
+
+    # Whether W + M has the structure of W for every Monarch or low-rank matrix M, see `add_`.
+    takes_updates: ClassVar[bool] = False
 
     @checked
     def __init__(
@@ -131,6 +134,37 @@ class StructuredLinear(nn.Module, ABC):
             linear.bias.copy_(self.bias).requires_grad_(self.bias.requires_grad)
         return linear.train(self.training)
 
+    @torch.no_grad()
+    def add_(self, update: Monarch | LowRank) -> Self:
+        """Add a matrix to the weight, in place: exactly, as the rank grows by what that needs.
+
+        Parameters are replaced by larger ones, which are trained or not as those before. Sums are taken in float32 at
+        least.
+
+        Args:
+            update: (out_features, in_features).
+
+        Returns:
+            The layer.
+
+        Raises:
+            ValueError: The sum has another structure, or the update another shape.
+            TypeError: The update is neither a Monarch nor a low-rank matrix, or complex beside real parameters.
+        """
+        check_update(self, update)
+        matrix = self.matrix()
+        wide = torch.promote_types(torch.promote_types(matrix.dtype, update.dtype), torch.float32)
+        factors, rank = self._sum(matrix.to(dtype=wide), cast(Any, update.to(device=matrix.device, dtype=wide)))
+        for name, factor in factors.items():
+            old = self.get_parameter(name)
+            setattr(self, name, nn.Parameter(factor.to(old.dtype).contiguous(), old.requires_grad))
+        cast(Any, self).rank = rank
+        return self
+
+    def _sum(self, matrix: Any, update: Monarch | LowRank) -> tuple[dict[str, Tensor], int]:
+        """The factors of the sum by the names of their parameters, and its rank; where the layer takes updates."""
+        raise NotImplementedError
+
     @classmethod
     def _from(cls, linear: nn.Linear, factors: dict[str, Tensor], **options: Any) -> Self:
         """A layer with these factors and everything else as the dense layer has it."""
@@ -184,6 +218,22 @@ class StructuredLinear(nn.Module, ABC):
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, "
         return sizes + (options and f"{options}, ") + f"bias={self.bias is not None}"
+
+
+def check_update(layer: Any, update: Monarch | LowRank) -> None:
+    """Refuse a matrix that cannot be added to a layer's weight."""
+    if not isinstance(update, Monarch | LowRank):
+        raise TypeError(f"update must be a Monarch or a LowRank matrix; got {type(update).__name__}")
+    if not layer.takes_updates:
+        raise ValueError(
+            f"a {type(layer).__name__} cannot take an update: the sum does not have its structure; make it dense with "
+            "to_linear(), or the whole model with milkweed.densify_(model)"
+        )
+    if update.dtype.is_complex and not next(layer.parameters()).is_complex():
+        raise TypeError(f"update must be real, as the layer's parameters are; got {update.dtype}")
+    shape = layer.out_features, layer.in_features
+    if update.shape != shape:
+        raise ValueError(f"update must be (out_features, in_features) = {shape}; got {update.shape}")
 
 
 def constructor_options(cls: type) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from milkweed._arguments import checked
-from milkweed.nn.structured_linear.base import StructuredLinear
+from milkweed.nn.structured_linear.base import StructuredLinear, check_update
+from milkweed.structures import LowRank, Monarch
+from milkweed.structures.monarch_sum import matrix_rows
 
 
 class ConcatLinear(nn.Module):
@@ -52,6 +55,38 @@ class ConcatLinear(nn.Module):
         """
         return torch.cat([part(x) for part in self.parts], dim=-1)
 
+    @property
+    def takes_updates(self) -> bool:
+        """Whether every part can take a Monarch or low-rank matrix, see `StructuredLinear.add_`."""
+        return all(part.takes_updates for part in self._layers)
+
+    @property
+    def _layers(self) -> list[StructuredLinear]:
+        """The parts by their class."""
+        return [part for part in self.parts if isinstance(part, StructuredLinear)]
+
+    @torch.no_grad()
+    def add_(self, update: Monarch | LowRank) -> Self:
+        """Add a matrix to the weight, in place and exactly, see `StructuredLinear.add_`: each part gets its rows.
+
+        Args:
+            update: (out_features, in_features).
+
+        Returns:
+            The layer.
+
+        Raises:
+            ValueError: The sum has another structure, or the update another shape; no part is changed.
+            TypeError: The update is neither a Monarch nor a low-rank matrix.
+        """
+        check_update(self, update)
+        first = 0
+        for part in self._layers:
+            last = first + part.out_features
+            part.add_(matrix_rows(update, first, last))
+            first = last
+        return self
+
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:
         """Multiply the factors out.
@@ -59,7 +94,7 @@ class ConcatLinear(nn.Module):
         Returns:
             The dense layer with the same outputs, on the same device, in the same dtype and training mode.
         """
-        dense = [part.to_linear() for part in self.parts if isinstance(part, StructuredLinear)]
+        dense = [part.to_linear() for part in self._layers]
         weight = torch.cat([each.weight for each in dense])
         linear = nn.utils.skip_init(
             nn.Linear,

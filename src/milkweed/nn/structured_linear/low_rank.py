@@ -13,7 +13,7 @@ from milkweed._arguments import checked
 from milkweed._registry import register
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
 from milkweed.nn.structured_linear.config import LayerConfig
-from milkweed.structures import LowRank, project_low_rank
+from milkweed.structures import LowRank, Monarch, add_monarch, project_low_rank
 
 
 @register("linear", "low_rank")
@@ -36,6 +36,8 @@ class LowRankLinear(StructuredLinear):
         >>> layer(torch.randn(3, 100)).shape, layer.matrix().num_parameters
         (torch.Size([3, 50]), 600)
     """
+
+    takes_updates = True
 
     @checked
     def __init__(
@@ -63,6 +65,10 @@ class LowRankLinear(StructuredLinear):
     @override
     def matrix(self) -> LowRank:
         return LowRank(self.left, self.right)
+
+    @override
+    def _sum(self, matrix: LowRank, update: Monarch | LowRank) -> tuple[dict[str, Tensor], int]:
+        return low_rank_sum(matrix, update)
 
     @classmethod
     @checked(but=("linear",))
@@ -110,3 +116,10 @@ def check_rank(in_features: int, out_features: int, rank: int) -> None:
     most = min(in_features, out_features)
     if not 1 <= rank <= most:
         raise ValueError(f"rank must be in 1 .. {most}, the smaller of in_features and out_features; got rank={rank}")
+
+
+def low_rank_sum(matrix: LowRank, update: Monarch | LowRank) -> tuple[dict[str, Tensor], int]:
+    """The factors of a sum as ``left`` and ``right``, and its rank."""
+    # A low-rank matrix is a Monarch matrix of one block.
+    total = add_monarch(Monarch(matrix.right[None], matrix.left[None]), update)
+    return {"right": total.right[0], "left": total.left[0]}, total.right.shape[1]

@@ -18,7 +18,7 @@ from milkweed._suggest import unknown
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, orthogonal_blocks, uniform_with_variance
 from milkweed.nn.structured_linear.config import LayerConfig
 from milkweed.nn.structured_linear.hidden_units import GroupedUnits, MonarchColumns, MonarchRows
-from milkweed.structures import Monarch, monarch_shapes, project_monarch
+from milkweed.structures import LowRank, Monarch, add_monarch, monarch_shapes, project_monarch
 from milkweed.structures.transforms import monarch_hadamard
 
 
@@ -66,6 +66,8 @@ class MonarchLinear(StructuredLinear):
         True
     """
 
+    takes_updates = True
+
     @checked
     def __init__(
         self,
@@ -106,6 +108,11 @@ class MonarchLinear(StructuredLinear):
         (k, _, p), (l, s, _) = self.right.shape, self.left.shape  # noqa: E741 - the paper's letter
         product = partial(ops.monarch_mm, right=self.right, left=self.left, activation=activation)
         return self._by_operation(product, x, (l * s, k * p))
+
+    @override
+    def _sum(self, matrix: Monarch, update: Monarch | LowRank) -> tuple[dict[str, Tensor], int]:
+        total = add_monarch(matrix, update)
+        return {"right": total.right, "left": total.left}, total.right.shape[1] // self.nblocks
 
     @classmethod
     @checked(but=("linear",))

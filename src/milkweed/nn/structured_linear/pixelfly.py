@@ -14,8 +14,8 @@ from milkweed._registry import register
 from milkweed.nn.structured_linear.base import StructuredLinear, dense_weight, uniform_with_variance
 from milkweed.nn.structured_linear.block_diagonal import check_nblocks
 from milkweed.nn.structured_linear.config import LayerConfig
-from milkweed.nn.structured_linear.low_rank import check_rank
-from milkweed.structures import FlatBlockButterfly, LowRank, Sum, project_pixelfly
+from milkweed.nn.structured_linear.low_rank import check_rank, low_rank_sum
+from milkweed.structures import FlatBlockButterfly, LowRank, Monarch, Sum, project_pixelfly
 
 
 @register("linear", "pixelfly")
@@ -46,6 +46,8 @@ class PixelflyLinear(StructuredLinear):
         >>> layer(torch.randn(3, 128)).shape
         torch.Size([3, 128])
     """
+
+    takes_updates = True
 
     @checked
     def __init__(
@@ -88,6 +90,10 @@ class PixelflyLinear(StructuredLinear):
     def matrix(self) -> Sum:
         sparse = FlatBlockButterfly(self.blocks, (self.out_features, self.in_features))
         return Sum((sparse, LowRank(self.left, self.right)))
+
+    @override
+    def _sum(self, matrix: Sum, update: Monarch | LowRank) -> tuple[dict[str, Tensor], int]:
+        return low_rank_sum(next(term for term in matrix.terms if isinstance(term, LowRank)), update)
 
     @classmethod
     @checked(but=("linear",))

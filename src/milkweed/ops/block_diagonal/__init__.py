@@ -11,7 +11,7 @@ from milkweed.ops import backends
 from milkweed.ops._common import autocast_together, check_no_empty_block, needs_plain_formula
 from milkweed.ops._epilogue import check_epilogue, fit_bias
 from milkweed.ops._triton import triton_backend
-from milkweed.ops.block_diagonal import eager, reference
+from milkweed.ops.block_diagonal import eager, export, reference
 
 
 def _triton(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
@@ -25,6 +25,7 @@ backends.register(
     triton_backend(_triton),
     backends.Backend("eager", eager.block_diagonal_mm, needs_plain_formula),
     backends.Backend("reference", reference.block_diagonal_mm),
+    backends.export_backend(export.block_diagonal_mm),
 )
 
 

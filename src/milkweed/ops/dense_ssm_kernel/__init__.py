@@ -14,7 +14,7 @@ from milkweed._arguments import check_real, whole
 from milkweed.ops import backends
 from milkweed.ops._common import compute_dtype, needs_plain_formula
 from milkweed.ops._triton import refuses, triton_backend
-from milkweed.ops.dense_ssm_kernel import eager, reference
+from milkweed.ops.dense_ssm_kernel import eager, export, reference
 
 # A program holds whole matrices; of N = 128 they fill a GPU's shared memory and spill from its registers.
 _MOST_TRITON_MODES = 64
@@ -49,17 +49,20 @@ backends.register(
     _triton_backend(_triton_kernel, 0),
     backends.Backend("eager", eager.dense_ssm_kernel, needs_plain_formula),
     backends.Backend("reference", reference.dense_ssm_kernel),
+    backends.export_backend(export.dense_ssm_kernel),
 )
 backends.register(
     "dense_ssm_state",
     _triton_backend(_triton_state, 1),
     backends.Backend("eager", eager.dense_ssm_state, needs_plain_formula),
     backends.Backend("reference", reference.dense_ssm_state),
+    backends.export_backend(export.dense_ssm_state),
 )
 backends.register(
     "dense_ssm_advance",
     backends.Backend("eager", eager.dense_ssm_advance, needs_plain_formula),
     backends.Backend("reference", reference.dense_ssm_advance),
+    backends.export_backend(export.dense_ssm_advance),
 )
 
 

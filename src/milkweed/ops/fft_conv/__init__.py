@@ -13,7 +13,7 @@ from milkweed._arguments import check_real
 from milkweed.ops import backends
 from milkweed.ops._common import needs_plain_formula
 from milkweed.ops._triton import refuses, triton_backend
-from milkweed.ops.fft_conv import eager, reference
+from milkweed.ops.fft_conv import eager, export, reference
 from milkweed.ops.fft_conv._blocks import least_points
 from milkweed.ops.fft_conv._triton_plan import too_long
 from milkweed.ops.fft_conv.frozen import FrozenKernel
@@ -37,6 +37,10 @@ def _frozen_float64(u: Tensor, kernel: FrozenKernel, *rest: Tensor | None) -> Te
 
 def _frozen_float64_refusal(u: Tensor, *rest: Tensor | FrozenKernel | None) -> str | None:
     return backends.lacks_float64(u) or needs_plain_formula(u, *rest)
+
+
+def _frozen_export(u: Tensor, kernel: FrozenKernel, *rest: Tensor | None) -> Tensor:
+    return export.frozen_conv(u, kernel.spectrum, kernel.points, kernel.length, *rest)
 
 
 def _frozen_triton(u: Tensor, kernel: FrozenKernel, *rest: Tensor | None) -> Tensor:
@@ -70,6 +74,7 @@ backends.register(
     dataclasses.replace(triton_backend(_triton), refusal=_triton_refusal),
     backends.Backend("eager", eager.fft_conv, needs_plain_formula),
     backends.Backend("reference", reference.fft_conv),
+    backends.export_backend(export.fft_conv),
 )
 
 backends.register(
@@ -77,6 +82,7 @@ backends.register(
     dataclasses.replace(triton_backend(_frozen_triton), refusal=_frozen_triton_refusal),
     backends.Backend("eager", _frozen(eager.frozen_conv), needs_plain_formula),
     backends.Backend("reference", _frozen(reference.frozen_conv)),
+    backends.export_backend(_frozen_export),
     backends.Backend("float64", _frozen_float64, _frozen_float64_refusal),
 )
 

@@ -15,6 +15,7 @@ backends.register(
     "implicit_kernel",
     backends.Backend("eager", eager.implicit_kernel, needs_plain_formula),
     backends.Backend("reference", reference.implicit_kernel),
+    backends.export_backend(reference.implicit_kernel),
 )
 _NAMES = ("weight 0", "bias 0", "weight 1", "bias 1", "weight 2", "bias 2", "weight 3")
 

@@ -12,7 +12,7 @@ from milkweed.ops import backends
 from milkweed.ops._common import autocast_together, check_no_empty_block, needs_plain_formula, warn_once
 from milkweed.ops._epilogue import check_epilogue, fit_bias
 from milkweed.ops._triton import triton_backend
-from milkweed.ops.monarch import eager, reference
+from milkweed.ops.monarch import eager, export, reference
 
 
 def _triton(x: Tensor, right: Tensor, left: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
@@ -26,6 +26,7 @@ backends.register(
     triton_backend(_triton),
     backends.Backend("eager", eager.monarch_mm, needs_plain_formula),
     backends.Backend("reference", reference.monarch_mm),
+    backends.export_backend(export.monarch_mm),
 )
 
 

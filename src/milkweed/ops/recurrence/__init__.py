@@ -10,12 +10,13 @@ from torch import Tensor
 from milkweed._arguments import check_numbers
 from milkweed.ops import backends
 from milkweed.ops._common import compute_dtype, needs_plain_formula
-from milkweed.ops.recurrence import eager, reference
+from milkweed.ops.recurrence import eager, export, reference
 
 backends.register(
     "linear_recurrence",
     backends.Backend("eager", eager.linear_recurrence, needs_plain_formula),
     backends.Backend("reference", reference.linear_recurrence),
+    backends.export_backend(export.linear_recurrence),
 )
 
 

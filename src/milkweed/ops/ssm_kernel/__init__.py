@@ -11,7 +11,7 @@ from milkweed._arguments import check_real, check_tensor, whole
 from milkweed.ops import backends
 from milkweed.ops._common import compute_dtype, needs_plain_formula
 from milkweed.ops._triton import triton_backend
-from milkweed.ops.ssm_kernel import eager, reference
+from milkweed.ops.ssm_kernel import eager, export, reference
 
 
 def _triton_kernel(c: Tensor, dt_a: Tensor, length: int) -> Tensor:
@@ -31,12 +31,14 @@ backends.register(
     triton_backend(_triton_kernel),
     backends.Backend("eager", eager.diagonal_ssm_kernel, needs_plain_formula),
     backends.Backend("reference", reference.diagonal_ssm_kernel),
+    backends.export_backend(export.diagonal_ssm_kernel),
 )
 backends.register(
     "diagonal_ssm_state",
     triton_backend(_triton_state),
     backends.Backend("eager", eager.diagonal_ssm_state, needs_plain_formula),
     backends.Backend("reference", reference.diagonal_ssm_state),
+    backends.export_backend(export.diagonal_ssm_state),
 )
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from milkweed._arguments import check_real, check_tensor
 from milkweed.ops._common import compute_dtype, needs_plain_formula, without_autocast
+from milkweed.ops._linalg import solve_lower
 from milkweed.structures.base import check_numbers
 
 MOST_DIGITS = 60
@@ -142,7 +143,7 @@ class CausalBasis(ABC):
         """Apply a function in which no output sees the future, though it sums over zeros in the future's place.
 
         An infinity or NaN times such a zero would be NaN. So what is not finite is taken out before, and what depends
-        on it is NaN after.
+        on it is NaN after; except in an exported program, whose convolutions spread it anyway.
 
         Args:
             function: From the sequences to one of the shape of the largest.
@@ -151,7 +152,7 @@ class CausalBasis(ABC):
         Returns:
             What the function returns.
         """
-        if all(_is_known_finite(x) for x in sequences):
+        if torch.compiler.is_exporting() or all(_is_known_finite(x) for x in sequences):
             return function(*sequences)
         lost = functools.reduce(torch.logical_or, (self._reached(~x.isfinite()) for x in sequences))
         clean = (torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0) for x in sequences)
@@ -239,7 +240,7 @@ class CausalBasis(ABC):
             blocks, size = self.heads * math.prod(digits[:a]), digits[a]
             columns = x.reshape(blocks, size, math.prod(digits[a + 1 :]) * batch * shared)
             factor = self.factors[a].reshape(blocks, size, size)
-            x = torch.linalg.solve_triangular(factor, columns, upper=False) if solve else factor @ columns
+            x = solve_lower(factor, columns) if solve else factor @ columns
         # Out in the memory order (B, n, H), as layers have it.
         x = x.reshape(self.heads, *digits, batch, shared).permute(order + 1, *range(order, 0, -1), 0, order + 2)
         return x.reshape(batch, self.length, channels).transpose(1, 2)

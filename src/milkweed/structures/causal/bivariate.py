@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
+from milkweed import ops
 from milkweed._arguments import check_real
 from milkweed.ops.backends import chosen_backend, lacks_float64
 from milkweed.structures.causal.base import CausalBasis
@@ -55,6 +56,8 @@ class BivariateBasis(CausalBasis):
                 f"kernel and u must be (H, L) and (B, H, L) with 1 <= L <= {self.length}; "
                 f"got shapes {tuple(kernel.shape)} and {tuple(u.shape)}"
             )
+        if torch.compiler.is_exporting():
+            return self._flattened(kernel, u)
         if u.shape[0] == 0:  # which not every FFT takes
             return u * kernel
         if chosen_backend() != "float64":
@@ -62,6 +65,25 @@ class BivariateBasis(CausalBasis):
         if (reason := lacks_float64(u)) is not None:
             raise ValueError(f"backend='float64' cannot run causal_product: {reason}")
         return self._transformed(kernel.double(), u.double()).to(u.dtype)
+
+    def _flattened(self, kernel: Tensor, u: Tensor) -> Tensor:
+        """The product as one long convolution, for programs whose runtimes have no FFT over several axes."""
+        # With room for twice its values in every digit but the highest, nothing carries into the next one.
+        batch, channels, length = u.shape
+        rows = -(-length // math.prod(self.digits[:-1]))
+        grid = (rows, *self.digits[-2::-1])
+        room = [each for size in self.digits[:-1] for each in (0, size)]
+
+        def spread(x: Tensor) -> Tensor:
+            digits = F.pad(x, (0, math.prod(grid) - length)).unflatten(-1, grid)
+            return F.pad(digits, room).flatten(-len(grid))
+
+        if kernel.ndim == 2:
+            product = ops.fft_conv(spread(u), spread(kernel))
+        else:  # a kernel for every sequence: sequences are channels
+            flat = spread(u).flatten(0, 1), spread(kernel).flatten(0, 1)
+            product = ops.fft_conv(flat[0][None], flat[1]).unflatten(1, (batch, channels))[0]
+        return _corner(product.unflatten(-1, (rows, *(2 * size for size in grid[1:]))), grid)[..., :length]
 
     def _transformed(self, kernel: Tensor, u: Tensor) -> Tensor:
         # Twice as many points on every axis as there are values: nothing carries from one digit into the next, nor
