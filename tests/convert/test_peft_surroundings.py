@@ -274,7 +274,7 @@ def test_another_version_is_left_as_it_is(monkeypatch):
     monkeypatch.setattr(lora_model, "dispatch_default", lambda target, adapter_name, lora_config: None)
     monkeypatch.delitem(sys.modules, registration.__name__)
     with pytest.warns(UserWarning, match=r"cannot extend this version of peft: .*takes target, .*lora_config"):
-        _integrations._extend("peft", registration.__name__)
+        _integrations._register("peft", registration.__name__)
     with pytest.raises(RuntimeError, match=r"peft .* does not know Monarch adapters: .* install peft 0\.21"):
         CONFIG()
 
@@ -286,7 +286,7 @@ def test_without_peft_the_extra_is_named(monkeypatch):
     for package in (mw, mw.convert):
         monkeypatch.delitem(vars(package), "MonarchAdapterConfig", raising=False)
     for package in (mw, mw.convert):
-        with pytest.raises(ModuleNotFoundError, match=r"milkweed.MonarchAdapterConfig needs peft, .* 'milkweed\[hf\]'"):
+        with pytest.raises(ModuleNotFoundError, match=r'MonarchAdapterConfig .* peft: pip install "milkweed\[hf\]"'):
             package.MonarchAdapterConfig  # noqa: B018
 
 

@@ -18,6 +18,7 @@ from milkweed.nn.sequence_layer import ACTIVATIONS
 from milkweed.nn.structured_linear import ButterflyLinear
 from milkweed.ops import pairs
 from milkweed.ops._common import compute_dtype, without_autocast
+from milkweed.ops.backends import arranged_for_export
 from milkweed.structures import Chain, monarch_hadamard
 from milkweed.structures.causal import balanced_digits
 
@@ -161,7 +162,7 @@ class MonarchMixer(nn.Module):
         """(..., H, L) to (..., H, L): M₂(K₁ ⊙ M₁ x)."""
         length = x.shape[-1]
         x = nn.functional.pad(x, (0, self.seq_len - length))
-        if self.start == "dft" and torch.compiler.is_exporting():  # few other runtimes have complex numbers
+        if self.start == "dft" and arranged_for_export():  # few other runtimes have complex numbers
             assert isinstance(self.m1, FourierChain)
             assert isinstance(self.m2, FourierChain)
             spectrum = pairs.multiply(self.kernel.to(x.dtype), self.m1.on_pairs(x[..., None]))

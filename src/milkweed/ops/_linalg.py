@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from milkweed.ops._common import widest_dtype
+from milkweed.ops.backends import arranged_for_export
 
 # The exponential of a matrix is that of its 2^-20th part, a polynomial, squared as often: right for norms up to 1e5,
 # in float64, as a power of 1 + d keeps the digits of d.
@@ -15,7 +16,7 @@ _DEGREE = 8
 
 def solve(a: Tensor, b: Tensor) -> Tensor:
     """``torch.linalg.solve`` for a few unknowns and a matrix (..., n, n) that needs no pivots."""
-    if not torch.compiler.is_exporting():
+    if not arranged_for_export():
         found: Tensor = torch.linalg.solve(a, b)
         return found
     size = a.shape[-1]
@@ -28,7 +29,7 @@ def solve(a: Tensor, b: Tensor) -> Tensor:
 
 def solve_lower(triangle: Tensor, b: Tensor) -> Tensor:
     """``torch.linalg.solve_triangular`` for a lower triangle (..., n, n) and right-hand sides (..., n, m)."""
-    if not torch.compiler.is_exporting():
+    if not arranged_for_export():
         return torch.linalg.solve_triangular(triangle, b, upper=False)
     # The inverse, a constant of the program: (1 + N)⁻¹ = (1 - N) (1 + N²) (1 + N⁴) ⋯ is finite, as Nⁿ = 0.
     size = triangle.shape[-1]
@@ -46,7 +47,7 @@ def solve_lower(triangle: Tensor, b: Tensor) -> Tensor:
 
 def matrix_exp(a: Tensor) -> Tensor:
     """``torch.linalg.matrix_exp``."""
-    if not torch.compiler.is_exporting():
+    if not arranged_for_export():
         found: Tensor = torch.linalg.matrix_exp(a)
         return found
     wide = a.to(widest_dtype(a)) / 2**_SQUARINGS

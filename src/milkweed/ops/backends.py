@@ -90,6 +90,11 @@ def _not_exporting(*args: object) -> str | None:
     return None if torch.compiler.is_exporting() else "it is made for exported programs; it runs only if asked for"
 
 
+def arranged_for_export() -> bool:
+    """Whether a program is traced that other runtimes are to run: unless the context asks for another backend."""
+    return torch.compiler.is_exporting() and chosen_backend() in {None, EXPORT}
+
+
 def register(operation: str, *backends: Backend) -> None:
     """Name the backends of an operation, the preferred one first; float64 is made of eager if it is not there."""
     names = [backend.name for backend in backends]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from milkweed.ops._common import widest_dtype
+from milkweed.ops.backends import arranged_for_export
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ def exp(a: Tensor) -> Tensor:
 
 def full_turn(dtype: torch.dtype) -> Tensor | float:
     """2π, in exported programs as a tensor: numbers that are none are stored in float32 there."""
-    return torch.tensor(2 * math.pi, dtype=dtype) if torch.compiler.is_exporting() else 2 * math.pi
+    return torch.tensor(2 * math.pi, dtype=dtype) if arranged_for_export() else 2 * math.pi
 
 
 def exp_of_steps(a: Tensor, steps: Tensor) -> Tensor:

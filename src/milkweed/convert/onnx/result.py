@@ -26,6 +26,11 @@ class OnnxFile:
         int8_cosine: Of a file with weights of 8 bits: the mean cosine between its outputs and torch's, on made-up
             inputs. The difference is that of the file before it was rounded.
         times: Of torch and of ONNX Runtime.
+
+    Example:
+        >>> done = mw.convert.export_onnx(mw.nn.MonarchLinear(16, 16, nblocks=2).eval(), "m.onnx")  # doctest: +SKIP
+        >>> done.files[0].inputs  # doctest: +SKIP
+        {'x': ('batch', 16)}
     """
 
     path: Path

@@ -16,6 +16,7 @@ from milkweed._suggest import unknown
 from milkweed.nn.precision import KeepsFloat32, at_least_float32
 from milkweed.ops._common import is_known
 from milkweed.ops._export import first
+from milkweed.ops.backends import arranged_for_export
 
 # How a filter's parameters are trained.
 FILTERS = ("special", "uniform")
@@ -150,7 +151,7 @@ class ImplicitFilter(KeepsFloat32):
         length = self.l_max if length is None else length
         check_lags(length, self.l_max)
         # With a length that is not known yet, an exported program keeps all lags, a constant, and takes the first.
-        whole = torch.compiler.is_exporting() and not is_known(length)
+        whole = arranged_for_export() and not is_known(length)
         features, decay = self.positions if whole else self.positions[:length], self._decay()
         kernel = ops.implicit_kernel(features, self.frequency, [*self.layers.parameters()], decay)
         kernel = first(kernel, length) if whole else kernel

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from milkweed import ops, ssm
 from milkweed.ops import pairs
+from milkweed.ops.backends import arranged_for_export
 
 
 class KernelSystem(ABC):
@@ -92,7 +93,7 @@ class DiagonalSystem(LinearSystem):
     @override
     def step(u: Tensor, state: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor]:
         a, b, c = constants
-        if torch.compiler.is_exporting():  # few other runtimes have complex numbers
+        if arranged_for_export():  # few other runtimes have complex numbers
             state = pairs.multiply(a, state) + b * u[..., None, None]
             return (c * state.flatten(-2)[:, None]).sum(-1), state
         # As complex numbers, which take fewer calls.
@@ -154,7 +155,7 @@ class DenseSystem(LinearSystem):
     @override
     def step(u: Tensor, state: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor]:
         a, b, c = constants
-        if torch.compiler.is_exporting():  # other runtimes turn a over in every step for the sum below
+        if arranged_for_export():  # other runtimes turn a over in every step for the sum below
             state = (a @ state[..., None])[..., 0] + b * u[..., None]
             return (c * state[:, None]).sum(-1), state
         state = torch.einsum("hmn,bhn->bhm", a, state) + b * u[..., None]
@@ -172,7 +173,7 @@ class CauchySystem(DenseSystem):
 
     @override
     def kernel(self, length: int) -> Tensor:
-        if torch.compiler.is_exporting():  # few other runtimes have complex numbers
+        if arranged_for_export():  # few other runtimes have complex numbers
             return super().kernel(length)
         # c reads the real state [Re z, Im z]: it is [2 Re C, -2 Im C].
         re, im = (self.c / 2).chunk(2, -1)

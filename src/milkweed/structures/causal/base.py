@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from milkweed._arguments import check_real, check_tensor
 from milkweed.ops._common import compute_dtype, needs_plain_formula, without_autocast
 from milkweed.ops._linalg import solve_lower
+from milkweed.ops.backends import arranged_for_export
 from milkweed.structures.base import check_numbers
 
 MOST_DIGITS = 60
@@ -152,7 +153,7 @@ class CausalBasis(ABC):
         Returns:
             What the function returns.
         """
-        if torch.compiler.is_exporting() or all(_is_known_finite(x) for x in sequences):
+        if arranged_for_export() or all(_is_known_finite(x) for x in sequences):
             return function(*sequences)
         lost = functools.reduce(torch.logical_or, (self._reached(~x.isfinite()) for x in sequences))
         clean = (torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0) for x in sequences)

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from milkweed import ops
 from milkweed._arguments import check_real
-from milkweed.ops.backends import chosen_backend, lacks_float64
+from milkweed.ops.backends import arranged_for_export, chosen_backend, lacks_float64
 from milkweed.structures.causal.base import CausalBasis
 
 
@@ -56,7 +56,7 @@ class BivariateBasis(CausalBasis):
                 f"kernel and u must be (H, L) and (B, H, L) with 1 <= L <= {self.length}; "
                 f"got shapes {tuple(kernel.shape)} and {tuple(u.shape)}"
             )
-        if torch.compiler.is_exporting():
+        if arranged_for_export():
             return self._flattened(kernel, u)
         if u.shape[0] == 0:  # which not every FFT takes
             return u * kernel
