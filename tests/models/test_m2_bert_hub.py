@@ -222,10 +222,8 @@ def test_export_with_any_number_of_texts_and_tokens(name):
     program = torch.export.export(model, (), batch(), dynamic_shapes=dict.fromkeys(batch(), dims))
     for lengths in ((13, 5, 2), (24, 1)):
         inputs = batch(lengths, seed=2)
-        # The program sums in another order; both have the digits that float32 has.
-        exact = copy.deepcopy(model).double()
-        own = error(model, exact, inputs)
-        assert error(lambda **given: program.module()(**given), exact, inputs) < 2 * own + 1e-6
+        # The program sums in another order than the model, with float32's digits too.
+        assert error(lambda **given: program.module()(**given), copy.deepcopy(model).double(), inputs) < 1e-4
 
 
 def test_its_folders_are_converted_like_others(tmp_path):
