@@ -1,18 +1,23 @@
 """Data modules, one file per family; all yield `{"inputs", "targets", "lengths"}`."""
 
+from milkweed.data.arrays import Arrays
 from milkweed.data.base import SequenceClassificationData, SequenceData
 from milkweed.data.digits import Digits
 from milkweed.data.glue import Glue
+from milkweed.data.image_folder import ImageFolder
 from milkweed.data.masked_text import MaskedText
 from milkweed.data.mnist import Mnist
 from milkweed.data.retrieval import Retrieval
 from milkweed.data.text import Text
+from milkweed.data.wav_folder import WavFolder
 from milkweed.data.white_noise import Delay, Reconstruct
 
 __all__ = [
+    "Arrays",
     "Delay",
     "Digits",
     "Glue",
+    "ImageFolder",
     "MaskedText",
     "Mnist",
     "Reconstruct",
@@ -20,4 +25,5 @@ __all__ = [
     "SequenceClassificationData",
     "SequenceData",
     "Text",
+    "WavFolder",
 ]
