@@ -178,7 +178,7 @@ def read_array(source: str, where: str) -> np.ndarray:
     except (SafetensorError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise ValueError(f"{where}: {path} is damaged or no {path.suffix} file ({error})") from error
     except ValueError as error:
-        if "allow_pickle" in str(error):
+        if "allow_pickle" in str(error) or "Python objects" in str(error):
             raise ValueError(f"{where}: {path} holds Python objects, which are not read; save plain numbers") from error
         raise
 

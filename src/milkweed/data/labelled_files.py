@@ -1,5 +1,6 @@
 """Files with a class each: a folder for every class, or a table that names files and classes."""
 
+import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,8 +103,9 @@ def _of_table(table: Path, suffixes: Sequence[str]) -> list[_File]:
     if table.suffix not in {".csv", ".tsv"}:
         raise ValueError(f"data.root={table} is a file; expected a folder, or a .csv with the columns file and label")
     try:
-        with_splits = "split" in table.open(encoding="utf-8-sig").readline().strip().replace('"', "").split(",")
-        columns = ("file", "label", "split") if with_splits else ("file", "label")
+        with table.open(encoding="utf-8-sig", newline="") as opened:
+            header = next(csv.reader(opened, delimiter="\t" if table.suffix == ".tsv" else ","), [])
+        columns = ("file", "label", "split") if "split" in header else ("file", "label")
         rows: list[dict[str, Any]] = list(iterate_rows(table, columns))
     except ColumnError as error:
         raise ValueError(f"{error}; a table of files has the columns file, label and, if you like, split") from error
