@@ -2,6 +2,7 @@
 
 from milkweed.data.arrays import Arrays
 from milkweed.data.base import SequenceClassificationData, SequenceData
+from milkweed.data.csv_forecast import CsvForecast
 from milkweed.data.digits import Digits
 from milkweed.data.glue import Glue
 from milkweed.data.image_folder import ImageFolder
@@ -14,6 +15,7 @@ from milkweed.data.white_noise import Delay, Reconstruct
 
 __all__ = [
     "Arrays",
+    "CsvForecast",
     "Delay",
     "Digits",
     "Glue",

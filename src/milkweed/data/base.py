@@ -31,6 +31,10 @@ class SequenceData(LightningDataModule, ABC):
     """Whether inputs are (B, L) integers below ``d_input``."""
     judged_by: str | None = None
     """Name of the metric that a benchmark is judged by, for tasks that know several."""
+    horizon: int | None = None
+    """Steps after each sequence that are asked for, where these are forecasts."""
+    units: list[float] | None = None
+    """What 1 is worth in each column of the targets, where these are standardised."""
     vocabulary: str | None = None
     """Of text by characters, these in the order of their numbers."""
 

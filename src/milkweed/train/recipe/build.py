@@ -106,9 +106,10 @@ def make_parser(task: type) -> ArgumentParser:
     for name, (hint, default) in trainer_options().items():
         parser.add_argument(f"--trainer.{name}", type=hint, default=default)
     parser.link_arguments("seed", "data.init_args.seed")
-    for source in ("d_input", "d_output", "length", "vocabulary"):
+    for source in ("d_input", "d_output", "length", "horizon", "vocabulary"):
         parser.link_arguments(f"data.{source}", f"model.init_args.{source}", apply_on="instantiate")
     parser.link_arguments("data.d_output", "task.init_args.num_classes", apply_on="instantiate")
+    parser.link_arguments("data.units", "task.init_args.units", apply_on="instantiate")
     parser.link_arguments("data.judged_by", "task.init_args.judged_by", apply_on="instantiate")
     return parser
 
