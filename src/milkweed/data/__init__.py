@@ -5,6 +5,7 @@ from milkweed.data.base import SequenceClassificationData, SequenceData
 from milkweed.data.csv_forecast import CsvForecast
 from milkweed.data.digits import Digits
 from milkweed.data.glue import Glue
+from milkweed.data.hugging_face import HuggingFace
 from milkweed.data.image_folder import ImageFolder
 from milkweed.data.masked_text import MaskedText
 from milkweed.data.mnist import Mnist
@@ -19,6 +20,7 @@ __all__ = [
     "Delay",
     "Digits",
     "Glue",
+    "HuggingFace",
     "ImageFolder",
     "MaskedText",
     "Mnist",

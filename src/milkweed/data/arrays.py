@@ -100,9 +100,12 @@ class Arrays(SequenceData):
         parts = self._parts(arrays["split"], targets)
         targets = self._targets(targets, parts, inputs.shape[1])
         if lengths is not None:
-            inputs = _without_padding(inputs, lengths)
+            inputs = without_padding(inputs, lengths)
         if self.standardise and not self.tokens:
-            inputs = self._standardised(inputs, lengths, parts["train"])
+            training = parts["train"]
+            self.mean, self.std = standardised(inputs[training], None if lengths is None else lengths[training])
+            inputs = (inputs - self.mean) / self.std
+            inputs = inputs if lengths is None else without_padding(inputs, lengths)
         return {
             name: ArrayDataset(inputs[chosen], targets[chosen], None if lengths is None else lengths[chosen])
             for name, chosen in parts.items()
@@ -135,16 +138,12 @@ class Arrays(SequenceData):
         found = torch.from_numpy(targets.astype(np.float32))
         return found[:, None] if found.ndim == 1 else found
 
-    def _standardised(self, inputs: Tensor, lengths: Tensor | None, training: np.ndarray) -> Tensor:
-        values = inputs[training]
-        if lengths is None:
-            steps = values.flatten(0, 1)
-        else:
-            steps = values[torch.arange(inputs.shape[1]) < lengths[training][:, None]]
-        self.mean, self.std = steps.double().mean(0).float(), steps.double().std(0, correction=0).float()
-        scale = torch.where(self.std > 0, self.std, 1.0)
-        found = (inputs - self.mean) / scale
-        return found if lengths is None else _without_padding(found, lengths)
+
+def standardised(inputs: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and scale of each feature over the valid steps of (N, L, D); a feature that never changes keeps its scale."""
+    steps = inputs.flatten(0, 1) if lengths is None else inputs[torch.arange(inputs.shape[1]) < lengths[:, None]]
+    mean, std = steps.double().mean(0), steps.double().std(0, correction=0)
+    return mean.float(), torch.where(std > 0, std, 1.0).float()
 
 
 def _are_classes(targets: np.ndarray) -> bool:
@@ -234,6 +233,7 @@ def _lengths(values: np.ndarray | None, inputs: Tensor) -> Tensor | None:
     return torch.from_numpy(values.astype(np.int64))
 
 
-def _without_padding(inputs: Tensor, lengths: Tensor) -> Tensor:
+def without_padding(inputs: Tensor, lengths: Tensor) -> Tensor:
+    """Fill (N, L) or (N, L, D) with 0 behind the valid steps."""
     valid = torch.arange(inputs.shape[1]) < lengths[:, None]
     return torch.where(valid if inputs.ndim == 2 else valid[..., None], inputs, 0)

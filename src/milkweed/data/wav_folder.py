@@ -1,6 +1,7 @@
 """Recordings of one's own, one class each: a folder of wavs."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -133,7 +134,7 @@ class WavFolder(SequenceData):
         check_split(type(self).__name__, name, split, len(self.class_names))
 
 
-def read_sound(file: Path) -> tuple[np.ndarray, int]:
+def read_sound(file: Path | BinaryIO) -> tuple[np.ndarray, int]:
     """Read a recording, (samples, channels) float32, and its sample rate in Hz."""
     try:
         import soundfile
