@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a recipe and leave its results under runs/",
     "evaluate": "test the model of a finished run again",
     "convert": "make the linear layers of a transformers model structured, with little or no training",
+    "data": "check the data of a recipe before a training",
     "recipes": "list the recipes that come with milkweed",
     "inspect": "show layers, parameters, FLOPs and memory of a recipe",
     "demo": "train three small models on handwritten digits and compare them",

@@ -140,7 +140,7 @@ class Arrays(SequenceData):
 
 
 def standardised(inputs: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and scale of each feature over the valid steps of (N, L, D); a feature that never changes keeps its scale."""
+    """Mean and scale of each feature over the valid steps of (N, L, D); one that never changes keeps its scale."""
     steps = inputs.flatten(0, 1) if lengths is None else inputs[torch.arange(inputs.shape[1]) < lengths[:, None]]
     mean, std = steps.double().mean(0), steps.double().std(0, correction=0)
     return mean.float(), torch.where(std > 0, std, 1.0).float()
