@@ -387,3 +387,13 @@ def test_a_misspelled_option_is_refused():
         mw.MilkweedConfig(nblock=4)
     with pytest.raises(ValueError, match="nblocks=0"):
         mw.MilkweedConfig(nblocks=0)
+
+
+def test_a_model_of_milkweed_around_one_of_transformers_is_saved_as_its_own(tmp_path):
+    model = mw.models.Gpt2(50, 50, length=16, d_model=32, depth=1, linear={"name": "monarch", "nblocks": 2}).eval()
+    tokens = torch.randint(0, 50, (2, 9))
+    for name in ("made", "converted"):
+        mw.save_pretrained(model, tmp_path / name)
+        assert torch.equal(mw.load_pretrained(tmp_path / name)(tokens), model(tokens))
+        mw.densify_(model)
+        mw.convert_(model, mw.MonarchConfig(2))

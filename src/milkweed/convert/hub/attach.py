@@ -12,6 +12,7 @@ from torch import nn
 from milkweed.convert.hub.transformers_files import CONFIG_KEY, METHOD, is_ours
 from milkweed.convert.record import differing_layers, layer_entry, mark, structured_layers
 from milkweed.convert.skeleton import skeleton_of
+from milkweed.models.base import Model
 
 
 def attach(model: nn.Module) -> None:
@@ -93,7 +94,7 @@ def _outermost(model: nn.Module) -> list[Any]:
         if isinstance(module, library.PreTrainedModel):
             if module not in found and (structured_layers(module) or is_ours(getattr(module.config, CONFIG_KEY, None))):
                 found.append(module)
-        else:
+        elif not isinstance(module, Model):  # which is saved by its own config, whatever it is made of
             left.extend(module.children())
     return found
 
