@@ -70,6 +70,10 @@ def _trained_digits():
     return {}
 
 
+def _own_arrays():
+    return {"x": torch.randn(90, 20, 3), "y": torch.arange(90) % 3, "lengths": torch.arange(90) % 20 + 1}
+
+
 def _operands():
     return {
         "u": torch.randn(2, 4, 100),
@@ -87,6 +91,7 @@ GIVEN = {
     "docs/conversion.md": _dense_encoder,
     "docs/gpu.md": _operands,
     "docs/monarch_mixer.md": _published_m2_bert,
+    "docs/own_data.md": _own_arrays,
     "docs/your_model.md": _dense_encoder_and_batches,
 }
 # What it must have made or printed, beyond running.

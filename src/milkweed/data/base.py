@@ -65,7 +65,9 @@ class SequenceData(LightningDataModule, ABC):
         """Load and check the data, once; the splits are small enough to be held together."""
         if self._splits:
             return
-        splits = {name: split.head(self.limit) if self.limit else split for name, split in self.load().items()}
+        with torch.device("cpu"):  # where a program computes without numbers, these are there all the same
+            loaded = self.load()
+        splits = {name: split.head(self.limit) if self.limit else split for name, split in loaded.items()}
         for name in SPLITS:
             self._check(name, splits[name])
         self._splits = splits
