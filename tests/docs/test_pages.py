@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.own_files import options as own_options
 
 import milkweed as mw
 from milkweed.cli import main
@@ -170,7 +171,10 @@ def test_commands_and_their_options_exist(page, line, capsys, monkeypatch, tmp_p
             monkeypatch.delitem(sys.modules, "my_layers", raising=False)
             first = ["--import", "my_layers"]
         for place in of_recipe:
-            if words[place] == "--data.file":  # a text whose characters are the vocabulary
+            theirs = dict(zip(*[iter(own_options().get(words[0], []))] * 2, strict=True)).get(words[place])
+            if theirs is not None:  # a recipe for data of the reader's own
+                Path(words[place + 1]).symlink_to(theirs)
+            elif words[place] == "--data.file":  # a text whose characters are the vocabulary
                 Path(words[place + 1]).write_text("To be, or not to be.\n" * 100)
         # Checks names and types of all of them, and needs neither data nor memory.
         recipe = [word for place in of_recipe for word in words[place : place + 2]]
