@@ -20,7 +20,9 @@ from milkweed.train.checkpoint_io import AtomicCheckpointIO, is_plain_file, read
 from milkweed.train.checkpoints import BEST, KeepCheckpoints, load_weights, step_of
 from milkweed.train.densify import Densify
 from milkweed.train.epoch_display import progress_callback
+from milkweed.train.model_costs import forward_flops
 from milkweed.train.run_folder import RunFolder, write_json
+from milkweed.train.running_costs import RunningCosts
 
 FOLDER_VARIABLE, CHECKPOINT_VARIABLE = "MILKWEED_RUN_FOLDER", "MILKWEED_CHECKPOINT"
 
@@ -43,12 +45,13 @@ class Session:
     console: Console  # where the training is watched
     table: MetricsTable = field(init=False)  # the rows of metrics, of the Trainer that was made last
     judge: KeepCheckpoints = field(init=False)  # its checkpoints
+    costs: RunningCosts = field(init=False)  # its time and memory
 
     def make_trainer(self) -> Trainer:
         """Build a Trainer with this library's callbacks; it has written nothing yet."""
         options = dict(self.trainer_options)
         every_n_steps = options.pop("checkpoint_every_n_steps", None)
-        self.table = MetricsTable(self.folder.metrics)
+        self.table, self.costs = MetricsTable(self.folder.metrics), RunningCosts()
         self.judge = KeepCheckpoints(
             self.folder.checkpoints,
             f"val_{self.module.metric}",
@@ -57,7 +60,7 @@ class Session:
         )
         given = options.pop("callbacks", None) or []
         further = given if isinstance(given, list | tuple) else [given]
-        callbacks = [SeedSteps(self.seed), self.table, self.judge, *further]
+        callbacks = [SeedSteps(self.seed), self.table, self.costs, self.judge, *further]
         densify = options.pop("densify", None)
         if densify:
             callbacks.append(Densify(**asdict(densify), console=self.console))
@@ -147,14 +150,17 @@ class Session:
             },
             "best": {"epoch": best_epoch} | {name: value for name, value in best.items() if name.startswith("val_")},
             "metric": self.module.metric,
+            "larger_is_better": self.module.larger_is_better,
             "model": type(unwrapped(self.module.model)).__name__,
             "parameters": sum(p.numel() for p in self.module.model.parameters() if p.requires_grad),
+            "flops": forward_flops(self.module.model, self.data),
             "seed": self.seed,
             "processes": trainer.world_size,
             "epochs": len(rows),
             "steps": trainer.global_step,
             "seconds": round(seconds, 3),
             "seconds_per_epoch": round(seconds / max(1, len(rows)), 3),
+            **self.costs.results(trainer),
         }
 
     def _draw(self, rows: list[dict[str, float]], confusion: np.ndarray | None, best_epoch: int) -> None:
