@@ -20,6 +20,7 @@ from milkweed.train.checkpoint_io import AtomicCheckpointIO, is_plain_file, read
 from milkweed.train.checkpoints import BEST, KeepCheckpoints, load_weights, step_of
 from milkweed.train.densify import Densify
 from milkweed.train.epoch_display import progress_callback
+from milkweed.train.loggers import describe_run, make_loggers
 from milkweed.train.model_costs import forward_flops
 from milkweed.train.run_folder import RunFolder, write_json
 from milkweed.train.running_costs import RunningCosts
@@ -43,13 +44,16 @@ class Session:
     seed: int  # the run's seed
     folder: RunFolder  # where everything is written
     console: Console  # where the training is watched
+    options: dict[str, Any] = field(default_factory=dict)  # all options by natural name, for loggers
     table: MetricsTable = field(init=False)  # the rows of metrics, of the Trainer that was made last
     judge: KeepCheckpoints = field(init=False)  # its checkpoints
     costs: RunningCosts = field(init=False)  # its time and memory
 
-    def make_trainer(self) -> Trainer:
-        """Build a Trainer with this library's callbacks; it has written nothing yet."""
+    def make_trainer(self, checkpoint: Path | None = None) -> Trainer:
+        """Build a Trainer with this library's callbacks, to go on from a checkpoint; nothing is trained yet."""
         options = dict(self.trainer_options)
+        step = step_of(checkpoint) if checkpoint else None
+        options["logger"] = make_loggers(options.get("logger"), self.folder.path, step)
         every_n_steps = options.pop("checkpoint_every_n_steps", None)
         self.table, self.costs = MetricsTable(self.folder.metrics), RunningCosts()
         self.judge = KeepCheckpoints(
@@ -79,7 +83,9 @@ class Session:
 
     def fit(self, trainer: Trainer, checkpoint: Path | None = None) -> None:
         """Train, from the start or from a checkpoint."""
+        metrics = [f"{stage}_{self.module.metric}" for stage in ("val", "test")]
         with interruptible(), shared_with_children(self.folder, checkpoint):
+            describe_run(trainer.loggers, self.options, metrics, again=checkpoint is not None)
             trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint)
 
     def finish(self, trainer: Trainer) -> dict[str, Any]:
