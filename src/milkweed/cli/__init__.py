@@ -16,6 +16,8 @@ from milkweed.cli.errors import caused_by_input, debugging, print_error
 COMMANDS = {
     "train": "train a recipe and leave its results under runs/",
     "evaluate": "test the model of a finished run again",
+    "sweep": "train every combination of some values and seeds, and compare them",
+    "compare": "put runs beside each other, in a table and a figure",
     "convert": "make the linear layers of a transformers model structured, with little or no training",
     "data": "check the data of a recipe before a training",
     "recipes": "list the recipes that come with milkweed",
@@ -31,6 +33,8 @@ MEANT_COMMANDS = {
     **dict.fromkeys(("test", "eval", "validate", "val", "score"), "evaluate"),
     **dict.fromkeys(("show", "summary", "describe", "info", "params"), "inspect"),
     **dict.fromkeys(("compress", "project"), "convert"),
+    **dict.fromkeys(("grid", "search", "tune", "multirun"), "sweep"),
+    **dict.fromkeys(("diff", "table", "leaderboard"), "compare"),
     **dict.fromkeys(("draw", "figure", "visualize", "visualise"), "plot"),
 }
 FIRST_STEPS = """\
@@ -38,16 +42,20 @@ milkweed demo                                a first look, under three minutes
 milkweed recipes                             what can be trained
 milkweed train digits --model.d_model 96     every value of a recipe is an option
 milkweed evaluate runs/digits                test the result again
+milkweed sweep digits --grid model.layer.init=legs,inv,lin --seeds 3
+milkweed compare runs --out table.md         all runs beside each other
 milkweed convert MODEL --plan                what Monarch matrices would make of a transformers model
 milkweed plot monarch dct                    a matrix and its Monarch factors, as a PNG
 milkweed --import my_layers train my.yaml    with classes of your own, which my_layers.py registers
 milkweed COMMAND --help                      more, with an example"""
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
+imported: list[str] = []  # modules of the user's, which processes that a command starts have to import too
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    imported.clear()
     try:
         dispatch(arguments)
         sys.stdout.flush()
@@ -111,6 +119,7 @@ def import_module(arguments: list[str]) -> list[str]:
         importlib.import_module(name)
     except ImportError as error:
         raise UsageError(f"--import {name}: {spec.origin or name} cannot be imported: {error}") from error
+    imported.append(name)
     return rest
 
 

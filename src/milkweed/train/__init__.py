@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from milkweed._lazy import lazy
 
 if TYPE_CHECKING:
+    from milkweed.train.comparison import Comparison, compare
+    from milkweed.train.comparison_files import save_comparison
     from milkweed.train.densify import Densify, DensifyOptions
     from milkweed.train.distill import distill_
     from milkweed.train.module import SequenceModule
@@ -13,6 +15,8 @@ else:
     __getattr__, __dir__ = lazy(
         __name__,
         {
+            "comparison": ("Comparison", "compare"),
+            "comparison_files": ("save_comparison",),
             "densify": ("Densify", "DensifyOptions"),
             "distill": ("distill_",),
             "module": ("SequenceModule",),
@@ -20,4 +24,13 @@ else:
         },
     )
 
-__all__ = ["Densify", "DensifyOptions", "Optimisation", "SequenceModule", "distill_"]
+__all__ = [
+    "Comparison",
+    "Densify",
+    "DensifyOptions",
+    "Optimisation",
+    "SequenceModule",
+    "compare",
+    "distill_",
+    "save_comparison",
+]

@@ -20,7 +20,10 @@ from milkweed.train.checkpoint_io import AtomicCheckpointIO, is_plain_file, read
 from milkweed.train.checkpoints import BEST, KeepCheckpoints, load_weights, step_of
 from milkweed.train.densify import Densify
 from milkweed.train.epoch_display import progress_callback
+from milkweed.train.loggers import describe_run, make_loggers
+from milkweed.train.model_costs import forward_flops
 from milkweed.train.run_folder import RunFolder, write_json
+from milkweed.train.running_costs import RunningCosts
 
 FOLDER_VARIABLE, CHECKPOINT_VARIABLE = "MILKWEED_RUN_FOLDER", "MILKWEED_CHECKPOINT"
 
@@ -41,14 +44,18 @@ class Session:
     seed: int  # the run's seed
     folder: RunFolder  # where everything is written
     console: Console  # where the training is watched
+    options: dict[str, Any] = field(default_factory=dict)  # all options by natural name, for loggers
     table: MetricsTable = field(init=False)  # the rows of metrics, of the Trainer that was made last
     judge: KeepCheckpoints = field(init=False)  # its checkpoints
+    costs: RunningCosts = field(init=False)  # its time and memory
 
-    def make_trainer(self) -> Trainer:
-        """Build a Trainer with this library's callbacks; it has written nothing yet."""
+    def make_trainer(self, checkpoint: Path | None = None) -> Trainer:
+        """Build a Trainer with this library's callbacks, to go on from a checkpoint; nothing is trained yet."""
         options = dict(self.trainer_options)
+        step = step_of(checkpoint) if checkpoint else None
+        options["logger"] = make_loggers(options.get("logger"), self.folder.path, step)
         every_n_steps = options.pop("checkpoint_every_n_steps", None)
-        self.table = MetricsTable(self.folder.metrics)
+        self.table, self.costs = MetricsTable(self.folder.metrics), RunningCosts()
         self.judge = KeepCheckpoints(
             self.folder.checkpoints,
             f"val_{self.module.metric}",
@@ -57,7 +64,7 @@ class Session:
         )
         given = options.pop("callbacks", None) or []
         further = given if isinstance(given, list | tuple) else [given]
-        callbacks = [SeedSteps(self.seed), self.table, self.judge, *further]
+        callbacks = [SeedSteps(self.seed), self.table, self.costs, self.judge, *further]
         densify = options.pop("densify", None)
         if densify:
             callbacks.append(Densify(**asdict(densify), console=self.console))
@@ -76,7 +83,9 @@ class Session:
 
     def fit(self, trainer: Trainer, checkpoint: Path | None = None) -> None:
         """Train, from the start or from a checkpoint."""
+        metrics = [f"{stage}_{self.module.metric}" for stage in ("val", "test")]
         with interruptible(), shared_with_children(self.folder, checkpoint):
+            describe_run(trainer.loggers, self.options, metrics, again=checkpoint is not None)
             trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint)
 
     def finish(self, trainer: Trainer) -> dict[str, Any]:
@@ -147,14 +156,17 @@ class Session:
             },
             "best": {"epoch": best_epoch} | {name: value for name, value in best.items() if name.startswith("val_")},
             "metric": self.module.metric,
+            "larger_is_better": self.module.larger_is_better,
             "model": type(unwrapped(self.module.model)).__name__,
             "parameters": sum(p.numel() for p in self.module.model.parameters() if p.requires_grad),
+            "flops": forward_flops(self.module.model, self.data),
             "seed": self.seed,
             "processes": trainer.world_size,
             "epochs": len(rows),
             "steps": trainer.global_step,
             "seconds": round(seconds, 3),
             "seconds_per_epoch": round(seconds / max(1, len(rows)), 3),
+            **self.costs.results(trainer),
         }
 
     def _draw(self, rows: list[dict[str, float]], confusion: np.ndarray | None, best_epoch: int) -> None:
