@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from milkweed._arguments import checked
 from milkweed._registry import register_if_free, requires
 from milkweed.data.batches import ArrayDataset, EvaluationBatches, TrainingBatches
+from milkweed.data.rates import Resampled
 
 SPLITS = ("train", "val", "test")
 
@@ -31,6 +32,8 @@ class SequenceData(LightningDataModule, ABC):
     """Whether inputs are (B, L) integers below ``d_input``."""
     judged_by: str | None = None
     """Name of the metric that a benchmark is judged by, for tasks that know several."""
+    rate: float = 1.0
+    """Validation and test have one sample for so many of the data; 1/k for k samples for every one."""
     vocabulary: str | None = None
     """Of text by characters, these in the order of their numbers."""
 
@@ -122,6 +125,8 @@ class SequenceData(LightningDataModule, ABC):
         rank, world_size = self._processes()
         self._check_evaluation(name, world_size)
         split = self.split(name)
+        if self.rate != 1:
+            split = Resampled(split, self.rate, name)
         batches = EvaluationBatches(len(split), self.batch_size, rank, world_size)
         return DataLoader(split, sampler=batches, batch_size=None)
 
