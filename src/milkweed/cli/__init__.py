@@ -16,6 +16,7 @@ from milkweed.cli.errors import caused_by_input, debugging, print_error
 COMMANDS = {
     "train": "train a recipe and leave its results under runs/",
     "evaluate": "test the model of a finished run again",
+    "predict": "predict for files or texts with a finished run",
     "convert": "make the linear layers of a transformers model structured, with little or no training",
     "recipes": "list the recipes that come with milkweed",
     "inspect": "show layers, parameters, FLOPs and memory of a recipe",
@@ -29,6 +30,7 @@ MEANT_COMMANDS = {
     **dict.fromkeys(("run", "fit", "start", "resume", "finetune", "fine-tune"), "train"),
     **dict.fromkeys(("test", "eval", "validate", "val", "score"), "evaluate"),
     **dict.fromkeys(("show", "summary", "describe", "info", "params"), "inspect"),
+    **dict.fromkeys(("infer", "inference", "classify", "forecast", "generate", "sample"), "predict"),
     **dict.fromkeys(("compress", "project"), "convert"),
     **dict.fromkeys(("draw", "figure", "visualize", "visualise"), "plot"),
 }
@@ -37,6 +39,7 @@ milkweed demo                                a first look, under three minutes
 milkweed recipes                             what can be trained
 milkweed train digits --model.d_model 96     every value of a recipe is an option
 milkweed evaluate runs/digits                test the result again
+milkweed predict runs/digits three.png       use it
 milkweed convert MODEL --plan                what Monarch matrices would make of a transformers model
 milkweed plot monarch dct                    a matrix and its Monarch factors, as a PNG
 milkweed --import my_layers train my.yaml    with classes of your own, which my_layers.py registers

@@ -125,6 +125,9 @@ def _add(group: Any, parameter: inspect.Parameter, hint: Any, entry: docs.Entry)
     if positional:
         options |= {} if default is parameter.empty else {"nargs": "?"}
     options |= _reading(hint)
+    if positional and options.get("action") == "append":  # one value or more
+        del options["action"]
+        options["nargs"] = "+"
     if positional:
         group.add_argument(parameter.name, **options)
         return

@@ -5,6 +5,7 @@ from milkweed.data.digits import Digits
 from milkweed.data.glue import Glue
 from milkweed.data.masked_text import MaskedText
 from milkweed.data.mnist import Mnist
+from milkweed.data.preprocessing import GreyImages, Preprocessing, Prompts, Sentences, Signals
 from milkweed.data.retrieval import Retrieval
 from milkweed.data.text import Text
 from milkweed.data.white_noise import Delay, Reconstruct
@@ -13,11 +14,16 @@ __all__ = [
     "Delay",
     "Digits",
     "Glue",
+    "GreyImages",
     "MaskedText",
     "Mnist",
+    "Preprocessing",
+    "Prompts",
     "Reconstruct",
     "Retrieval",
+    "Sentences",
     "SequenceClassificationData",
     "SequenceData",
+    "Signals",
     "Text",
 ]

@@ -1,7 +1,7 @@
 """What every data module has in common: checks on loading, and batches that can be repeated."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -11,6 +11,9 @@ from milkweed._arguments import checked
 from milkweed._registry import register_if_free, requires
 from milkweed.data.batches import ArrayDataset, EvaluationBatches, TrainingBatches
 from milkweed.data.rates import Resampled
+
+if TYPE_CHECKING:
+    from milkweed.data.preprocessing import Preprocessing
 
 SPLITS = ("train", "val", "test")
 
@@ -59,6 +62,10 @@ class SequenceData(LightningDataModule, ABC):
     @abstractmethod
     def load(self) -> dict[str, ArrayDataset]:
         """Read the three splits, under the names `train`, `val` and `test`."""
+
+    def preprocessing(self) -> "Preprocessing | None":
+        """How a raw input becomes what `load` made of those that are there; None if that is not known."""
+        return None
 
     def setup(self, stage: str | None = None) -> None:
         """Load and check the data, once; the splits are small enough to be held together."""
@@ -119,6 +126,10 @@ class SequenceData(LightningDataModule, ABC):
 
     def test_dataloader(self) -> DataLoader:
         """Batches of the test split, in fixed order."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """Batches of the test split, in fixed order, for `Trainer.predict`."""
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, name: str) -> DataLoader:
