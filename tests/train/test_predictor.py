@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import milkweed as mw
 from milkweed.cli import main
-from milkweed.data import Digits, Mnist, Preprocessing, Signals
+from milkweed.data import Digits, Mnist, Preprocessing, Prompts, Signals
 from milkweed.data.preprocessing import read_preprocessing
 from milkweed.models import SequenceModel
 from milkweed.tasks import Classification, Regression
@@ -261,3 +262,45 @@ def test_a_preprocessing_of_ones_own(tmp_path):
     assert [each["input"] for each in function(["abc", "d"])] == ["abc", "d"]
     numbers = Predictor(SequenceModel(1, 3, 4, 1), Regression(), made)
     assert list(numbers(["abc"])[0]) == ["input", "mean"]
+
+
+class Ahead(Signals):
+    """What follows a signal, three steps at distances of 10."""
+
+    forecasts = True
+
+    def read(self, source, rate=1.0):
+        for name, sample in super().read(source, rate):
+            yield name, sample | {"notes": {"last": 10 * len(sample["inputs"])}}
+
+    def describe(self, outputs, sample):
+        last = sample["notes"]["last"]
+        return {"steps": [{"time": last + 10 * (k + 1), "y": float(row[0])} for k, row in enumerate(outputs)]}
+
+
+class Constant(torch.nn.Module):
+    """Three steps ahead, whatever the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = torch.nn.Parameter(torch.tensor([[1.0], [2.0], [3.0]]))
+
+    def forward(self, inputs, lengths):
+        return self.values.expand(len(inputs), 3, 1)
+
+
+def test_forecasts_have_their_times_whatever_the_length_of_the_input():
+    function = Predictor(Constant(), Regression(), Ahead(1))
+    for found, length in zip(function([np.zeros(length) for length in (2, 3, 5)]), (2, 3, 5), strict=True):
+        times = [10 * (length + k) for k in (1, 2, 3)]
+        assert found["steps"] == [{"time": time, "y": y} for time, y in zip(times, (1.0, 2.0, 3.0), strict=True)]
+
+
+def test_prompts_of_tokens_use_the_tokenizer_in_the_folder():
+    pytest.importorskip("transformers")
+    prompts = Prompts()
+    prompts.folder = Path(__file__).parents[1] / "data" / "texts" / "tokenizer"
+    ((name, sample),) = prompts.read("a man plays")
+    assert name == "a man plays"
+    assert sample["inputs"].tolist() == prompts.tokenizer("a man plays", add_special_tokens=False)["input_ids"]
+    assert prompts.decode(sample["inputs"]) == "a man plays"

@@ -126,6 +126,8 @@ class Predictor:
 
     def _follows(self, values: Tensor, samples: list[Sample]) -> bool:
         """Whether outputs are one row per step of the inputs, and not per step of a forecast."""
+        if self.preprocessing.forecasts:
+            return False
         longest = max(len(each["inputs"]) for each in samples)
         return values.shape[1] == max(longest, self.preprocessing.whole or 0)
 

@@ -44,7 +44,7 @@ class Stream:
             batch = {"inputs": inputs[None], "lengths": torch.tensor([len(inputs)], device=self._device)}
             said = predictor.task.predictions(outputs, batch)
         first, self.steps = self.steps, self.steps + len(inputs)
-        if set(said) == {"values"} and outputs.ndim == 3 and outputs.shape[1] == len(inputs):
+        if set(said) == {"values"} and outputs.ndim == 3 and not predictor.preprocessing.forecasts:
             found = described(said["values"][0].float().cpu())
             for each in found["steps"]:
                 each["step"] += first

@@ -48,6 +48,8 @@ class Preprocessing(ABC):
 
     whole: int | None = None
     """Steps to which every batch is padded, for models that read padding; None for its longest."""
+    forecasts: bool = False
+    """Whether outputs (steps, columns) are what follows an input, and not one row for each of its steps."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -56,8 +56,8 @@ class Prompts(Preprocessing):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer in the run folder."""
-        return load_tokenizer(str(self.folder), needs=())
+        """The tokenizer in the run folder; None for characters."""
+        return load_tokenizer(str(self.folder), needs=()) if self.vocabulary is None else None
 
     def read(self, source: Any, rate: float = 1.0) -> Iterator[tuple[str, Sample]]:
         """Give the tokens of a text."""
