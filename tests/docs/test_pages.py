@@ -75,6 +75,15 @@ def _own_arrays():
     return {"x": torch.randn(90, 20, 3), "y": torch.arange(90) % 3, "lengths": torch.arange(90) % 20 + 1}
 
 
+def _finished_digits():
+    pytest.importorskip("sklearn")
+    image = pytest.importorskip("PIL.Image")
+    small = ["--model.d_model", "8", "--data.limit", "80", "--trainer.max_epochs", "1", "--task.calibrate", "true"]
+    assert main(["train", "digits", *small]) == 0
+    image.new("L", (8, 8)).save("image.png")
+    return {}
+
+
 def _operands():
     return {
         "u": torch.randn(2, 4, 100),
@@ -93,6 +102,7 @@ GIVEN = {
     "docs/gpu.md": _operands,
     "docs/monarch_mixer.md": _published_m2_bert,
     "docs/own_data.md": _own_arrays,
+    "docs/predict.md": _finished_digits,
     "docs/your_model.md": _dense_encoder_and_batches,
 }
 # What it must have made or printed, beyond running.
@@ -102,10 +112,12 @@ MADE = {
     "docs/monarch_mixer.md": lambda names, printed: names["model"].options["length"] == 2048,
 }
 # The last lines of these say what a training gave that takes longer than a test.
-OF_A_TRAINING = {"docs/command_line.md", "docs/monarch_mixer.md"}
+OF_A_TRAINING = {"docs/command_line.md", "docs/monarch_mixer.md", "docs/predict.md"}
 WITH_CODE = [page for page in PAGES if blocks(page, "python") or blocks(page, "pycon")]
 
 
+# Of Lightning, which asks torch in an old way, and counts cores.
+@pytest.mark.filterwarnings(r"ignore:.*isinstance.treespec, LeafSpec", "ignore:.*does not have many workers")
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
 def test_python_of_the_pages_runs(page, tmp_path, monkeypatch, capsys):

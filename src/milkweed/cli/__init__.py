@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "test the model of a finished run again",
     "sweep": "train every combination of some values and seeds, and compare them",
     "compare": "put runs beside each other, in a table and a figure",
+    "predict": "predict for files or texts with a finished run",
     "convert": "make the linear layers of a transformers model structured, with little or no training",
     "data": "check the data of a recipe before a training",
     "recipes": "list the recipes that come with milkweed",
@@ -32,6 +33,7 @@ MEANT_COMMANDS = {
     **dict.fromkeys(("run", "fit", "start", "resume", "finetune", "fine-tune"), "train"),
     **dict.fromkeys(("test", "eval", "validate", "val", "score"), "evaluate"),
     **dict.fromkeys(("show", "summary", "describe", "info", "params"), "inspect"),
+    **dict.fromkeys(("infer", "inference", "classify", "forecast", "generate", "sample"), "predict"),
     **dict.fromkeys(("compress", "project"), "convert"),
     **dict.fromkeys(("grid", "search", "tune", "multirun"), "sweep"),
     **dict.fromkeys(("diff", "table", "leaderboard"), "compare"),
@@ -44,6 +46,7 @@ milkweed train digits --model.d_model 96     every value of a recipe is an optio
 milkweed evaluate runs/digits                test the result again
 milkweed sweep digits --grid model.layer.init=legs,inv,lin --seeds 3
 milkweed compare runs --out table.md         all runs beside each other
+milkweed predict runs/digits three.png       use it
 milkweed convert MODEL --plan                what Monarch matrices would make of a transformers model
 milkweed plot monarch dct                    a matrix and its Monarch factors, as a PNG
 milkweed --import my_layers train my.yaml    with classes of your own, which my_layers.py registers

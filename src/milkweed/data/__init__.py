@@ -9,6 +9,7 @@ from milkweed.data.hugging_face import HuggingFace
 from milkweed.data.image_folder import ImageFolder
 from milkweed.data.masked_text import MaskedText
 from milkweed.data.mnist import Mnist
+from milkweed.data.preprocessing import GreyImages, Preprocessing, Prompts, Sentences, Signals
 from milkweed.data.retrieval import Retrieval
 from milkweed.data.text import Text
 from milkweed.data.wav_folder import WavFolder
@@ -20,14 +21,19 @@ __all__ = [
     "Delay",
     "Digits",
     "Glue",
+    "GreyImages",
     "HuggingFace",
     "ImageFolder",
     "MaskedText",
     "Mnist",
+    "Preprocessing",
+    "Prompts",
     "Reconstruct",
     "Retrieval",
+    "Sentences",
     "SequenceClassificationData",
     "SequenceData",
+    "Signals",
     "Text",
     "WavFolder",
 ]

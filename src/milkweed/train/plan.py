@@ -24,6 +24,7 @@ from milkweed.train.recipe.build import build
 from milkweed.train.recipe.words import natural_options
 from milkweed.train.run_folder import RunFolder, check_name, check_writable, is_empty
 from milkweed.train.run_lock import locked
+from milkweed.train.run_parts import write_preprocessing
 from milkweed.train.session import Session, TrainingInterrupted, run_of_parent
 from milkweed.train.trusted import import_named_classes, import_paths
 
@@ -134,6 +135,7 @@ def carry_out(plan: Plan, config: dict[str, Any], console: Console) -> tuple[Run
         parts.data.check_processes(trainer.world_size)
         if trainer.is_global_zero:
             record(plan, folder, config, console)
+            write_preprocessing(folder, parts.data)
         try:
             session.fit(trainer, plan.checkpoint)
             results = session.finish(trainer)

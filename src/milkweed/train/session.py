@@ -15,6 +15,7 @@ from milkweed.convert import save_pretrained
 from milkweed.data.base import SequenceData
 from milkweed.nn.wrappers import is_sharded, unwrapped
 from milkweed.plots import save_confusion_matrix, save_learning_curves
+from milkweed.train.calibration import calibrate, described
 from milkweed.train.callbacks import MetricsTable, SeedSteps, read_rows, write_rows
 from milkweed.train.checkpoint_io import AtomicCheckpointIO, is_plain_file, read_checkpoint
 from milkweed.train.checkpoints import BEST, KeepCheckpoints, load_weights, step_of
@@ -95,6 +96,7 @@ class Session:
         densified = getattr(self.module, "densified", None)  # of the last step; the best may be from before
         best_epoch = load_weights(self.module, best)
         with interruptible():
+            calibration = calibrate(self.module, self.data)
             trainer.test(self.module, datamodule=self.data, verbose=False)
         # Those of the checkpoints: the file on the disk may have been damaged since.
         rows = self.table.rows
@@ -105,6 +107,8 @@ class Session:
             if not dense:
                 text = f"Best epoch {best_epoch + 1} is from before layers became dense, and so is the saved model."
                 self._warn(trainer, text)
+        if calibration is not None:
+            results["calibration"] = calibration
         # Collects the counts of all processes, so every process has to call it.
         counts = getattr(getattr(self.module, "task", self.module), "confusion", None)
         confusion = None if counts is None else counts.compute().cpu().numpy()
@@ -115,6 +119,8 @@ class Session:
         if trainer.is_global_zero:
             self._renew_metrics(trainer, rows)
             self._draw(rows, confusion, best_epoch)
+            if calibration is not None:
+                self._write_calibration(calibration)
             write_json(self.folder.results, results)
         return results
 
@@ -133,6 +139,16 @@ class Session:
         elif self.judge.best_score is None and self.judge.monitor in trainer.callback_metrics:
             self._warn(trainer, f"{self.judge.monitor} was never a finite number: the newest epoch counts as the best.")
         return found[0]
+
+    def _write_calibration(self, found: dict[str, float]) -> None:
+        write_json(self.folder.calibration, described(found))
+        before, after = found["test_calibration_error_before"], found["test_calibration_error"]
+        self.console.print(
+            f"Calibrated: temperature {found['temperature']:.3f}; expected calibration error on the test split "
+            f"{before:.2%} before, {after:.2%} after.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def _renew_metrics(self, trainer: Trainer, rows: list[dict[str, float]]) -> None:
         try:
