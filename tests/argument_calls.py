@@ -352,6 +352,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], Callable[..., torch.Tensor]]] = {
     ),
     "MlpMixer": ({"d_input": 3, "d_output": 2, "length": 9, "d_model": 8, "depth": 1}, x(2, 9, 3)),
     "Sashimi": ({"d_input": 8, "d_output": 8, "d_model": 4, "depth": 1, "pool": (2,)}, tokens(2, 8)),
+    "Forecaster": ({"d_input": 3, "d_output": 2, "horizon": 4, "d_model": 4, "depth": 1}, x(2, 9, 3)),
     "SequenceModel": ({"d_input": 3, "d_output": 2, "d_model": 4, "depth": 1}, x(2, 9, 3)),
 }
 # One step and several of the networks that step.

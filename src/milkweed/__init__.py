@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         monarch_hadamard,
         project_monarch,
     )
+    from milkweed.train.find_predictor import load_predictor as load_predictor
 else:
     __getattr__, __dir__ = lazy(
         __name__,
@@ -72,12 +73,14 @@ else:
                 "monarch_hadamard",
                 "project_monarch",
             ),
-            **dict.fromkeys(("data", "models", "nn", "ops", "plots", "ssm", "tasks", "train"), ()),
+            "train": ("load_predictor",),
+            **dict.fromkeys(("data", "models", "nn", "ops", "plots", "ssm", "tasks"), ()),
         },
     )
 
 
-# Without data, plots, tasks, train and MilkweedConfig, which need extras: a star imports what the base install has.
+# Without data, plots, tasks, train, load_predictor and MilkweedConfig, which need extras: a star imports what the base
+# install has.
 __all__ = [
     "AdapterConfig",
     "Monarch",

@@ -25,6 +25,7 @@ KINDS = {
     "model": "milkweed.models",
     "data": "milkweed.data",
     "task": "milkweed.tasks",
+    "preprocessing": "milkweed.data",
 }
 _NAME = re.compile(r"\w[\w.-]*")
 _lock = threading.RLock()

@@ -43,10 +43,12 @@ def refused(text, capsys):
         ("train digits --model.lr 3", "did you mean --task.lr?"),
         ("train digits --model.layer s4", "use --model.layer.name s4"),
         ("train digits-mixer --model.linear monarch", "use --model.linear.name monarch"),
-        ("train digits --trainer.logger tensorboard", "lightning.pytorch.loggers.TensorBoardLogger"),
+        ("train digits --trainer.logger tensorbord", "did you mean tensorboard?"),
+        ("train digits --trainer.logger [csv,wandbb]", "did you mean wandb?"),
+        ("train digits --trainer.logger mlflow", "{class_path: lightning.pytorch.loggers.MLFlowLogger}"),
         ("train digits --trainer.callbacks early", "[{class_path: lightning.pytorch.callbacks.EarlyStopping"),
-        ("train digits --seed 0,1,2", "train once for each: for s in 0 1 2; do milkweed train RECIPE --seed $s; done"),
-        ("train digits --seed [0,1]", "for s in 0 1; do"),
+        ("train digits --seed 0,1,2", "train once for each: milkweed sweep RECIPE --seeds 0,1,2"),
+        ("train digits --seed [0,1]", "milkweed sweep RECIPE --seeds 0,1"),
         ("train digits --seed 1.5", "seed=1.5 does not fit; expected int"),
         ("train digits --seed -1", "seed=-1 does not fit; expected int, from 0"),
         ("train digits --seed 1e3", "--seed=1e3 does not fit; expected int, from 0 to 4294967295; use --seed 1000"),
@@ -117,7 +119,7 @@ def test_words_of_other_programs_lead_to_options_and_commands_that_exist():
 
 
 def test_the_recommended_logger_works(capsys):
-    text = refused("train digits --trainer.logger csv", capsys)
+    text = refused("train digits --trainer.logger CSVLogger", capsys)
     value = re.search(r'use (--trainer\.logger) "(\{.*\})"', text)
     resolved = resolve(find_recipe("digits").values, split_overrides([value[1], value[2]])[1])
     assert type(build(resolved).trainer_options["logger"]).__name__ == "CSVLogger"

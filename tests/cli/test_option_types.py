@@ -31,7 +31,7 @@ VALUES = {
     "deterministic": ("true", "false", "warn"),
     "precision": ("32", "'32'", "bf16-mixed", "64"),
     "num_sanity_val_steps": ("0", "1", "-1"),
-    "logger": ("true", "false"),
+    "logger": ("true", "false", "csv", "[csv, wandb]"),
     "benchmark": ("true", "false"),
 }
 # Each value once, one for every option at a time.

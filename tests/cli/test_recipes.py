@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from tests.own_files import options
 
 from milkweed._suggest import UsageError
 from milkweed.cli import main
@@ -32,7 +33,9 @@ NEEDED = {
     "m2-gpt": ["--data.file", str(Path(__file__))],
     "shakespeare": ["--data.file", str(Path(__file__))],
 }
+OWN = ("arrays", "csv-forecast", "hugging-face", "image-folder", "wav-folder")
 METRICS = {
+    "csv-forecast": "mse",
     "m2-bert-mlm": "perplexity",
     "m2-bert-glue": "pearson",
     "m2-bert-retrieval": "ndcg",
@@ -46,7 +49,8 @@ METRICS = {
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_recipe_trains_two_steps(name, tmp_path, capsys):
-    assert main(["train", name, "--out", str(tmp_path), *TWO_STEPS, *SMALLER.get(name, [])]) == 0
+    smaller = options()[name] if name in OWN else SMALLER.get(name, [])
+    assert main(["train", name, "--out", str(tmp_path), *TWO_STEPS, *smaller]) == 0
     assert METRICS.get(name, "accuracy") in capsys.readouterr().out
     load_pretrained(tmp_path / name)
 
@@ -55,7 +59,7 @@ def test_every_recipe_trains_two_steps(name, tmp_path, capsys):
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_recipe_can_be_inspected(name, capsys):
-    assert main(["inspect", name, *NEEDED.get(name, [])]) == 0
+    assert main(["inspect", name, *(options()[name] if name in OWN else NEEDED.get(name, []))]) == 0
     shown = capsys.readouterr().out
     assert "forward FLOPs" in shown
     assert "not counted" not in shown

@@ -31,6 +31,7 @@ def test_run_folder_is_complete(out):
         "learning_curves.png",
         "metrics.csv",
         "model.safetensors",
+        "preprocessing.json",
         "results.json",
     ]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [

@@ -5,7 +5,7 @@ import torch
 
 from milkweed.cli import main
 from milkweed.data import Text
-from milkweed.data.text import decode, encode
+from milkweed.data.characters import decode, encode
 from milkweed.data.tokenizers import train_tokenizer
 
 POEM = "Über allen Gipfeln\nIst Ruh,\n" * 20

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.own_files import options as own_options
 
 import milkweed as mw
 from milkweed.cli import main
@@ -87,6 +88,19 @@ def _trained_digits():
     return {}
 
 
+def _own_arrays():
+    return {"x": torch.randn(90, 20, 3), "y": torch.arange(90) % 3, "lengths": torch.arange(90) % 20 + 1}
+
+
+def _finished_digits():
+    pytest.importorskip("sklearn")
+    image = pytest.importorskip("PIL.Image")
+    small = ["--model.d_model", "8", "--data.limit", "80", "--trainer.max_epochs", "1", "--task.calibrate", "true"]
+    assert main(["train", "digits", *small]) == 0
+    image.new("L", (8, 8)).save("image.png")
+    return {}
+
+
 def _operands():
     return {
         "u": torch.randn(2, 4, 100),
@@ -105,6 +119,8 @@ GIVEN = {
     "docs/families.md": _mixture,
     "docs/gpu.md": _operands,
     "docs/monarch_mixer.md": _published_m2_bert,
+    "docs/own_data.md": _own_arrays,
+    "docs/predict.md": _finished_digits,
     "docs/your_model.md": _dense_encoder_and_batches,
     "docs/peft.md": _encoder_to_tune,
 }
@@ -116,10 +132,12 @@ MADE = {
     "docs/monarch_mixer.md": lambda names, printed: names["model"].options["length"] == 2048,
 }
 # The last lines of these say what a training gave that takes longer than a test.
-OF_A_TRAINING = {"docs/command_line.md", "docs/monarch_mixer.md"}
+OF_A_TRAINING = {"docs/command_line.md", "docs/monarch_mixer.md", "docs/predict.md"}
 WITH_CODE = [page for page in PAGES if blocks(page, "python") or blocks(page, "pycon")]
 
 
+# Of Lightning, which asks torch in an old way, and counts cores.
+@pytest.mark.filterwarnings(r"ignore:.*isinstance.treespec, LeafSpec", "ignore:.*does not have many workers")
 @pytest.mark.usefixtures("table")
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
@@ -186,7 +204,10 @@ def test_commands_and_their_options_exist(page, line, capsys, monkeypatch, tmp_p
             monkeypatch.delitem(sys.modules, "my_layers", raising=False)
             first = ["--import", "my_layers"]
         for place in of_recipe:
-            if words[place] == "--data.file":  # a text whose characters are the vocabulary
+            theirs = dict(zip(*[iter(own_options().get(words[0], []))] * 2, strict=True)).get(words[place])
+            if theirs is not None:  # a recipe for data of the reader's own
+                Path(words[place + 1]).symlink_to(theirs)
+            elif words[place] == "--data.file":  # a text whose characters are the vocabulary
                 Path(words[place + 1]).write_text("To be, or not to be.\n" * 100)
         # Checks names and types of all of them, and needs neither data nor memory.
         recipe = [word for place in of_recipe for word in words[place : place + 2]]

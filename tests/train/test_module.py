@@ -77,6 +77,8 @@ def test_rates_are_options_of_the_task(run):
     assert "optimisation" not in stored
     assert stored["task"]["init_args"] == {
         "label_smoothing": 0.0,
+        "class_weights": None,
+        "calibrate": False,
         "lr": 0.01,
         "weight_decay": 0.05,
         "ssm_lr": None,

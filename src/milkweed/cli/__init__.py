@@ -14,8 +14,12 @@ from milkweed.cli.own_modules import import_named
 COMMANDS = {
     "train": "train a recipe and leave its results under runs/",
     "evaluate": "test the model of a finished run again",
+    "sweep": "train every combination of some values and seeds, and compare them",
+    "compare": "put runs beside each other, in a table and a figure",
+    "predict": "predict for files or texts with a finished run",
     "convert": "make the linear layers of a transformers model structured, with little or no training",
     "export": "write a model, converted or not, as an ONNX file",
+    "data": "check the data of a recipe before a training",
     "recipes": "list the recipes that come with milkweed",
     "inspect": "show layers, parameters, FLOPs and memory of a recipe",
     "demo": "train three small models on handwritten digits and compare them",
@@ -28,8 +32,11 @@ MEANT_COMMANDS = {
     **dict.fromkeys(("run", "fit", "start", "resume", "finetune", "fine-tune"), "train"),
     **dict.fromkeys(("test", "eval", "validate", "val", "score"), "evaluate"),
     **dict.fromkeys(("show", "summary", "describe", "info", "params"), "inspect"),
+    **dict.fromkeys(("infer", "inference", "classify", "forecast", "generate", "sample"), "predict"),
     **dict.fromkeys(("compress", "project"), "convert"),
     **dict.fromkeys(("onnx", "to-onnx", "deploy"), "export"),
+    **dict.fromkeys(("grid", "search", "tune", "multirun"), "sweep"),
+    **dict.fromkeys(("diff", "table", "leaderboard"), "compare"),
     **dict.fromkeys(("draw", "figure", "visualize", "visualise"), "plot"),
 }
 FIRST_STEPS = """\
@@ -37,17 +44,22 @@ milkweed demo                                a first look, under three minutes
 milkweed recipes                             what can be trained
 milkweed train digits --model.d_model 96     every value of a recipe is an option
 milkweed evaluate runs/digits                test the result again
+milkweed sweep digits --grid model.layer.init=legs,inv,lin --seeds 3
+milkweed compare runs --out table.md         all runs beside each other
+milkweed predict runs/digits three.png       use it
 milkweed convert MODEL --plan                what Monarch matrices would make of a transformers model
 milkweed export DIR --onnx FILE.onnx          a model for ONNX Runtime, compared with torch
 milkweed plot monarch dct                    a matrix and its Monarch factors, as a PNG
 milkweed --import my_layers train my.yaml    with classes of your own, which my_layers.py registers
 milkweed COMMAND --help                      more, with an example"""
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
+imported: list[str] = []  # modules of the user's, which processes that a command starts have to import too
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    imported.clear()
     try:
         dispatch(arguments)
         sys.stdout.flush()
@@ -97,6 +109,7 @@ def import_module(arguments: list[str]) -> list[str]:
     _, equals, name = arguments[0].partition("=")
     name, rest = (name, arguments[1:]) if equals else ("".join(arguments[1:2]), arguments[2:])
     import_named(name, f"--import {name.removesuffix('.py')}")
+    imported.append(name.removesuffix(".py"))
     return rest
 
 

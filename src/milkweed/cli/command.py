@@ -1,9 +1,9 @@
 """A typed function as a command: its signature is its options, its docstring their help.
 
-Arguments before the `*` are given by position, the others as options, with dashes; `bool` is a switch, `list[str]` may
-be repeated, `Annotated[int, read]` is read by that function. In the docstring, `out (DIR): …` names the value, and
-every section beside `Args` is a group of the help. `overrides: Overrides` gets the options of the recipe, `**further`
-those that the module's `further_options` lists.
+Arguments before the `*` are given by position, the others as options, with dashes; `bool` is a switch, a `list` may be
+repeated, and by position takes one value or more, `Annotated[int, read]` is read by that function. In the docstring,
+`out (DIR): …` names the value, and every section beside `Args` is a group of the help. `overrides: Overrides` gets the
+options of the recipe, `**further` those that the module's `further_options` lists.
 """
 
 import argparse
@@ -122,9 +122,11 @@ def _add(group: Any, parameter: inspect.Parameter, hint: Any, entry: docs.Entry)
         options["default"] = default
         if default not in {None, False} and "default" not in entry.text:
             options["help"] += f"; default: {default}"
-    if positional:
-        options |= {} if default is parameter.empty else {"nargs": "?"}
     options |= _reading(hint)
+    if positional and options.get("action") == "append":
+        options = {key: value for key, value in options.items() if key != "action"} | {"nargs": "+"}
+    elif positional and default is not parameter.empty:
+        options["nargs"] = "?"
     if positional:
         group.add_argument(parameter.name, **options)
         return
@@ -143,7 +145,7 @@ def _reading(hint: Any) -> dict[str, Any]:
     if typing.get_origin(hint) is typing.Literal:
         return {"choices": typing.get_args(hint)}
     if typing.get_origin(hint) is list:
-        return {"action": "append"}
+        return {"action": "append", "type": typing.get_args(hint)[0]}
     return {"action": "store_true"} if hint is bool else {"type": hint}
 
 

@@ -33,7 +33,7 @@ def as_flags(text: str) -> str:
     """Write `--data.length 48` for `data.length=48`, as the library says it, which knows no command line."""
     value = r"('[^']*'|\"[^\"]*\"|(?:[^\s,;()]|,(?=\S))*[^\s,;().:])"
     option = rf"(?:{'|'.join(SECTIONS)})\.(?!init_args|class_path)[\w.]*\w"
-    return re.sub(rf"(?<![\w.-])({option})={value}", r"--\1 \2", text)
+    return re.sub(rf"(?<![\w.-])(?<!--grid )({option})={value}", r"--\1 \2", text)
 
 
 def caused_by_input(error: BaseException) -> bool:

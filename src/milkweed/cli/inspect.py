@@ -31,7 +31,7 @@ def inspect(recipe: str, overrides: Overrides, *, levels: int = 3) -> None:
     from rich.table import Table
 
     from milkweed.cli.build import resolve
-    from milkweed.train.model_costs import model_costs
+    from milkweed.train.model_costs import example_inputs, model_costs
     from milkweed.train.recipe.build import build
 
     config = resolve(found.values, overrides)
@@ -39,8 +39,8 @@ def inspect(recipe: str, overrides: Overrides, *, levels: int = 3) -> None:
         with torch.device("meta"):
             parts = build(config)
         data, model = parts.data, parts.module.model
-        shape = (data.batch_size, data.length) if data.tokens else (data.batch_size, data.length, data.d_input)
-        report = model_costs(model, torch.zeros(shape, dtype=torch.long if data.tokens else None, device="meta"))
+        inputs = example_inputs(data, data.batch_size)
+        report = model_costs(model, inputs)
     except RuntimeError as error:
         if "meta" not in str(error):
             raise
@@ -62,7 +62,7 @@ def inspect(recipe: str, overrides: Overrides, *, levels: int = 3) -> None:
     rows = Table.grid(padding=(0, 3))
     rows.add_row(
         "inputs",
-        " × ".join(map(str, shape)) + (" (batch, length)" if data.tokens else " (batch, length, features)"),
+        " × ".join(map(str, inputs.shape)) + (" (batch, length)" if data.tokens else " (batch, length, features)"),
     )
     rows.add_row("parameters", f"{megabytes(report.parameter_bytes)}")
     rows.add_row("gradients", f"{megabytes(report.gradient_bytes)}")

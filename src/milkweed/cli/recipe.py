@@ -1,5 +1,6 @@
 """Finding and reading recipes."""
 
+import sys
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -33,6 +34,7 @@ def find_recipe(name: str) -> Recipe:
     if Path(name).suffix in {".yaml", ".yml"}:
         if not Path(name).is_file():
             raise UsageError(f"recipe file {name} does not exist; `milkweed recipes` lists the shipped ones")
+        _let_import_from(Path(name).resolve().parent)
         return replace(read_recipe(Path(name)), typed=name)
     if is_run(name):
         raise UsageError(
@@ -46,6 +48,12 @@ def find_recipe(name: str) -> Recipe:
             "`milkweed recipes` lists the shipped recipes"
         )
     raise UsageError(f"{unknown('recipe', name, shipped)}. A path to a YAML file will do too")
+
+
+def _let_import_from(folder: Path) -> None:
+    """Let a user's recipe name classes in modules beside it; a run's config.yaml is data and gets no such right."""
+    if not is_run(folder) and str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def read_recipe(path: Path) -> Recipe:

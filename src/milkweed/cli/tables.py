@@ -1,6 +1,7 @@
 """Tables of results."""
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
@@ -9,6 +10,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from milkweed.train.run_folder import RunFolder
+
+
+def plain_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of texts; all columns but the first are numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, title in enumerate(titles):
+        table.add_column(title, justify="right" if place else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
 
 
 def print_results(runs: list[tuple[RunFolder, dict[str, Any]]]) -> None:

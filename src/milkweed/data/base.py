@@ -1,7 +1,7 @@
 """What every data module has in common: checks on loading, and batches that can be repeated."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -10,6 +10,10 @@ from torch.utils.data import DataLoader
 from milkweed._arguments import checked
 from milkweed._registry import register_if_free, requires
 from milkweed.data.batches import ArrayDataset, EvaluationBatches, TrainingBatches
+from milkweed.data.rates import Resampled
+
+if TYPE_CHECKING:
+    from milkweed.data.preprocessing import Preprocessing
 
 SPLITS = ("train", "val", "test")
 
@@ -31,6 +35,12 @@ class SequenceData(LightningDataModule, ABC):
     """Whether inputs are (B, L) integers below ``d_input``."""
     judged_by: str | None = None
     """Name of the metric that a benchmark is judged by, for tasks that know several."""
+    horizon: int | None = None
+    """Steps after each sequence that are asked for, where these are forecasts."""
+    units: list[float] | None = None
+    """What 1 is worth in each column of the targets, where these are standardised."""
+    rate: float = 1.0
+    """Validation and test have one sample for so many of the data; 1/k for k samples for every one."""
     vocabulary: str | None = None
     """Of text by characters, these in the order of their numbers."""
 
@@ -57,11 +67,17 @@ class SequenceData(LightningDataModule, ABC):
     def load(self) -> dict[str, ArrayDataset]:
         """Read the three splits, under the names `train`, `val` and `test`."""
 
+    def preprocessing(self) -> "Preprocessing | None":
+        """How a raw input becomes what `load` made of those that are there; None if that is not known."""
+        return None
+
     def setup(self, stage: str | None = None) -> None:
         """Load and check the data, once; the splits are small enough to be held together."""
         if self._splits:
             return
-        splits = {name: split.head(self.limit) if self.limit else split for name, split in self.load().items()}
+        with torch.device("cpu"):  # where a program computes without numbers, these are there all the same
+            loaded = self.load()
+        splits = {name: split.head(self.limit) if self.limit else split for name, split in loaded.items()}
         for name in SPLITS:
             self._check(name, splits[name])
         self._splits = splits
@@ -118,10 +134,16 @@ class SequenceData(LightningDataModule, ABC):
         """Batches of the test split, in fixed order."""
         return self._evaluation_loader("test")
 
+    def predict_dataloader(self) -> DataLoader:
+        """Batches of the test split, in fixed order, for `Trainer.predict`."""
+        return self._evaluation_loader("test")
+
     def _evaluation_loader(self, name: str) -> DataLoader:
         rank, world_size = self._processes()
         self._check_evaluation(name, world_size)
         split = self.split(name)
+        if self.rate != 1:
+            split = Resampled(split, self.rate, name)
         batches = EvaluationBatches(len(split), self.batch_size, rank, world_size)
         return DataLoader(split, sampler=batches, batch_size=None)
 

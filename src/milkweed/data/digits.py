@@ -6,6 +6,7 @@ import torch
 from milkweed._arguments import checked
 from milkweed.data.base import SequenceClassificationData
 from milkweed.data.batches import ArrayDataset
+from milkweed.data.preprocessing.signals import GreyImages
 
 
 class Digits(SequenceClassificationData):
@@ -48,6 +49,12 @@ class Digits(SequenceClassificationData):
         inputs = inputs.unflatten(1, (8, 8)) if self.length == 8 else inputs.unsqueeze(-1)
         labels = torch.from_numpy(targets).long()
         return {name: ArrayDataset(inputs[chosen], labels[chosen]) for name, chosen in parts.items()}
+
+    def preprocessing(self) -> GreyImages:
+        """Images of 8 × 8 grey levels from 0 to 16."""
+        self.setup()
+        scaled = {"mean": self.mean / 16, "std": self.std / 16}
+        return GreyImages([8, 8], 16, **scaled, rows=self.length == 8, class_names=self.class_names)
 
 
 def stratified_split(targets: np.ndarray, val: float = 0.1, test: float = 0.2) -> dict[str, np.ndarray]:

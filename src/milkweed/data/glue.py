@@ -11,6 +11,7 @@ from milkweed._arguments import checked
 from milkweed._files import path_text
 from milkweed.data.base import check_split
 from milkweed.data.batches import ArrayDataset
+from milkweed.data.preprocessing.texts import Sentences
 from milkweed.data.tables import Row, read_tables
 from milkweed.data.tokenized import TokenizedData, TokenRows, frame
 
@@ -120,6 +121,10 @@ class Glue(TokenizedData):
             "test": tables[self.test_split],
         }
         return {name: self._dataset(name, part) for name, part in parts.items()}
+
+    def preprocessing(self) -> Sentences:
+        """Sentences or pairs of them."""
+        return Sentences(self.length, list(self.task.fields), self.whole, self.task.classes or None)
 
     def _dataset(self, name: str, rows: list[Row]) -> TokenRows:
         targets = torch.tensor([self._target(name, row) for row in rows])

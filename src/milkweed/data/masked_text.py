@@ -13,6 +13,7 @@ from milkweed._files import path_text
 from milkweed._seeding import derived_seed
 from milkweed.data.base import SPLITS
 from milkweed.data.corpora import Shares, open_corpora, three_parts
+from milkweed.data.preprocessing.texts import Sentences
 from milkweed.data.token_files import check_known, encoder, token_files, tokenizer_key, trained_tokenizer
 from milkweed.data.tokenized import TokenizedData
 from milkweed.data.tokenizers import load_tokenizer
@@ -119,6 +120,10 @@ class MaskedText(TokenizedData):
             name: MaskedWindows(tokens[name], inside, frame, masking, lambda number=number: (number,))
             for number, name in enumerate(SPLITS)
         }
+
+    def preprocessing(self) -> Sentences:
+        """Texts with masks in them."""
+        return Sentences(self.length, ["text"])
 
     def _check(self, name: str, split: "MaskedWindows") -> None:
         """Nothing: all tokens are the tokenizer's, and reading them all would take as long as an epoch."""

@@ -10,6 +10,7 @@ from milkweed._files import path_text
 from milkweed.data.base import SequenceClassificationData
 from milkweed.data.batches import ArrayDataset
 from milkweed.data.idx import read_idx
+from milkweed.data.preprocessing.signals import GreyImages
 
 STEMS = {
     "train_images": "train-images-idx3-ubyte",
@@ -67,10 +68,19 @@ class Mnist(SequenceClassificationData):
             "test": self._dataset(arrays["test_images"], arrays["test_labels"]),
         }
 
+    def permutation(self) -> np.ndarray:
+        """The order in which the pixels are read if they are permuted."""
+        return np.random.RandomState(0).permutation(self.length)
+
+    def preprocessing(self) -> GreyImages:
+        """Images of 28 × 28 grey levels from 0 to 255."""
+        order = self.permutation().tolist() if self.permuted else None
+        return GreyImages([28, 28], 255, MEAN, STD, permutation=order, class_names=self.class_names)
+
     def _dataset(self, images: np.ndarray, labels: np.ndarray) -> ArrayDataset:
         pixels = images.reshape(len(images), self.length)
         if self.permuted:
-            pixels = pixels[:, np.random.RandomState(0).permutation(self.length)]
+            pixels = pixels[:, self.permutation()]
         inputs = torch.from_numpy(pixels.astype(np.float32)).div_(255).sub_(MEAN).div_(STD).unsqueeze_(-1)
         return ArrayDataset(inputs, torch.from_numpy(labels.astype(np.int64)))
 

@@ -14,11 +14,13 @@ from milkweed._batches import NO_PASSAGE, NO_QUERY
 from milkweed._files import path_text
 from milkweed._seeding import derived_seed
 from milkweed.data.base import SPLITS
+from milkweed.data.preprocessing.texts import Sentences
 from milkweed.data.retrieval_sets import RetrievalSet, read_sets
 from milkweed.data.tokenized import TokenizedData
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
+
 
 _SPLIT_NAMES = {"val": "validation"}
 
@@ -102,6 +104,10 @@ class Retrieval(TokenizedData):
                 datasets[name] = SearchedPairs(sets, encode, padding, length)
         self._found = ", ".join(sorted(found))
         return datasets
+
+    def preprocessing(self) -> Sentences:
+        """Texts, as queries and passages alike."""
+        return Sentences(self.length, ["query"], self.whole)
 
     def split(self, name: str) -> "RetrievalPairs":
         """One loaded split; a ValueError if the data have no such split."""

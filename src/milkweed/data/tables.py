@@ -247,10 +247,19 @@ def _open_by_datasets(source: str, config: str | None, streaming: bool) -> dict[
             f"{str(error).splitlines()[0]}"
         ) from error
     splits = found if isinstance(found, dict) else {"train": found}
+    splits = {name: _encoded(split, datasets) for name, split in splits.items()}
     return {
         SPLIT_NAMES.get(name, name): Table(lambda split=split: iter(split), f"{name} {key or split._fingerprint}")
         for name, split in splits.items()
     }
+
+
+def _encoded(split: Any, datasets: Any) -> Any:
+    """Leave recordings as the files that they are: `datasets` would read them by a library of its own."""
+    sounds = [name for name, kind in (split.features or {}).items() if isinstance(kind, datasets.Audio)]
+    for name in sounds:
+        split = split.cast_column(name, datasets.Audio(decode=False))
+    return split
 
 
 def check_datasets_folder(folder: Path) -> None:

@@ -12,7 +12,9 @@ from milkweed._arguments import checked
 from milkweed._files import path_text
 from milkweed.data.base import SPLITS, SequenceData
 from milkweed.data.cache import cache_folder, cached
+from milkweed.data.characters import numbers
 from milkweed.data.corpora import Corpus, Shares, open_corpora, open_text, three_parts
+from milkweed.data.preprocessing.texts import Prompts
 from milkweed.data.tables import is_table
 from milkweed.data.token_files import check_known, encoder, token_files, tokenizer_key
 from milkweed.data.tokenizers import load_tokenizer, token_count
@@ -130,6 +132,10 @@ class Text(SequenceData):
                 check_known(f"data.file={self.file}: the {name} part", found, self.tokenizer, self.tokenizer_name)
         return {name: TokenWindows(found, self.length, self.tokenizer) for name, found in parts.items()}
 
+    def preprocessing(self) -> Prompts:
+        """Texts, by characters or by the tokenizer in the run folder."""
+        return Prompts(self.vocabulary)
+
     def _numbered(self) -> dict[str, np.ndarray]:
         tokenizer = self.tokenizer
         if tokenizer is not None and (not self.file.is_file() or is_table(self.file)):
@@ -205,22 +211,3 @@ def _characters(corpus: Corpus) -> str:
 
     folder = cached(cache_folder("characters", corpus.key), make)
     return (folder / "characters.txt").read_bytes().decode()
-
-
-def numbers(text: str, vocabulary: str) -> np.ndarray:
-    """Number the characters of a text by a vocabulary that is sorted by code point and holds them all."""
-    points, known = (np.frombuffer(each.encode("utf-32-le"), np.uint32) for each in (text, vocabulary))
-    return np.searchsorted(known, points)
-
-
-def encode(text: str, vocabulary: str) -> torch.Tensor:
-    """Number the characters of a text, (len(text),) int64; a ValueError if the vocabulary lacks one."""
-    strange = set(text) - set(vocabulary)
-    if strange:
-        raise ValueError(f"the text holds {min(strange)!r}, which is not among the {len(vocabulary)} known characters")
-    return torch.from_numpy(numbers(text, vocabulary))
-
-
-def decode(tokens: torch.Tensor, vocabulary: str) -> str:
-    """Write numbers (L,) as text again."""
-    return "".join(vocabulary[token] for token in tokens.tolist())

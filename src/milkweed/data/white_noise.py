@@ -9,6 +9,7 @@ from milkweed._arguments import checked
 from milkweed._seeding import derived_seed
 from milkweed.data.base import SPLITS, SequenceData
 from milkweed.data.batches import ArrayDataset
+from milkweed.data.preprocessing.signals import Signals
 
 
 class WhiteNoise(SequenceData):
@@ -40,6 +41,10 @@ class WhiteNoise(SequenceData):
             signals = white_noise(count, self.length, self.band, derived_seed(self.seed, number))
             datasets[name] = self.dataset(torch.from_numpy(signals))
         return datasets
+
+    def preprocessing(self) -> Signals:
+        """Signals of any length, as they are."""
+        return Signals(1)
 
     @abstractmethod
     def dataset(self, signals: torch.Tensor) -> ArrayDataset:

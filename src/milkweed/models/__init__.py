@@ -1,6 +1,7 @@
 """Assembled networks."""
 
 from milkweed.models.base import Model, build_model
+from milkweed.models.forecaster import Forecaster
 from milkweed.models.generate import generate, stream
 from milkweed.models.hf.gpt2 import Gpt2
 from milkweed.models.linear_memory import LinearMemory
@@ -12,6 +13,7 @@ from milkweed.models.sashimi import Sashimi
 from milkweed.models.sequence_model import SequenceModel
 
 __all__ = [
+    "Forecaster",
     "Gpt2",
     "LinearMemory",
     "M2Bert",

@@ -11,7 +11,9 @@ from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_inputs
 from milkweed.nn import build_sequence_layer, check_spec
+from milkweed.nn.filters.base import check_rate
 from milkweed.nn.lengths import without_padding
+from milkweed.nn.rates import rate_options
 
 READOUTS = ("outputs", "state")
 _LINEAR = {"activation": "none", "output": "none"}
@@ -70,19 +72,25 @@ class LinearMemory(Model):
         per_channel = system.d_state if readout == "state" else 1
         self.head = nn.Linear(d_model * per_channel, d_output)
 
-    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, lengths: Tensor | None = None, rate: float = 1.0) -> Tensor:
         """Run the network.
 
         Args:
             inputs: (B, L, d_input).
             lengths: (B,) integers, the valid steps of right-padded sequences; all of them by default.
+            rate: Step length relative to training, for the layer; 2.0 reads signals sampled half as often.
 
         Returns:
             (B, L, d_output), or (B, d_output) with ``readout="state"``.
+
+        Raises:
+            ValueError: The rate is not above 0, or the layer has no other than 1.
         """
+        check_rate(rate)
         check_inputs(inputs, self.d_input)
         x = self.encoder(without_padding(inputs, lengths))
+        options = rate_options(self.layer, rate) | {"lengths": lengths}
         if self.readout == "outputs":
-            return self.head(self.layer(x, lengths=lengths))
-        state = self.layer(x, lengths=lengths, return_state=True)[1]
+            return self.head(self.layer(x, **options))
+        state = self.layer(x, **options, return_state=True)[1]
         return self.head(state.flatten(1).to(inputs.dtype))

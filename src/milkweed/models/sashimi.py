@@ -16,6 +16,7 @@ from milkweed._suggest import unknown
 from milkweed.models.base import Model
 from milkweed.models.sequence_model import ENCODERS, encode, single_step
 from milkweed.nn import Mlp, ResidualBlock, Stepper, build_sequence_layer, check_spec
+from milkweed.nn.filters.base import check_rate
 from milkweed.nn.stepping import StepperStack, advance, check_batch_size
 
 MakeBlocks = Callable[[int], nn.ModuleList]
@@ -108,21 +109,26 @@ class Sashimi(Model):
         self.norm = nn.LayerNorm(d_model)
         self.head = nn.Linear(d_model, d_output)
 
-    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, lengths: Tensor | None = None, rate: float = 1.0) -> Tensor:
         """Run the network.
 
         Args:
             inputs: (B, L) tokens, or (B, L, d_input).
             lengths: (B,) valid steps of right-padded sequences. Outputs do not depend on what comes later, so those on
                 valid steps are right without them; with them, padding may hold NaN and gradients are right too.
+            rate: Step length relative to training, for the layers of all levels: a pooled step is longer by it, too.
 
         Returns:
             (B, L, d_output).
+
+        Raises:
+            ValueError: The rate is not above 0, or a layer has no other than 1.
         """
+        check_rate(rate)
         x = encode(self.encoder, inputs, self.d_input, lengths)
         length = x.shape[1]
         x = F.pad(x, (0, 0, 0, -length % self.factor))
-        return self.head(self.norm(self.levels(x)[:, :length]))
+        return self.head(self.norm(self.levels(x, rate)[:, :length]))
 
     def stepper(self, rate: float = 1.0) -> SashimiStepper:
         """Give the network as a recurrence, with the parameters as they are now.
@@ -146,11 +152,11 @@ class Center(nn.Module):
         super().__init__()
         self.blocks = blocks
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rate: float = 1.0) -> Tensor:
         """Apply the blocks to x (B, L, D)."""
         y = x
         for block in self.blocks:
-            y = block(y)
+            y = block(y, rate=rate)
         return y + x
 
     def stepper(self, rate: float) -> CenterStepper:
@@ -172,20 +178,20 @@ class Level(nn.Module):
         self.up = nn.Linear(expand * d_model, pool * d_model)
         self.after = make_blocks(d_model)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rate: float = 1.0) -> Tensor:
         """Apply the level to x (B, L, d_model), L a multiple of all pooling below."""
         skips = [x]
         for block in self.before:
-            skips.append(block(skips[-1]))
+            skips.append(block(skips[-1], rate=rate))
         # Features of a pooled step in the order (channel, step), as in the original.
         pooled = skips[-1].unflatten(1, (-1, self.pool)).transpose(2, 3).flatten(2)
-        raised = self.up(self.inner(self.down(pooled)))
+        raised = self.up(self.inner(self.down(pooled), rate))
         # A pooled step has seen all of its steps, so what it says is for the next ones.
         shifted = F.pad(raised[:, :-1], (0, 0, 1, 0))
         y = shifted.unflatten(2, (-1, self.pool)).transpose(2, 3).flatten(1, 2) + skips.pop()
         around = y
         for block in self.after:
-            y = block(y)
+            y = block(y, rate=rate)
             if self.before:
                 y = y + skips.pop()
         return y if self.before else y + around

@@ -13,6 +13,7 @@ from milkweed._arguments import check_tensor, checked, refuse_dtype
 from milkweed._suggest import unknown
 from milkweed.models.base import Model, check_inputs, check_tokens
 from milkweed.nn import ResidualBlock, SequenceNorm, Stepper, build_sequence_layer, check_spec
+from milkweed.nn.filters.base import check_rate
 from milkweed.nn.lengths import check_lengths, mean_of_steps, tokens_without_padding, without_padding
 from milkweed.nn.stepping import StepperStack, check_batch_size
 
@@ -92,19 +93,24 @@ class SequenceModel(Model):
         self.norm = SequenceNorm(norm, d_model) if prenorm else nn.Identity()
         self.head = nn.Linear(d_model, d_output)
 
-    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, lengths: Tensor | None = None, rate: float = 1.0) -> Tensor:
         """Run the network.
 
         Args:
             inputs: (B, L, d_input), or (B, L) tokens with ``encoder="embedding"``.
             lengths: (B,) integers, the valid steps of right-padded sequences; all of them by default.
+            rate: Step length relative to training, for the layers; 2.0 reads signals sampled half as often.
 
         Returns:
             (B, d_output), or (B, L, d_output) with ``pooling="none"``.
+
+        Raises:
+            ValueError: The rate is not above 0, or a layer has no other than 1.
         """
+        check_rate(rate)
         x = encode(self.encoder, inputs, self.d_input, lengths)
         for block in self.blocks:
-            x = block(x, lengths=lengths)
+            x = block(x, lengths=lengths, rate=rate)
         x = self.norm(x, lengths) if isinstance(self.norm, SequenceNorm) else x
         return self.head(pool(x, self.pooling, lengths))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from milkweed._arguments import RAW, check_features, check_probability, check_size, checked, refuse_features
 from milkweed._suggest import unknown
 from milkweed.nn.lengths import check_lengths, valid_steps
+from milkweed.nn.rates import rate_options
 from milkweed.nn.stepping import SurroundedStepper
 
 NORMS = ("batch", "layer")
@@ -121,17 +123,24 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.prenorm = prenorm
 
-    def forward(self, x: Tensor, *, lengths: Tensor | None = None, **options: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, *, lengths: Tensor | None = None, rate: float | Sequence[float] = 1.0, **options: Any
+    ) -> Tensor:
         """Apply the block.
 
         Args:
             x: (B, L, d_model).
             lengths: (B,) valid steps of right-padded sequences, for the norm and the layer.
+            rate: Step length relative to training, for the layer; one value per axis for a ``S4ND``.
             **options: Passed to the layer.
 
         Returns:
             (B, L, d_model).
+
+        Raises:
+            ValueError: The rate is not 1, and the layer knows no time but steps.
         """
+        options |= rate_options(self.layer, rate)
         if lengths is not None:
             options["lengths"] = lengths
         if self.prenorm:

@@ -1,6 +1,7 @@
-"""Figures of a run as PNG files."""
+"""Figures of runs."""
 
+from milkweed.plots.comparison import save_comparison_figure
 from milkweed.plots.confusion import save_confusion_matrix
 from milkweed.plots.curves import save_learning_curves
 
-__all__ = ["save_confusion_matrix", "save_learning_curves"]
+__all__ = ["save_comparison_figure", "save_confusion_matrix", "save_learning_curves"]

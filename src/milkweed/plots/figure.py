@@ -34,9 +34,12 @@ def plain(axes: "Axes") -> None:
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure as PNG in one move."""
+    """Write a figure in one move: as PNG, or as SVG or PDF where the path ends so, which then hold no date."""
+    form = path.suffix.lower().removeprefix(".")
+    form = form if form in {"svg", "pdf"} else "png"
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[form]
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format=form, metadata=metadata)
 
 
 def caption(axes: "Axes", title: str, details: str) -> None:

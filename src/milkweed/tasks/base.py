@@ -67,6 +67,13 @@ class Task(nn.Module, ABC):
             for metric in self.averages(stage).values():
                 metric.reset()
 
+    def predictions(self, outputs: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        """What the model's outputs for a batch say, without its targets: tensors by name, a row for each sample.
+
+        `classes` (B,) with `probabilities` (B, classes), or `values`, are written out by `milkweed predict`.
+        """
+        return {"values": outputs}
+
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model that cannot do the task."""
 

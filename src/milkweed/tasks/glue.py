@@ -13,6 +13,7 @@ from milkweed._arguments import checked
 from milkweed._batches import Batch
 from milkweed._suggest import unknown
 from milkweed.tasks.base import STAGES
+from milkweed.tasks.classification import class_predictions
 from milkweed.tasks.correlations import Matthews, Pearson
 from milkweed.tasks.tokens import TokenTask
 
@@ -77,6 +78,10 @@ class Glue(TokenTask):
         if self.num_classes == 1:
             return F.mse_loss(outputs[:, 0], targets)
         return F.cross_entropy(outputs, targets)
+
+    def predictions(self, outputs: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        """Classes and their probabilities, or numbers."""
+        return {"values": outputs} if self.num_classes == 1 else class_predictions(outputs)
 
     def score(self, stage: str) -> Metric:
         """The metric that decides."""

@@ -70,6 +70,10 @@ class Language(Task):
         characters = batch["characters"].sum() if "characters" in batch else steps
         self.score(stage).update(loss * steps / characters.clamp(min=1), weight=characters)
 
+    def predictions(self, outputs: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        """The likeliest next token after every step, (B, L)."""
+        return {"tokens": outputs.argmax(-1)}
+
     def check_inputs(self, stage: str, batch_idx: int, inputs: torch.Tensor) -> None:
         """Refuse inputs that are not tokens."""
         check_token_batch(stage, batch_idx, inputs)

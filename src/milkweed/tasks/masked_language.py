@@ -64,6 +64,11 @@ class MaskedLanguage(TokenTask):
             raise ValueError("no token of the batch is masked; use MaskedText, which masks one in every window")
         return F.cross_entropy(outputs, _masked(batch))
 
+    def predictions(self, outputs: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        """The likeliest token for every masked one of the batch, in order, and its probability."""
+        probabilities, tokens = outputs.float().softmax(-1).max(-1)
+        return {"tokens": tokens, "probabilities": probabilities}
+
     def score(self, stage: str) -> Metric:
         """The perplexity of one stage."""
         return self.perplexities[f"{stage}_perplexity"]

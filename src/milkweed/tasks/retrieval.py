@@ -60,6 +60,14 @@ class Retrieval(TokenTask):
                 "use model.head=none"
             )
 
+    def predictions(self, outputs: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        """Vectors of length 1 of the queries and their passages; texts are near by their products."""
+        return {"queries": outputs[:, 0], "passages": outputs[:, 1:]}
+
+    def vectors(self, model: nn.Module, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Vectors of length 1 of texts, (B, D)."""
+        return F.normalize(self._vectors(model, tokens, lengths).float(), dim=-1)
+
     def run_model(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Make vectors of the queries and of their passages."""
         passages = batch["passages"]

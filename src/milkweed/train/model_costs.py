@@ -1,12 +1,17 @@
 """What a model costs: parameters, FLOPs and memory, found on the meta device without computing anything."""
 
 import contextlib
+import copy
+import itertools
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from milkweed.data.base import SequenceData
+from milkweed.nn.wrappers import is_sharded, unwrapped
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,33 @@ def model_costs(model: nn.Module, inputs: torch.Tensor) -> ModelCosts:
         activation_bytes=sum(t.untyped_storage().nbytes() for t in kept.values()),
         uncounted=sorted(operators.names),
     )
+
+
+def example_inputs(data: SequenceData, batch_size: int) -> torch.Tensor:
+    """Inputs of a data module without values: (batch, length, features), or (batch, length) tokens."""
+    shape = (batch_size, data.length) if data.tokens else (batch_size, data.length, data.d_input)
+    return torch.empty(shape, dtype=torch.long if data.tokens else None, device="meta")
+
+
+def forward_flops(model: nn.Module, data: SequenceData) -> int | None:
+    """FLOPs of a forward pass of one sample, by a copy without values; None of a model that cannot run so."""
+    model = unwrapped(model)
+    if is_sharded(model):
+        return None
+    try:
+        return model_costs(on_meta(model).eval(), example_inputs(data, 1)).layers[0].flops
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
+        return None  # a model of the user's that looks at values, or is called in another way
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy of a model without values, which takes no memory."""
+    tensors = {}
+    for each in itertools.chain(model.parameters(), model.buffers()):
+        empty = torch.empty_like(each, device="meta")
+        trained = isinstance(each, nn.Parameter)
+        tensors[id(each)] = nn.Parameter(empty, requires_grad=each.requires_grad) if trained else empty
+    return copy.deepcopy(model, tensors)
 
 
 @contextlib.contextmanager

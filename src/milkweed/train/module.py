@@ -13,6 +13,7 @@ from milkweed.convert import densify_
 from milkweed.convert.versions import renamed
 from milkweed.models.base import build_model
 from milkweed.tasks.base import Task
+from milkweed.tasks.classification import Classification
 from milkweed.train.densified import Densified
 from milkweed.train.optimisation import Optimisation
 
@@ -125,6 +126,9 @@ class SequenceModule(OptimisedModule):
         """Let the task give the model its start, unless a checkpoint has just done so."""
         if not self._resumed:
             self.task.prepare(self.model)
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(self.task, Classification) and self.task.balanced and data is not None:
+            self.task.count(targets_of(data.split("train")))
 
     def on_train_epoch_start(self) -> None:
         """Start the training averages anew; Lightning skips this when it resumes in the middle of an epoch."""
@@ -153,6 +157,11 @@ class SequenceModule(OptimisedModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Test metrics of one batch."""
         self._step("test", batch, batch_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """What the model says of one batch, whose targets, if it has some, are not looked at."""
+        self.task.check_inputs("predict", batch_idx, batch["inputs"])
+        return self.task.predictions(self.task.run_model(self.model, batch), batch)
 
     def _step(self, stage: str, batch: Batch, batch_idx: int) -> torch.Tensor:
         self.task.check_inputs(stage, batch_idx, batch["inputs"])
@@ -183,3 +192,10 @@ class SequenceModule(OptimisedModule):
             f"{where}: the loss is {loss.item()} though inputs and parameters are finite; "
             f"lower task.lr (now {lr}) or train with trainer.precision=32"
         )
+
+
+def targets_of(split: Any) -> torch.Tensor:
+    """All targets of a split; one that does not hold them is read through."""
+    if isinstance(getattr(split, "targets", None), torch.Tensor):
+        return split.targets
+    return torch.cat([split[[place]]["targets"] for place in range(len(split))])

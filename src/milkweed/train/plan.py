@@ -19,10 +19,12 @@ from milkweed._suggest import UsageError
 from milkweed.train.checkpoint_io import read_checkpoint
 from milkweed.train.checkpoints import check_fits, epochs_done, step_of
 from milkweed.train.environment import describe_environment
+from milkweed.train.loggers import check_loggers, end_loggers
 from milkweed.train.recipe.build import build
 from milkweed.train.recipe.words import natural_options
 from milkweed.train.run_folder import RunFolder, check_name, check_writable, is_empty
 from milkweed.train.run_lock import locked
+from milkweed.train.run_parts import write_preprocessing
 from milkweed.train.session import Session, TrainingInterrupted, run_of_parent
 from milkweed.train.trusted import import_named_classes, import_paths
 
@@ -121,16 +123,19 @@ def find_resumable(plan: Plan, resume: str, console: Console, held: ExitStack) -
 def carry_out(plan: Plan, config: dict[str, Any], console: Console) -> tuple[RunFolder, dict[str, Any]] | None:
     """Train a resolved configuration: the run folder and its results, or None in all but the first process."""
     parts = build(config)
+    check_loggers(parts.trainer_options.get("logger"))
     parts.data.setup()
     if plan.checkpoint:
         check_fits(parts.module, plan.checkpoint)
         check_goes_on(plan, config, plan.checkpoint)
     with prepared_folder(plan) as folder, own_process_group():
-        session = Session(parts.data, parts.module, parts.trainer_options, parts.seed, folder, console)
-        trainer = session.make_trainer()
+        options = natural_options(config)
+        session = Session(parts.data, parts.module, parts.trainer_options, parts.seed, folder, console, options)
+        trainer = session.make_trainer(plan.checkpoint)
         parts.data.check_processes(trainer.world_size)
         if trainer.is_global_zero:
             record(plan, folder, config, console)
+            write_preprocessing(folder, parts.data)
         try:
             session.fit(trainer, plan.checkpoint)
             results = session.finish(trainer)
@@ -146,6 +151,8 @@ def carry_out(plan: Plan, config: dict[str, Any], console: Console) -> tuple[Run
             if saved:
                 full.kept = f"{saved[0]} is saved; then go on with\n  {plan.resume_command(folder)}"
             raise
+        finally:
+            end_loggers(trainer.loggers)
     return (folder, results) if trainer.is_global_zero else None
 
 

@@ -12,6 +12,8 @@ HARMLESS = (
     r".*GPU available but not used.*",
     # Between Lightning and torch.
     r".*isinstance\(treespec, LeafSpec\).*",
+    # Metrics are logged at the end of epochs, however many batches those have.
+    r".*smaller than the logging interval.*",
     # KeepCheckpoints sees to it that an epoch continues in its middle.
     r".*your dataloader is not resumable.*",
 )

@@ -26,6 +26,8 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model.safetensors"
+        self.preprocessing = self.path / "preprocessing.json"
+        self.calibration = self.path / "calibration.json"
         self.results = self.path / "results.json"
         self.learning_curves = self.path / "learning_curves.png"
         self.confusion_matrix = self.path / "confusion_matrix.png"

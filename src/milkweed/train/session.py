@@ -15,12 +15,16 @@ from milkweed.convert import save_pretrained
 from milkweed.data.base import SequenceData
 from milkweed.nn.wrappers import is_sharded, unwrapped
 from milkweed.plots import save_confusion_matrix, save_learning_curves
+from milkweed.train.calibration import calibrate, described
 from milkweed.train.callbacks import MetricsTable, SeedSteps, read_rows, write_rows
 from milkweed.train.checkpoint_io import AtomicCheckpointIO, is_plain_file, read_checkpoint
 from milkweed.train.checkpoints import BEST, KeepCheckpoints, load_weights, step_of
 from milkweed.train.densify import Densify
 from milkweed.train.epoch_display import progress_callback
+from milkweed.train.loggers import describe_run, make_loggers
+from milkweed.train.model_costs import forward_flops
 from milkweed.train.run_folder import RunFolder, write_json
+from milkweed.train.running_costs import RunningCosts
 
 FOLDER_VARIABLE, CHECKPOINT_VARIABLE = "MILKWEED_RUN_FOLDER", "MILKWEED_CHECKPOINT"
 
@@ -41,14 +45,18 @@ class Session:
     seed: int  # the run's seed
     folder: RunFolder  # where everything is written
     console: Console  # where the training is watched
+    options: dict[str, Any] = field(default_factory=dict)  # all options by natural name, for loggers
     table: MetricsTable = field(init=False)  # the rows of metrics, of the Trainer that was made last
     judge: KeepCheckpoints = field(init=False)  # its checkpoints
+    costs: RunningCosts = field(init=False)  # its time and memory
 
-    def make_trainer(self) -> Trainer:
-        """Build a Trainer with this library's callbacks; it has written nothing yet."""
+    def make_trainer(self, checkpoint: Path | None = None) -> Trainer:
+        """Build a Trainer with this library's callbacks, to go on from a checkpoint; nothing is trained yet."""
         options = dict(self.trainer_options)
+        step = step_of(checkpoint) if checkpoint else None
+        options["logger"] = make_loggers(options.get("logger"), self.folder.path, step)
         every_n_steps = options.pop("checkpoint_every_n_steps", None)
-        self.table = MetricsTable(self.folder.metrics)
+        self.table, self.costs = MetricsTable(self.folder.metrics), RunningCosts()
         self.judge = KeepCheckpoints(
             self.folder.checkpoints,
             f"val_{self.module.metric}",
@@ -57,7 +65,7 @@ class Session:
         )
         given = options.pop("callbacks", None) or []
         further = given if isinstance(given, list | tuple) else [given]
-        callbacks = [SeedSteps(self.seed), self.table, self.judge, *further]
+        callbacks = [SeedSteps(self.seed), self.table, self.costs, self.judge, *further]
         densify = options.pop("densify", None)
         if densify:
             callbacks.append(Densify(**asdict(densify), console=self.console))
@@ -76,7 +84,9 @@ class Session:
 
     def fit(self, trainer: Trainer, checkpoint: Path | None = None) -> None:
         """Train, from the start or from a checkpoint."""
+        metrics = [f"{stage}_{self.module.metric}" for stage in ("val", "test")]
         with interruptible(), shared_with_children(self.folder, checkpoint):
+            describe_run(trainer.loggers, self.options, metrics, again=checkpoint is not None)
             trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint)
 
     def finish(self, trainer: Trainer) -> dict[str, Any]:
@@ -86,6 +96,7 @@ class Session:
         densified = getattr(self.module, "densified", None)  # of the last step; the best may be from before
         best_epoch = load_weights(self.module, best)
         with interruptible():
+            calibration = calibrate(self.module, self.data)
             trainer.test(self.module, datamodule=self.data, verbose=False)
         # Those of the checkpoints: the file on the disk may have been damaged since.
         rows = self.table.rows
@@ -96,6 +107,8 @@ class Session:
             if not dense:
                 text = f"Best epoch {best_epoch + 1} is from before layers became dense, and so is the saved model."
                 self._warn(trainer, text)
+        if calibration is not None:
+            results["calibration"] = calibration
         # Collects the counts of all processes, so every process has to call it.
         counts = getattr(getattr(self.module, "task", self.module), "confusion", None)
         confusion = None if counts is None else counts.compute().cpu().numpy()
@@ -106,6 +119,8 @@ class Session:
         if trainer.is_global_zero:
             self._renew_metrics(trainer, rows)
             self._draw(rows, confusion, best_epoch)
+            if calibration is not None:
+                self._write_calibration(calibration)
             write_json(self.folder.results, results)
         return results
 
@@ -124,6 +139,16 @@ class Session:
         elif self.judge.best_score is None and self.judge.monitor in trainer.callback_metrics:
             self._warn(trainer, f"{self.judge.monitor} was never a finite number: the newest epoch counts as the best.")
         return found[0]
+
+    def _write_calibration(self, found: dict[str, float]) -> None:
+        write_json(self.folder.calibration, described(found))
+        before, after = found["test_calibration_error_before"], found["test_calibration_error"]
+        self.console.print(
+            f"Calibrated: temperature {found['temperature']:.3f}; expected calibration error on the test split "
+            f"{before:.2%} before, {after:.2%} after.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def _renew_metrics(self, trainer: Trainer, rows: list[dict[str, float]]) -> None:
         try:
@@ -147,14 +172,17 @@ class Session:
             },
             "best": {"epoch": best_epoch} | {name: value for name, value in best.items() if name.startswith("val_")},
             "metric": self.module.metric,
+            "larger_is_better": self.module.larger_is_better,
             "model": type(unwrapped(self.module.model)).__name__,
             "parameters": sum(p.numel() for p in self.module.model.parameters() if p.requires_grad),
+            "flops": forward_flops(self.module.model, self.data),
             "seed": self.seed,
             "processes": trainer.world_size,
             "epochs": len(rows),
             "steps": trainer.global_step,
             "seconds": round(seconds, 3),
             "seconds_per_epoch": round(seconds / max(1, len(rows)), 3),
+            **self.costs.results(trainer),
         }
 
     def _draw(self, rows: list[dict[str, float]], confusion: np.ndarray | None, best_epoch: int) -> None:

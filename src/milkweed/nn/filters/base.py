@@ -123,4 +123,7 @@ def check_rate_is_one(rate: object, kind: str) -> None:
     """Refuse another rate than 1 for a filter that knows no time but steps."""
     check_rate(rate)
     if rate != 1:
-        raise ValueError(f"rate must be 1 for a {kind}, whose kernels are tied to its steps; got {rate!r}")
+        raise ValueError(
+            f"rate must be 1 for a {kind}, whose kernels are tied to its steps; got {rate!r}; use a state space "
+            "layer, S4 or S4D, for signals of another sampling rate"
+        )

@@ -13,12 +13,14 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 
 from milkweed import data, models
 from milkweed._registry import registered
 from milkweed._seeding import seed_generators
 from milkweed.tasks.base import Task
 from milkweed.train.densify import DensifyOptions
+from milkweed.train.loggers import LoggerName
 from milkweed.train.module import SequenceModule
 from milkweed.train.optimisation import Optimisation
 from milkweed.train.strict_yaml import plain
@@ -78,6 +80,8 @@ def trainer_options() -> dict[str, tuple[Any, Any]]:
         for option in inspect.signature(Trainer.__init__).parameters.values()
         if option.name not in MANAGED
     }
+    logger = found["logger"]
+    found["logger"] = (LoggerName | list[LoggerName | Logger] | logger[0], logger[1])
     return found | {"checkpoint_every_n_steps": (int | None, None), "densify": (DensifyOptions | None, None)}
 
 
@@ -106,9 +110,10 @@ def make_parser(task: type) -> ArgumentParser:
     for name, (hint, default) in trainer_options().items():
         parser.add_argument(f"--trainer.{name}", type=hint, default=default)
     parser.link_arguments("seed", "data.init_args.seed")
-    for source in ("d_input", "d_output", "length", "vocabulary"):
+    for source in ("d_input", "d_output", "length", "horizon", "vocabulary"):
         parser.link_arguments(f"data.{source}", f"model.init_args.{source}", apply_on="instantiate")
     parser.link_arguments("data.d_output", "task.init_args.num_classes", apply_on="instantiate")
+    parser.link_arguments("data.units", "task.init_args.units", apply_on="instantiate")
     parser.link_arguments("data.judged_by", "task.init_args.judged_by", apply_on="instantiate")
     return parser
 

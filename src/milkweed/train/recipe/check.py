@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule
 from milkweed._registry import KINDS, registered
 from milkweed._suggest import UsageError, unknown
 from milkweed.train.densify import DensifyOptions
+from milkweed.train.loggers import LOGGERS
 from milkweed.train.recipe.build import BASES, class_of
 from milkweed.train.recipe.schema import Option, Schema, in_words, kinds, options_of
 from milkweed.train.recipe.words import FIXED, spec_kind, unknown_option
@@ -226,6 +227,8 @@ def _check_objects(name: str, value: Any) -> None:
     module = importlib.import_module(f"lightning.pytorch.{OBJECTS[name]}")
     for each in value if isinstance(value, list) else [value] if isinstance(value, dict) else []:
         given = each.get("class_path") if isinstance(each, dict) else each
+        if given is each and name == "trainer.logger" and given in LOGGERS:
+            continue
         if not isinstance(given, str) or not given.isidentifier():
             continue
         arguments = each.get("init_args") or {} if isinstance(each, dict) else {}
@@ -241,6 +244,9 @@ def _needed(kind: type) -> list[str]:
 
 def _meant_object(name: str, given: str) -> str:
     """How an object of Lightning is asked for, as the end of a sentence."""
+    near = difflib.get_close_matches(given, LOGGERS, n=1, cutoff=0.6) if name == "trainer.logger" else []
+    if near:
+        return f"; did you mean {near[0]}?"
     module = importlib.import_module(f"lightning.pytorch.{OBJECTS[name]}")
     found = [each for each in module.__all__ if given.lower() in each.lower()]
     if not found:
@@ -256,7 +262,7 @@ def _fit_seed(seed: Any, text: str | None = None) -> int:
     if type(seed) is int and 0 <= seed < 2**32:
         return seed
     several = re.findall(r"\d+", str(seed)) if isinstance(seed, str | list) else []
-    fix = f"; train once for each: for s in {' '.join(several)}; do milkweed train RECIPE --seed $s; done"
+    fix = f"; train once for each: milkweed sweep RECIPE --seeds {','.join(several)}"
     shown = text if text is not None and isinstance(seed, float) else repr(seed)
     fix = fix if several[1:] else _instead("seed", [int], seed) if isinstance(seed, float) else ""
     raise UsageError(f"--seed={shown} does not fit; expected int, from 0 to 4294967295{fix}")

@@ -1,0 +1,152 @@
+"""Images of one's own, one class each, read as sequences of pixels, rows or patches."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from milkweed._arguments import checked
+from milkweed._files import path_text
+from milkweed.data.base import SequenceData, check_split
+from milkweed.data.batches import ArrayDataset
+from milkweed.data.labelled_files import find_files, read_all
+from milkweed.data.splits import check_shares
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+class ImageFolder(SequenceData):
+    """Images with a class each: a folder of files for each class, or a table of files, as of `WavFolder`.
+
+    Inputs are (level - mean) / standard deviation for each colour, both of the training split.
+
+    Args:
+        root: A folder with a folder for each class; or with `train`, `val` and `test` and these in them; or a .csv with
+            the columns `file`, `label` and, if the splits are known, `split`.
+        steps: What a step of the sequence is: `pixels` in reading order, `rows` from the top, or square `patches`.
+        grey: Whether colours become one level of grey.
+        size: Height and width to which images are scaled; by default all must have one size.
+        patch: Height and width of a patch.
+        val: Share of the files for validation, where no split is named.
+        test: The same for the test.
+        val_list: Text file with the paths below `root` of the images for validation, a line each.
+        test_list: The same for the test.
+        batch_size: Samples per optimiser step over all processes together.
+        seed: Decides the order of the training samples, nothing else.
+        limit: At most this many samples per split, for trials.
+    """
+
+    @checked(but=("root", "val_list", "test_list", "steps"))
+    def __init__(
+        self,
+        root: str,
+        steps: Literal["pixels", "rows", "patches"] = "pixels",
+        grey: bool = False,
+        size: int | None = None,
+        patch: int = 4,
+        val: float = 0.1,
+        test: float = 0.1,
+        val_list: str | None = None,
+        test_list: str | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, seed, limit)
+        check_shares(val, test)
+        if steps not in {"pixels", "rows", "patches"}:
+            raise ValueError(f"steps={steps!r} must be 'pixels', 'rows' or 'patches'")
+        for name, value in (("size", size), ("patch", patch)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        self.root = Path(path_text("root", root))
+        self.val_list, self.test_list = (
+            None if path is None else Path(path_text(name, path))
+            for name, path in (("val_list", val_list), ("test_list", test_list))
+        )
+        self.steps, self.grey, self.size, self.patch, self.val, self.test = steps, grey, size, patch, val, test
+        self.class_names: tuple[str, ...] = ()
+        self.mean = self.std = torch.zeros(1)
+        self._shape: tuple[int, int] | None = None
+
+    @property
+    def length(self) -> int:  # type: ignore[override]
+        """Steps of each image."""
+        return self.split("train").inputs.shape[1]
+
+    @property
+    def d_input(self) -> int:  # type: ignore[override]
+        """Numbers of each step."""
+        return self.split("train").inputs.shape[2]
+
+    @property
+    def d_output(self) -> int:
+        """Number of classes."""
+        self.setup()
+        return len(self.class_names)
+
+    def load(self) -> dict[str, ArrayDataset]:
+        """Read the images, split and standardise them."""
+        found = find_files(type(self).__name__, self.root, SUFFIXES, self.val, self.test, self.val_list, self.test_list)
+        self.class_names = found.class_names
+        levels = {
+            name: np.stack(read_all(files[: self.limit], self.read, "images")) for name, files in found.files.items()
+        }
+        training = levels["train"].reshape(-1, levels["train"].shape[-1])
+        mean, std = training.mean(0, dtype=np.float64), training.std(0, dtype=np.float64)
+        self.mean, self.std = torch.from_numpy(mean).float(), torch.from_numpy(np.where(std > 0, std, 1)).float()
+        return {
+            name: ArrayDataset(self.sequences(torch.from_numpy(images)), torch.tensor(found.labels[name][: self.limit]))
+            for name, images in levels.items()
+        }
+
+    def read(self, file: Path) -> np.ndarray:
+        """Read one image: (height, width, colours) levels 0 … 255."""
+        image = read_image(file, grey=self.grey, size=self.size)
+        shape = image.shape[:2]
+        if self._shape is None:
+            self._shape, self._first = shape, file
+        if shape != self._shape:
+            raise ValueError(
+                f"{file} has {shape[0]} × {shape[1]} pixels, {self._first} {self._shape[0]} × {self._shape[1]}; "
+                f"scale all to one size, e.g. data.size={min(*shape, *self._shape)}"
+            )
+        if self.steps == "patches" and any(length % self.patch for length in shape):
+            raise ValueError(
+                f"data.patch={self.patch} must divide the {shape[0]} × {shape[1]} pixels of the images; use e.g. "
+                f"data.size={self.patch * max(1, min(shape) // self.patch)}"
+            )
+        return image
+
+    def sequences(self, levels: torch.Tensor) -> torch.Tensor:
+        """Standardise images (N, height, width, colours) and read them step by step: (N, L, D)."""
+        images = (levels.float() - self.mean) / self.std
+        if self.steps == "pixels":
+            return images.flatten(1, 2)
+        if self.steps == "rows":
+            return images.flatten(2, 3)
+        count, height, width, colours = images.shape
+        p = self.patch
+        patches = images.reshape(count, height // p, p, width // p, p, colours).transpose(2, 3)
+        return patches.reshape(count, (height // p) * (width // p), p * p * colours)
+
+    def _check(self, name: str, split: ArrayDataset) -> None:
+        check_split(type(self).__name__, name, split, len(self.class_names))
+
+
+def read_image(file: Path, *, grey: bool, size: int | None) -> np.ndarray:
+    """Read an image as (height, width, colours) levels 0 … 255, uint8."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('images are read by Pillow: pip install "milkweed[data]"') from error
+    try:
+        with Image.open(file) as opened:
+            image = opened.convert("L" if grey else "RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} is no image that can be read: {error}; remove it or replace it") from error
+    if size is not None:
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    levels = np.asarray(image)
+    return levels[..., None] if levels.ndim == 2 else levels

@@ -1,0 +1,161 @@
+"""Recordings of one's own, one class each: a folder of wavs."""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milkweed._arguments import checked
+from milkweed._files import path_text
+from milkweed.data.base import SequenceData, check_split
+from milkweed.data.batches import ArrayDataset
+from milkweed.data.labelled_files import find_files, read_all
+from milkweed.data.splits import check_shares
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".aiff", ".aif", ".mp3")
+
+
+class WavFolder(SequenceData):
+    """Recordings with a class each, sample by sample: a folder of files for each class, or a table of files.
+
+    `root` holds a folder for each class; or the folders `train`, `val` and `test` with these in them; or it is a .csv
+    with the columns `file`, `label` and, if the splits are known, `split`. What is not split is split by a hash of the
+    file's path, so that new files leave the others where they are.
+
+    Inputs are (amplitude - mean) / standard deviation, both of the training split; `lengths` are the samples of each
+    recording, and what follows them is 0.
+
+    Args:
+        root: The folder, or the table.
+        sample_rate: In Hz; recordings of other rates are resampled. By default all must have one rate.
+        seconds: Longer recordings are cut to this, from their start; by default the longest decides.
+        channels: 1 takes the mean of all channels; more must be there in every file.
+        val: Share of the files for validation, where no split is named.
+        test: The same for the test.
+        val_list: Text file with the paths below `root` of the recordings for validation, a line each.
+        test_list: The same for the test.
+        batch_size: Samples per optimiser step over all processes together.
+        seed: Decides the order of the training samples, nothing else.
+        limit: At most this many samples per split, for trials.
+    """
+
+    @checked(but=("root", "val_list", "test_list"))
+    def __init__(
+        self,
+        root: str,
+        sample_rate: int | None = None,
+        seconds: float | None = None,
+        channels: int = 1,
+        val: float = 0.1,
+        test: float = 0.1,
+        val_list: str | None = None,
+        test_list: str | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, seed, limit)
+        check_shares(val, test)
+        for name, value in (("sample_rate", sample_rate), ("seconds", seconds), ("channels", channels)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}={value} must be above 0")
+        self.root = Path(path_text("root", root))
+        self.val_list, self.test_list = (
+            None if path is None else Path(path_text(name, path))
+            for name, path in (("val_list", val_list), ("test_list", test_list))
+        )
+        self.sample_rate, self.seconds, self.channels, self.val, self.test = sample_rate, seconds, channels, val, test
+        self.d_input = channels
+        self.class_names: tuple[str, ...] = ()
+        self.mean = self.std = 0.0
+        self._rate: tuple[int, Path] | None = None  # of all recordings, and the file that it comes from
+
+    @property
+    def length(self) -> int:  # type: ignore[override]
+        """Samples of the longest recording."""
+        return self.split("train").inputs.shape[1]
+
+    @property
+    def d_output(self) -> int:
+        """Number of classes."""
+        self.setup()
+        return len(self.class_names)
+
+    def load(self) -> dict[str, ArrayDataset]:
+        """Read the recordings, split and standardise them."""
+        found = find_files(type(self).__name__, self.root, SUFFIXES, self.val, self.test, self.val_list, self.test_list)
+        self.class_names = found.class_names
+        kept = {name: files[: self.limit] for name, files in found.files.items()}
+        sounds = {name: read_all(files, self.read, "recordings") for name, files in kept.items()}
+        longest = max(len(sound) for split in sounds.values() for sound in split)
+        samples = np.concatenate(sounds["train"])
+        self.mean, self.std = float(samples.mean(dtype=np.float64)), float(samples.std(dtype=np.float64)) or 1.0
+        return {
+            name: ArrayDataset(
+                self._padded(split, longest),
+                torch.tensor(found.labels[name][: self.limit]),
+                torch.tensor([len(sound) for sound in split]),
+            )
+            for name, split in sounds.items()
+        }
+
+    def read(self, file: Path) -> np.ndarray:
+        """Read one recording: (samples, channels) amplitudes in -1 … 1, at the module's rate and length."""
+        amplitudes, rate = read_sound(file)
+        if self.channels == 1:
+            amplitudes = amplitudes.mean(1, keepdims=True)
+        elif amplitudes.shape[1] != self.channels:
+            raise ValueError(
+                f"{file} has {amplitudes.shape[1]} channels, and data.channels={self.channels}; with "
+                "data.channels=1 their mean is read"
+            )
+        wanted, first = self._rate or (rate if self.sample_rate is None else self.sample_rate, file)
+        self._rate = wanted, first
+        if rate != wanted and self.sample_rate is None:
+            raise ValueError(
+                f"{file} has {rate} Hz, {first} {wanted} Hz; name the rate to which recordings are resampled, e.g. "
+                f"data.sample_rate={min(rate, wanted)}"
+            )
+        if rate != wanted:
+            amplitudes = resampled(amplitudes, rate, wanted)
+        if self.seconds is not None:
+            amplitudes = amplitudes[: max(1, round(self.seconds * wanted))]
+        return amplitudes
+
+    def _padded(self, sounds: list[np.ndarray], longest: int) -> Tensor:
+        found = torch.zeros(len(sounds), longest, self.channels)
+        for row, sound in zip(found, sounds, strict=True):
+            row[: len(sound)] = torch.from_numpy((sound - self.mean) / self.std)
+        return found
+
+    def _check(self, name: str, split: ArrayDataset) -> None:
+        check_split(type(self).__name__, name, split, len(self.class_names))
+
+
+def read_sound(file: Path | BinaryIO) -> tuple[np.ndarray, int]:
+    """Read a recording, (samples, channels) float32, and its sample rate in Hz."""
+    try:
+        import soundfile
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('recordings are read by soundfile: pip install "milkweed[data]"') from error
+    try:
+        amplitudes, rate = soundfile.read(file, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        raise ValueError(f"{file} is no recording that can be read: {error}; remove it or replace it") from error
+    if not len(amplitudes):
+        raise ValueError(f"{file} has no samples; remove it or replace it")
+    if not np.isfinite(amplitudes).all():
+        raise ValueError(f"{file} holds NaN or infinity; remove it or replace it")
+    return amplitudes, int(rate)
+
+
+def resampled(amplitudes: np.ndarray, rate: int, to: int) -> np.ndarray:
+    """Resample (samples, channels) with a filter against aliases, by the ratio of two whole numbers."""
+    from math import gcd
+
+    from scipy.signal import resample_poly
+
+    common = gcd(rate, to)
+    return resample_poly(amplitudes, to // common, rate // common, axis=0).astype(np.float32)
