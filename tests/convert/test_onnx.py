@@ -100,23 +100,9 @@ FAMILIES = {
         ),
         "logits",
     ),
-    "llama": (
-        lambda: transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(**SIZES, num_key_value_heads=1, bos_token_id=1, eos_token_id=2)
-        ),
-        "logits",
-    ),
     "mistral": (
         lambda: transformers.MistralForCausalLM(
             transformers.MistralConfig(**SIZES, num_key_value_heads=1, sliding_window=4, bos_token_id=1, eos_token_id=2)
-        ),
-        "logits",
-    ),
-    "mixtral": (
-        lambda: transformers.MixtralForCausalLM(
-            transformers.MixtralConfig(
-                **SIZES, num_key_value_heads=1, num_local_experts=3, bos_token_id=1, eos_token_id=2
-            )
         ),
         "logits",
     ),
