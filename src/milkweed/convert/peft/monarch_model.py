@@ -43,7 +43,7 @@ class MonarchAdapterModel(BaseTuner):
             if reason is None:
                 fitting.add(name)
             elif everything:
-                small = small or reason
+                small = small or f"{name!r}: {reason}"
             else:
                 raise ValueError(
                     f"layer {name!r} cannot have a Monarch adapter: {reason}; or leave it out with "
@@ -53,7 +53,7 @@ class MonarchAdapterModel(BaseTuner):
             peft_config.target_modules = fitting
         if not fitting:
             shown = sorted(asked) if isinstance(asked, set) else asked
-            why = f"all linear layers are too small, the first as {small}" if small else "it names no layer"
+            why = f"all linear layers are too small, the first {small}" if small else "it names no layer"
             raise ValueError(f"no layer can have a Monarch adapter of target_modules={shown!r}: {why}")
 
     @override
