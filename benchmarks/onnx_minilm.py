@@ -184,6 +184,8 @@ def _session(file: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Sessions are timed by turns: the threads of one must not spin for more work while another runs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
@@ -215,16 +217,14 @@ def _times(
     ids = torch.randint(1000, 2000, shape, generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
     arrays = {name: x.numpy() for name, x in inputs.items()}
-    calls: dict[str, Callable[[], Any]] = {}
-    for kind, file in files.items():
-        calls[kind] = _caller(_session(file, threads), arrays)
-    for name, model in models.items():
-        calls[f"torch {name}"] = _torch_caller(model, inputs)
-        expected, found = calls[f"torch {name}"]().numpy(), calls[name]()
+    calls = {kind: _caller(_session(file, threads), arrays) for kind, file in files.items()}
+    torch_calls = {f"torch {name}": _torch_caller(model, inputs) for name, model in models.items()}
+    for name in models:
+        expected, found = torch_calls[f"torch {name}"]().numpy(), calls[name]()
         error = float(np.abs(expected - found).max() / np.abs(expected).max())
         if not error <= TOLERANCE:
             raise SystemExit(f"{name} at {shape[0]} × {shape[1]}: ONNX Runtime differs from torch by {error:.1e}")
-    taken = _alternate(calls, samples)
+    taken = _alternate(calls, samples) | _alternate(torch_calls, samples)
     medians = {name: statistics.median(times) for name, times in taken.items()}
     low_high = {name: np.quantile(times, [0.1, 0.9]).tolist() for name, times in taken.items()}
     return {

@@ -335,6 +335,33 @@ def test_without_held_out_texts_it_says_how_to_get_a_figure(tmp_path, options):
     assert "metric_data" in repr(done)
 
 
+def _zeroes(model):
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    return 0.0
+
+
+def test_a_metric_that_changes_the_converted_model_writes_nothing(tmp_path):
+    def changes(model):
+        return _zeroes(model) if hasattr(model.encoder.layer[0].output.dense, "right") else 0.0
+
+    with pytest.raises(FolderError, match="changed the converted model"):
+        convert(bert(tmp_path / "bert"), tmp_path / "out", metric=changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_metric_with_other_names_each_time_is_no_figure(tmp_path):
+    calls, steps = [], Silent()
+    done = convert(
+        bert(tmp_path / "bert"),
+        tmp_path / "out",
+        metric=lambda model: {f"k{calls.append(0) or len(calls)}": 1.0},
+        progress=steps,
+    )
+    assert done.end_to_end.figures == ()
+    assert "gave k1 for the dense model and k2 for the converted one" in steps.warnings[-1]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -351,6 +378,14 @@ def test_without_held_out_texts_it_says_how_to_get_a_figure(tmp_path, options):
         ({"metric": "accuracy", "metric_data": [("a", "b", 1)] * 2}, FolderError, "needs a classifier of texts"),
         ({"metric_data": [("a cat", 1), ("a dog", 2)]}, FolderError, "needs pairs of texts with a score"),
         ({"metric_data": [("a", "b", "x"), ("a", "b", "1")]}, FolderError, "scores that are numbers; .* has 'x'"),
+        ({"metric_data": [("a", "b", "nan"), ("a", "b", "1")]}, FolderError, "scores that are numbers; .* has 'nan'"),
+        (
+            {"metric_data": [("a", "b", "1"), ("a", "c", "1")]},
+            FolderError,
+            "needs scores that differ; .* has 1 in every",
+        ),
+        ({"metric": _zeroes}, FolderError, "the metric _zeroes changed the dense model, .* first"),
+        ({"metric": lambda model: float(model.half() is not None)}, FolderError, "changed the dense model"),
         ({"metric_data": [("a", "b", "1")]}, FolderError, "has 1 rows; a metric needs two or more"),
         ({"metric_data": [("a", "b", "1"), ("a", "b")]}, FolderError, "has 2 columns in row 2; expected 3"),
         ({"metric_data": [("a", "b", "1", "2")] * 2}, FolderError, "has 4 columns; expected text,target"),

@@ -186,6 +186,18 @@ def test_it_exports_with_any_number_of_rows_and_any_length(name):
         torch.testing.assert_close(program(*smaller), model(*smaller), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.sampled(8)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_runs_in_onnx_runtime(name, tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    # Compared with torch at sizes that were not traced, with padding.
+    done = mw.convert.export_onnx(converted(name), tmp_path / "model.onnx")
+    parts = ["encoder_", "decoder_"] if name in {"t5", "t5_gated", "whisper"} else [""]
+    assert [file.path.name for file in done.files] == [f"{part}model.onnx" for part in parts]
+    assert all(file.path.is_file() and file.difference < 1e-5 for file in done.files)
+
+
 class Parent(nn.Module):
     """A module with attributes of its own or in a config."""
 

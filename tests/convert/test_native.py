@@ -285,8 +285,11 @@ def test_cast_copied_pickled_and_compiled_like_a_dense_model(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format"),
-        ({"layers": "all"}, "must be a mapping"),
+        ({"format": 2}, "format of config.json is 2; milkweed .* reads 1; install milkweed"),
+        ({"format": "1"}, "format of config.json must be a whole number; got '1'"),
+        ({"layers": None}, "must be a list; got None"),
+        ({"layers": [], "nblocks": "x"}, "quantization_config of config.json: nblocks must be an integer; got 'x'"),
+        ({"layers": "all"}, "must be a list; got 'all'"),
         ({"layers": [{"names": ["encoder.layer.0.output.dense"]}]}, "in_features"),
         ({"layers": [{"names": ["nowhere"], "in_features": 4, "out_features": [4], "layers": [{}]}]}, "none of them"),
     ],
@@ -308,6 +311,10 @@ def test_a_damaged_record_is_refused(change, message, tmp_path):
     [
         ({"in_features": 16}, "16 inputs"),
         ({"out_features": [8]}, "8 outputs"),
+        (
+            {"out_features": [32, 32], "layers": [{"name": "monarch", "nblocks": 2, "bias": True}] * 2},
+            "weights hold no",
+        ),
         ({"layers": [{"name": "monarch", "nblocks": 10**9, "bias": True}]}, "nblocks"),
         ({"layers": [{"name": "nonsense"}]}, "nonsense"),
         ({"layers": [{"name": "monarch", "nblocks": 4, "bias": True}]}, "mismatched"),
@@ -322,6 +329,43 @@ def test_a_damaged_layer_is_refused(change, message, tmp_path):
     with pytest.raises((ValueError, RuntimeError), match=message):
         transformers.AutoModel.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"."):
+        mw.load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["dense.right", "dense.bias", "dense.weight"])
+def test_a_folder_that_lacks_a_factor_is_refused(lost, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    converted("bert").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    del tensors[f"encoder.layer.0.intermediate.{lost}"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"weights hold no encoder\.layer\.0\.intermediate\.{lost}"):
+        transformers.BertModel.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"intermediate\.{lost}"):
+        mw.load_pretrained(tmp_path)
+
+
+def test_a_factor_of_whole_numbers_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    converted("bert").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["encoder.layer.0.intermediate.dense.right"] = tensors["encoder.layer.0.intermediate.dense.right"].char()
+    save_file(tensors, file, metadata={"format": "pt"})
+    for load_it in (transformers.BertModel.from_pretrained, mw.load_pretrained):
+        with pytest.raises(ValueError, match=r"dense\.right is torch\.int8"):
+            load_it(tmp_path)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_config_with_another_number_of_layers_does_not_fit(layers, tmp_path):
+    converted("bert").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    with pytest.raises(ValueError, match=r"do not fit its config\.json, which describes a converted BertModel"):
         mw.load_pretrained(tmp_path)
 
 

@@ -100,23 +100,9 @@ FAMILIES = {
         ),
         "logits",
     ),
-    "llama": (
-        lambda: transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(**SIZES, num_key_value_heads=1, bos_token_id=1, eos_token_id=2)
-        ),
-        "logits",
-    ),
     "mistral": (
         lambda: transformers.MistralForCausalLM(
             transformers.MistralConfig(**SIZES, num_key_value_heads=1, sliding_window=4, bos_token_id=1, eos_token_id=2)
-        ),
-        "logits",
-    ),
-    "mixtral": (
-        lambda: transformers.MixtralForCausalLM(
-            transformers.MixtralConfig(
-                **SIZES, num_key_value_heads=1, num_local_experts=3, bos_token_id=1, eos_token_id=2
-            )
         ),
         "logits",
     ),
@@ -237,6 +223,63 @@ def test_what_differs_is_not_written_and_what_was_there_stays(tmp_path, monkeypa
     assert (tmp_path / "model.onnx").read_text() == "old"
 
 
+def test_files_beside_the_model_are_not_lost(tmp_path, monkeypatch):
+    own, inputs = nn.Sequential(nn.Linear(64, 64)), {"input": torch.randn(2, 64)}
+
+    def export(**options):
+        return mw.convert.export_onnx(own, tmp_path / "model.onnx", inputs=inputs, **options)
+
+    (tmp_path / "model.onnx_data").write_text("precious")
+    with pytest.raises(FolderError, match=r"model\.onnx_data' exists; choose another name"):
+        export()
+    assert (tmp_path / "model.onnx_data").read_text() == "precious"
+    (tmp_path / "model.onnx_data").unlink()
+    (tmp_path / "model.onnx").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FolderError, match="exists; choose another name"):
+        export()
+    (tmp_path / "model.onnx").unlink()
+    # An error while files take their places: whatever was there is there again.
+    for name in ("model.onnx", "model.onnx_data"):
+        (tmp_path / name).write_text(f"old {name}")
+    monkeypatch.setattr(writing, "LARGEST_SINGLE_FILE", 0)
+    rename = type(tmp_path).rename
+
+    def fails(self, target):
+        if self.name == "model.onnx" and target.parent == tmp_path and "former" not in self.parts:
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(type(tmp_path), "rename", fails)
+        with pytest.raises(FolderError, match=r"model\.onnx' cannot be written: No space left"):
+            export(overwrite=True)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "model.onnx": "old model.onnx",
+        "model.onnx_data": "old model.onnx_data",
+    }
+    (file,) = export(overwrite=True).files
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.onnx_data"}
+    close(run(file.path, **inputs)["output"], wide(own)(inputs["input"].double()))
+    # One that needs no weights beside it leaves none of the old model's.
+    monkeypatch.undo()
+    export(overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_model_that_gives_nan_is_refused(tmp_path):
+    own = nn.Linear(8, 8)
+    own.weight.data[3, 3] = torch.nan
+    with pytest.raises(FolderError, match="has NaN in torch already"):
+        mw.convert.export_onnx(own, tmp_path / "model.onnx", inputs={"input": torch.randn(2, 8)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wide_model_in_memory_is_exported_in_float32(bert, tmp_path):
+    (file,) = mw.convert.export_onnx(copy.deepcopy(bert).double(), tmp_path / "model.onnx").files
+    given = text_batch(1, 6) | {"token_type_ids": torch.zeros(1, 6, dtype=torch.long)}
+    close(run(file.path, **given)["last_hidden_state"], wide(bert)(**given).last_hidden_state)
+
+
 def test_an_operation_without_a_counterpart_is_named(tmp_path):
     class Solve(nn.Module):
         def forward(self, x):
@@ -253,6 +296,8 @@ def test_an_operation_without_a_counterpart_is_named(tmp_path):
         ("missing", "a.onnx", {}, "missing is not a folder here|missing does not exist"),
         (".", "a.onnx", {}, "holds neither model.safetensors of milkweed nor config.json of transformers"),
         (".", "a.pb", {}, r"file='a.pb' must end in .onnx, as in 'a.onnx'"),
+        (".", "", {}, r"file='\.' names no file; expected one that ends in .onnx"),
+        (".", "a" * 300 + ".onnx", {}, "cannot be written: File name too long"),
         (".", "a.onnx", {"opset": 11}, "opset=11 is not supported; expected 18 to 23"),
         (".", "a.onnx", {"length": 0}, "length must be at least 1; got 0"),
         (".", "a.onnx", {"inputs": {"x": torch.ones(2)}}, "inputs are for a module in memory"),

@@ -78,6 +78,25 @@ def test_a_converted_one_with_its_tokenizer_in_a_new_folder(folders, tmp_path):
     assert ((found * expected).sum(-1) > 0.99).all()
 
 
+def test_a_module_without_a_folder_is_not_looked_for_on_the_hub(folders, tmp_path, monkeypatch):
+    import shutil
+
+    from milkweed.convert.hub.conversion_progress import Progress
+    from milkweed.convert.onnx.loading import load
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("asks the hub"))
+    monkeypatch.setattr("huggingface_hub.file_download.get_session", lambda: pytest.fail("asks the hub"), raising=False)
+    place = shutil.copytree(folders / "dense", tmp_path / "copy")
+    listed = json.loads((place / "modules.json").read_text())
+    for each in listed[1:]:
+        if each["type"].endswith("Normalize"):
+            shutil.rmtree(place / each["path"], ignore_errors=True)
+    assert [type(stage).__name__ for stage in load(place, Progress()).stages] == ["Pooling", "Dense", "Normalize"]
+    shutil.rmtree(place / listed[1]["path"])
+    with pytest.raises(FolderError, match=r"lists 1_Pooling, a Pooling, which is not there"):
+        load(place, Progress())
+
+
 def test_modules_that_do_more_than_compute_are_refused(folders, tmp_path):
     place = tmp_path / "strange"
     place.mkdir()

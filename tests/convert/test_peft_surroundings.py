@@ -95,9 +95,9 @@ class TestPlaces:
             ),
             (
                 {"target_modules": ["nothing"]},
-                r"no layer can have a Monarch adapter: target_modules=\{'nothing'\} name none",
+                r"no layer can have a Monarch adapter of target_modules=\['nothing'\]: it names no layer",
             ),
-            ({"r": 100}, "all are too small for nblocks=4 and r=100"),
+            ({"r": 100}, r"all linear layers are too small, the first '.*small': nblocks=4 needs"),
         ]
         for options, message in cases:
             with pytest.raises(ValueError, match=message):

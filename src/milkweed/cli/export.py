@@ -17,11 +17,22 @@ EXAMPLE = """\
   milkweed export runs/smnist --onnx step.onnx --stepper"""
 
 
+MOST_THREADS = 1024
+
+
 def positive(text: str) -> int:
     """Read a whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
+
+
+def thread_count(text: str) -> int:
+    """Read a number of threads that a computer can have."""
+    found = positive(text)
+    if found > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MOST_THREADS:,} threads")
+    return found
 
 
 def export(
@@ -33,7 +44,7 @@ def export(
     stepper: bool = False,
     length: Annotated[int, positive] | None = None,
     opset: Annotated[int, positive] = 20,
-    threads: Annotated[int, positive] | None = None,
+    threads: Annotated[int, thread_count] | None = None,
 ) -> None:
     """Write a model as an ONNX file, for ONNX Runtime and other runtimes, compared with torch before it is written.
 

@@ -214,6 +214,10 @@ class Calibration:
 def run_batch(model: nn.Module, batch: Any) -> Any:
     """Call a model with a batch, moved to its device: a mapping, a tuple or list, or one tensor."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if isinstance(batch, str):
+        raise TypeError(
+            f"a batch must be tensors, as tokenizer(texts, return_tensors='pt') gives; got the text {batch!r:.60}"
+        )
 
     def move(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) else value

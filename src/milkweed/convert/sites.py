@@ -132,12 +132,12 @@ def digest(module: nn.Module) -> tuple[object, ...]:
         if not isinstance(parameter, Tensor):
             noted.append(None)
             continue
-        checksum = None if parameter.is_meta else _checksum(parameter)
-        noted.append((tuple(parameter.shape), parameter.dtype, parameter.requires_grad, checksum))
+        bits = None if parameter.is_meta else checksum(parameter)
+        noted.append((tuple(parameter.shape), parameter.dtype, parameter.requires_grad, bits))
     return tuple(noted)
 
 
-def _checksum(parameter: Tensor) -> int:
+def checksum(parameter: Tensor) -> int:
     """A sum of the bits with a weight for each place, modulo 2⁶⁴: the same on all devices."""
     bits = parameter.detach().contiguous().reshape(-1).view(_WORDS[parameter.element_size()])
     weights = torch.arange(1, min(_STRETCH, len(bits)) + 1, device=bits.device) * _ODD + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,11 +35,16 @@ class Table:
 
     @property
     def numbers(self) -> list[float] | None:
-        """The targets as numbers, or None if one is none."""
-        try:
-            return [float(target) for target in self.targets]
-        except ValueError:
-            return None
+        """The targets as finite numbers, or None if one is none."""
+        return [float(target) for target in self.targets] if all(map(is_number, self.targets)) else None
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def read_data(given: str | os.PathLike[str] | Sequence[object]) -> list[str] | Table:

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import nn
+
 from milkweed._arguments import plain
 from milkweed._suggest import unknown
 from milkweed.convert.evaluation.comparisons import SAME, Agreement, Comparison, Cosine, OutputError, Perplexity
@@ -14,6 +16,12 @@ from milkweed.convert.evaluation.outputs import KINDS
 from milkweed.convert.evaluation.results import Figure
 from milkweed.convert.hub.conversion_progress import FolderError
 from milkweed.convert.hub.inputs import first_line
+from milkweed.convert.sites import checksum
+
+
+class ChangedModelError(FolderError):
+    """A metric changed the model that it measures: whatever is written of it would be wrong."""
+
 
 Metric = Callable[..., Any]
 ON_TEXTS = ("agreement", "cosine", "error", "perplexity")
@@ -85,12 +93,20 @@ def comparison(name: str, kind: str, pooling: str, can_hide: bool) -> Comparison
 def own_values(metric: Metric, model: Any, held_out: HeldOut, which: str) -> dict[str, float]:
     """Call a user's metric: its numbers by name."""
     name = getattr(metric, "__name__", type(metric).__name__)
+    before = _noted(model)
     try:
         given = metric(model, held_out) if takes_batches(metric) else metric(model)
     except Exception as error:  # of code that is not ours, so of any kind
         raise FolderError(
             f"the metric {name} failed on the {which} model: {type(error).__name__}: {first_line(error)}"
         ) from error
+    after = _noted(model)
+    changed = next((key for key in before | after if before.get(key) != after.get(key)), None)
+    if changed is not None:
+        raise ChangedModelError(
+            f"the metric {name} changed the {which} model, {changed} first, which is then written; let it compute on a "
+            "copy.deepcopy of the model"
+        )
     values = given if isinstance(given, Mapping) else {name: given}
     found = {str(key): plain(value) for key, value in values.items()}
     for key, value in found.items():
@@ -103,6 +119,17 @@ def own_values(metric: Metric, model: Any, held_out: HeldOut, which: str) -> dic
     return {key: float(value) for key, value in found.items()}
 
 
+def _noted(model: nn.Module) -> dict[str, tuple[object, ...]]:
+    """Shape, dtype and a checksum of every tensor of a model."""
+    state = model.state_dict(keep_vars=True)
+    return {name: (value.shape, value.dtype, checksum(value)) for name, value in state.items() if value.numel()}
+
+
 def own_figures(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[Figure, ...]:
     """Set a user's numbers side by side."""
+    if before.keys() != after.keys():
+        raise FolderError(
+            f"the metric gave {', '.join(before)} for the dense model and {', '.join(after)} for the converted one; "
+            "give numbers of the same names each time"
+        )
     return tuple(Figure(name, value, before.get(name), detail="your own metric") for name, value in after.items())

@@ -57,6 +57,8 @@ def accuracy(model: Any, rows: Rows, labels: Tensor) -> float:
 
 def spearman(x: Tensor, y: Tensor) -> float:
     """Spearman's correlation of two vectors; equal values share the mean of their ranks."""
+    if len(x.unique()) < 2:
+        raise FolderError("the model gives one number for all rows, which correlates with nothing; check the rows")
     a, b = (_ranks(each) for each in (x, y))
     return float(F.cosine_similarity(a - a.mean(), b - b.mean(), 0))
 

@@ -14,10 +14,11 @@ from torch import nn
 
 from milkweed.convert.evaluation import scores
 from milkweed.convert.evaluation.comparisons import Comparison
-from milkweed.convert.evaluation.data import Table, read_data
+from milkweed.convert.evaluation.data import Table, is_number, read_data
 from milkweed.convert.evaluation.held_out import HeldOut
 from milkweed.convert.evaluation.metrics import (
     ON_TABLES,
+    ChangedModelError,
     Metric,
     comparison,
     own_figures,
@@ -98,6 +99,8 @@ class Trial:
         try:
             with without_cache(pair.dense_model):
                 figures = self._figures(pair)
+        except ChangedModelError:
+            raise
         except FolderError as error:
             self.steps.warn(f"not measured: {error}")
             return EndToEnd((), self.data, missing=str(error))
@@ -212,8 +215,12 @@ class Trial:
             raise FolderError(f"metric='spearman' needs an encoder or a regression; this model is {KINDS[kind]}")
         numbers = table.numbers
         if numbers is None:
-            strange = next(target for target in table.targets if not _is_number(target))
+            strange = next(target for target in table.targets if not is_number(target))
             raise FolderError(f"metric='spearman' needs scores that are numbers; metric_data has {strange!r}")
+        if len(set(numbers)) < 2:
+            raise FolderError(
+                f"metric='spearman' needs scores that differ; metric_data has {numbers[0]:g} in every row"
+            )
         wanted, pairs = torch.tensor(numbers, dtype=torch.float64), len(table.texts[0]) == 2
         if kind == "numbers":
             rows = self._rows(model, table.texts, pooling)
@@ -246,11 +253,3 @@ class Trial:
                 f"{self.source.name}, a {type(model).__name__}, does not run on texts alone "
                 f"({type(error).__name__}: {first_line(error)}); convert it without texts"
             ) from error
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

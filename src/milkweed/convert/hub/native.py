@@ -29,7 +29,16 @@ from milkweed.convert.hub.attach import attach, write_config
 from milkweed.convert.hub.transformers_files import METHOD
 from milkweed.convert.metadata import check
 from milkweed.convert.plan import plan_conversion
-from milkweed.convert.record import ENTRY, build_entry, check_size, conversion_record, mark, rebuild, recorded_names
+from milkweed.convert.record import (
+    ENTRY,
+    build_entry,
+    check_size,
+    conversion_record,
+    mark,
+    rebuild,
+    recorded_names,
+    structured_layers,
+)
 from milkweed.convert.rules import Rules, default_rules
 from milkweed.convert.skeleton import skeleton_of
 from milkweed.nn.structured_linear import LayerConfig, MonarchConfig
@@ -79,7 +88,8 @@ class MilkweedConfig(QuantizationConfigMixin):
                 raise ValueError(f"{name} must be at least 1; got {name}={value}")
         self.quant_method = cast(Any, METHOD)
         self.nblocks, self.rank, self.rules, self.calibration = nblocks, rank, rules, calibration
-        self.layers = [dict(entry) for entry in check(list(layers), [ENTRY], "layers", "quantization_config")]
+        listed = list(layers) if isinstance(layers, tuple) else layers
+        self.layers = [dict(entry) for entry in check(listed, [ENTRY], "layers", "quantization_config")]
 
     @classmethod
     def from_dict(cls, config_dict: Any, return_unused_kwargs: bool = False, **options: Any) -> Any:
@@ -96,12 +106,18 @@ class MilkweedConfig(QuantizationConfigMixin):
         Raises:
             ValueError: The file was written by a later version, or is damaged.
         """
-        if config_dict.get("format", FORMAT) != FORMAT:
+        found = config_dict.get("format", FORMAT)
+        if type(found) is not int or found < 1:
+            raise ValueError(f"quantization_config.format of config.json must be a whole number; got {found!r}")
+        if found > FORMAT:
             raise ValueError(
-                f"quantization_config.format is {config_dict['format']!r}; milkweed {__version__} reads {FORMAT}; "
-                f"install milkweed {config_dict.get('milkweed', 'in the version that wrote it')}, or a later one"
+                f"quantization_config.format of config.json is {found}; milkweed {__version__} reads {FORMAT}; install "
+                f"milkweed {config_dict.get('milkweed', 'in the version that wrote it')}, or a later one"
             )
-        config = cls(**{key: config_dict[key] for key in ("nblocks", "rank", "layers") if key in config_dict})
+        try:
+            config = cls(**{key: config_dict[key] for key in ("nblocks", "rank", "layers") if key in config_dict})
+        except TypeError as error:
+            raise ValueError(f"quantization_config of config.json: {error}") from error
         return (config, options) if return_unused_kwargs else config
 
     def plan(self, model: nn.Module) -> Any:
@@ -203,6 +219,8 @@ class MilkweedQuantizer(HfQuantizer):
                 raise ValueError(_ON_DISK)
             self.report = convert_(model, self.quantization_config.plan(model))
             self._cast(model)
+        else:
+            _check_filled(model)
         attach(model)
         return model
 
@@ -246,6 +264,28 @@ class MilkweedQuantizer(HfQuantizer):
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         densify_(model)
         return model
+
+
+def _check_filled(model: nn.Module) -> None:
+    """Refuse structured layers for which a file holds no numbers: transformers warns, and leaves what memory holds."""
+    tensors = {
+        f"{names[0]}.{key}": value
+        for layer, names in structured_layers(model).items()
+        for key, value in layer.state_dict(keep_vars=True).items()
+        if not value.is_meta  # on the disk
+    }
+    # By this mark transformers tells what it has read; before version 5 it has none.
+    read = {name for name, value in tensors.items() if getattr(value, "_is_hf_initialized", False)}
+    lost = sorted(tensors.keys() - read) if read else []
+    if lost:
+        raise ValueError(
+            f"the weights hold no {lost[0]} of the shape that quantization_config of config.json gives it "
+            f"({len(lost)} of {len(tensors)} tensors of converted layers are missing); restore the folder or write it "
+            "again"
+        )
+    strange = next((name for name, value in tensors.items() if not value.is_floating_point()), None)
+    if strange is not None:
+        raise ValueError(f"{strange} is {tensors[strange].dtype}; factors are floating-point numbers; write it again")
 
 
 _ON_DISK = (

@@ -123,9 +123,15 @@ def load_model(
         raise FolderError(
             f"{source.name} lacks {min(lost)}; its config.json names {source.kind.__name__}, another model"
         )
+    unused = sorted(found["unexpected_keys"])
+    if source.conversions() and (missing or unused):
+        what = f"lack {missing[0]}" if missing else f"hold {unused[0]}, for which there is no place"
+        raise FolderError(
+            f"the weights of {source.name} do not fit its config.json, which describes a converted "
+            f"{source.kind.__name__}: they {what}; restore the folder or write it again"
+        )
     if missing:
         steps.warn(f"{source.name} lacks {', '.join(missing)}: these start at random, as in transformers")
-    unused = sorted(found["unexpected_keys"])
     if unused:
         steps.warn(
             f"{source.kind.__name__}, which config.json of {source.name} describes, has no place for "

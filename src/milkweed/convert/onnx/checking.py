@@ -92,6 +92,11 @@ def _compared(
             raise FolderError(
                 f"{name} of the exported model has shape {other.shape}, not {tuple(one.shape)}, at {_said(sizes)}"
             )
+        if one.isnan().any():
+            raise FolderError(
+                f"{name} of the model has NaN in torch already, at {_said(sizes)}, so that nothing can be compared; "
+                "check its weights"
+            )
         pair = one.double(), torch.from_numpy(other).double()
         if mask is not None and one.shape[:2] == mask.shape:
             # At padding, what comes out means nothing, and torch's forms of attention differ.
@@ -102,7 +107,7 @@ def _compared(
 def _difference(expected: Tensor, found: Tensor) -> float:
     if not expected.numel():
         return 0.0
-    same = (expected == found) | (expected.isnan() & found.isnan())  # infinities included
+    same = expected == found  # infinities included
     scale = expected[expected.isfinite()].abs().amax().clamp_min(1e-30) if expected.isfinite().any() else 1.0
     difference = torch.where(same, 0.0, (expected - found).abs() / scale)
     return float(difference.nan_to_num(nan=float("inf")).max())

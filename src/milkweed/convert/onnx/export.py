@@ -118,7 +118,7 @@ def _export(graph: Graph, staged: Path, target: Path, name: str, opset: int, int
     steps.begin(f"tracing {what}")
     model = trace(graph, what, opset)
     steps.begin(f"writing {what}")
-    writing.save(model, staged)
+    writing.save(model, staged, target)
     del model
     opened = checking.session(staged)
     difference = checking.largest_difference(graph, opened, steps)
@@ -131,7 +131,7 @@ def _export(graph: Graph, staged: Path, target: Path, name: str, opset: int, int
     if int8:
         steps.begin(f"rounding {what} to 8 bits")
         full = staged.rename(staged.with_name(f"float-{staged.name}"))
-        quantize(full, staged)
+        quantize(full, staged, target)
         for path in staged.parent.glob(f"{full.stem}.*"):
             path.unlink()
         opened = checking.session(staged)

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -23,6 +24,8 @@ from milkweed.convert.safetensors_files import written_by_milkweed
 MODULES = "modules.json"
 # Of sentence-transformers, what stands behind the transformer and only computes.
 STAGES = ("Pooling", "Normalize", "Dense", "LayerNorm", "Dropout")
+# Those that have nothing to read; older versions of sentence-transformers write no folder for them.
+WITHOUT_FILES = ("Normalize", "Dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,9 @@ def _from_memory(model: nn.Module) -> Loaded:
             if type(each).__name__ not in STAGES:
                 raise FolderError(f"{name} has a {type(each).__name__}, which cannot be exported; {_known_stages()}")
         stages, model = tuple(rest), first.auto_model
-    elsewhere = any(p.device.type != "cpu" or p.dtype in {torch.float16, torch.bfloat16} for p in model.parameters())
+    elsewhere = any(
+        p.device.type != "cpu" or (p.is_floating_point() and p.dtype != torch.float32) for p in model.parameters()
+    )
     if elsewhere:
         model = copy.deepcopy(model).float().cpu()
         stages = tuple(copy.deepcopy(each).float().cpu() for each in stages)
@@ -130,6 +135,10 @@ def _stage(folder: Path, listed: dict[str, str]) -> nn.Module:
             "pip install sentence-transformers"
         ) from error
     place = inside(folder, listed["path"])
+    if not place.is_dir():  # which sentence-transformers would look for on the hub
+        if kind in WITHOUT_FILES:
+            return cast(nn.Module, getattr(modules, kind)())
+        raise FolderError(f"{folder / MODULES} lists {listed['path']}, a {kind}, which is not there")
     if any(place.glob("*.bin")) and not any(place.glob("*.safetensors")):
         raise FolderError(
             f"{place} holds its weights as a pickle, which can run code when it is read; save safetensors"

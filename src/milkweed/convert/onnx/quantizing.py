@@ -11,10 +11,11 @@ from milkweed.convert.onnx.tracing import quiet_torch
 from milkweed.convert.onnx.writing import LARGEST_SINGLE_FILE, save, size_of
 
 
-def quantize(file: Path, out: Path) -> None:
-    """Write a copy of a file whose weights are 8-bit integers; activations are rounded while it runs.
+def quantize(file: Path, out: Path, target: Path) -> None:
+    """Write a copy of a file whose weights are 8-bit integers, which is then moved to the target.
 
-    Weights that the graph computes from parameters would stay as they are, so they must be folded before.
+    Activations are rounded while it runs. Weights that the graph computes from parameters would stay as they are, so
+    they must be folded before.
     """
     import onnx_ir
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -25,7 +26,7 @@ def quantize(file: Path, out: Path) -> None:
             quantize_dynamic(
                 str(file), f"{folder}/{out.name}", weight_type=QuantType.QInt8, use_external_data_format=large
             )
-            save(onnx_ir.load(f"{folder}/{out.name}"), out)
+            save(onnx_ir.load(f"{folder}/{out.name}"), out, target)
     except FolderError:
         raise
     except Exception as error:  # ONNX Runtime's own kinds

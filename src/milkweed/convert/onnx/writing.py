@@ -21,13 +21,27 @@ LARGEST_SINGLE_FILE = 2**31 - 2**26
 
 
 def check_place(file: Path, overwrite: bool) -> None:
-    """Refuse a place that is no ONNX file or holds one."""
+    """Refuse a place that is no ONNX file or holds one, or the weights of one."""
+    if not file.name:
+        raise FolderError(f"file={str(file)!r} names no file; expected one that ends in {SUFFIX}, as in 'model.onnx'")
     if file.suffix.lower() != SUFFIX:
         raise FolderError(f"file={str(file)!r} must end in {SUFFIX}, as in {file.with_suffix(SUFFIX).name!r}")
-    if file.is_dir():
-        raise FolderError(f"file={str(file)!r} is a folder; name a file in it, as in {str(file / 'model.onnx')!r}")
-    if file.exists() and not overwrite:
-        raise FolderError(f"file={str(file)!r} exists; choose another name, or replace it with overwrite=True")
+    with _writing(file):
+        there = [each for each in (file, file.with_suffix(DATA_SUFFIX)) if _is_there(each)]
+        folder = next((each for each in there if each.is_dir()), None)
+    if folder is not None:
+        raise FolderError(f"file={str(folder)!r} is a folder; name a file in it, as in {str(folder / 'model.onnx')!r}")
+    if there and not overwrite:
+        raise FolderError(f"file={str(there[0])!r} exists; choose another name, or replace it with overwrite=True")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything of a name, a link that leads nowhere included; an OSError if it cannot be one."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextmanager
@@ -61,23 +75,38 @@ def _writing(file: Path) -> Iterator[None]:
 
 
 def _publish(staging: Path, parent: Path) -> None:
-    """Move files to their places, each model after the weights beside it, so that none is met without its own."""
+    """Move files to their places: all of them or, after an error, none, and what was there is there again."""
     models = sorted(staging.glob(f"*{SUFFIX}"))
-    for model in models:
-        (parent / model.name).unlink(missing_ok=True)
-        (parent / model.name).with_suffix(DATA_SUFFIX).unlink(missing_ok=True)
-    for path in [*sorted(staging.glob(f"*{DATA_SUFFIX}")), *models]:
-        path.replace(parent / path.name)
-    staging.rmdir()
+    # Each model after the weights beside it, so that none is met without its own.
+    fresh = [*sorted(staging.glob(f"*{DATA_SUFFIX}")), *models]
+    former = [parent / name for model in models for name in (model.name, model.with_suffix(DATA_SUFFIX).name)]
+    attic = staging / "former"
+    attic.mkdir()
+    kept, placed = [], []
+    try:
+        for path in filter(_is_there, former):
+            kept.append(path)
+            path.rename(attic / path.name)
+        for path in fresh:
+            placed.append(parent / path.name)
+            path.rename(placed[-1])
+    except BaseException:
+        for path in placed:
+            path.unlink(missing_ok=True)
+        for path in kept:
+            if _is_there(attic / path.name):
+                (attic / path.name).rename(path)
+        raise
+    shutil.rmtree(staging)
 
 
-def save(model: Any, file: Path) -> None:
-    """Write a model, with its weights in a file beside it if they are too many for one."""
+def save(model: Any, file: Path, target: Path) -> None:
+    """Write a model, with its weights in a file beside it if they are too many for one; errors name the target."""
     import onnx_ir
 
     size = sum(each.const_value.nbytes for each in model.graph.initializers.values() if each.const_value is not None)
     beside = file.with_suffix(DATA_SUFFIX).name if size > LARGEST_SINGLE_FILE else None
-    with _writing(file):
+    with _writing(target):
         onnx_ir.save(model, file, external_data=beside)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import peft
@@ -87,6 +88,9 @@ class MonarchAdapterConfig(PeftConfig):
             raise ValueError(f"layers_pattern={self.layers_pattern!r} needs layers_to_transform, e.g. [0, 1]")
 
     def _check_numbers(self) -> None:
+        for name, pattern in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
+            if not isinstance(pattern, Mapping):
+                raise TypeError(f"{name} must map names or patterns to numbers; got {pattern!r}")
         ranks = {"r": self.r, "nblocks": self.nblocks}
         ranks |= {f"rank_pattern[{name!r}]": value for name, value in self.rank_pattern.items()}
         for name, value in ranks.items():

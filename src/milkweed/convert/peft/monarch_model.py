@@ -34,15 +34,17 @@ class MonarchAdapterModel(BaseTuner):
     @override
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         # Whatever is wrong with a target is said before anything is changed.
-        everything = is_all_linear(peft_config)
+        everything, asked = is_all_linear(peft_config), peft_config.target_modules
         tuners_utils._maybe_include_all_linear_layers(peft_config, model)
-        fitting = set()
+        fitting, small = set(), ""
         for name, target in _targets(self, peft_config, model):
             base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
             reason = _obstacle(peft_config, name, base)
             if reason is None:
                 fitting.add(name)
-            elif not everything:
+            elif everything:
+                small = small or f"{name!r}: {reason}"
+            else:
                 raise ValueError(
                     f"layer {name!r} cannot have a Monarch adapter: {reason}; or leave it out with "
                     f"exclude_modules=[{name!r}]"
@@ -50,10 +52,9 @@ class MonarchAdapterModel(BaseTuner):
         if everything:
             peft_config.target_modules = fitting
         if not fitting:
-            raise ValueError(
-                f"no layer can have a Monarch adapter: target_modules={peft_config.target_modules!r} name none, or all "
-                f"are too small for nblocks={peft_config.nblocks} and r={peft_config.r}"
-            )
+            shown = sorted(asked) if isinstance(asked, set) else asked
+            why = f"all linear layers are too small, the first {small}" if small else "it names no layer"
+            raise ValueError(f"no layer can have a Monarch adapter of target_modules={shown!r}: {why}")
 
     @override
     def _create_and_replace(
