@@ -216,7 +216,8 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if isinstance(batch, str):
         raise TypeError(
-            f"a batch must be tensors, as tokenizer(texts, return_tensors='pt') gives; got the text {batch!r:.60}"
+            "a batch (of calibration, for example) must be tensors, as tokenizer(texts, return_tensors='pt') gives; "
+            f"got the text {batch!r:.60}"
         )
 
     def move(value: Any) -> Any:

@@ -255,7 +255,7 @@ def _convert(
 
 def _check_trial(metric: object, metric_data: object, held_out: float, out: object) -> None:
     check_metric(cast("str | Metric | None", metric))
-    if not (metric_data is None or isinstance(metric_data, str | os.PathLike | Sequence)):
+    if isinstance(metric_data, bytes) or not isinstance(metric_data, str | os.PathLike | Sequence | None):
         raise TypeError(f"metric_data must be a file, or a list of texts or rows; got {type(metric_data).__name__}")
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out must be a share from 0 to below 1; got {held_out}")
