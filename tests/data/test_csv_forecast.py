@@ -76,9 +76,9 @@ def _hole(frame):
 
 
 BAD = {
-    "out of order": ({"x": _swap}, {}, r"row 6: the time .* does not follow"),
+    "out of order": ({"x": _swap}, {}, r"row 7: the time 2024-01-01 05:00:00 is not after the one before"),
     "a gap": ({"x": _gap}, {}, r"row 8: the time .* does not follow at the same distance"),
-    "NaN": ({"x": _hole}, {}, r"row 10: a number is missing"),
+    "NaN": ({"x": _hole}, {}, "row 10: a number of .price. is missing"),
     "no times": ({"date": "soon"}, {}, "holds no time stamps"),
     "an unknown target": ({}, {"targets": ["laod"]}, "did you mean|Known|laod"),
     "a target that is text": ({"kind": "a"}, {"targets": ["kind"]}, "no number"),

@@ -9,7 +9,18 @@ from milkweed.data.hugging_face import HuggingFace
 from milkweed.data.image_folder import ImageFolder
 from milkweed.data.masked_text import MaskedText
 from milkweed.data.mnist import Mnist
-from milkweed.data.preprocessing import GreyImages, Preprocessing, Prompts, Sentences, Signals
+from milkweed.data.preprocessing import (
+    Bytes,
+    GreyImages,
+    Images,
+    Preprocessing,
+    Prompts,
+    Recordings,
+    Sentences,
+    Series,
+    Signals,
+    Tokens,
+)
 from milkweed.data.retrieval import Retrieval
 from milkweed.data.text import Text
 from milkweed.data.wav_folder import WavFolder
@@ -17,6 +28,7 @@ from milkweed.data.white_noise import Delay, Reconstruct
 
 __all__ = [
     "Arrays",
+    "Bytes",
     "CsvForecast",
     "Delay",
     "Digits",
@@ -24,16 +36,20 @@ __all__ = [
     "GreyImages",
     "HuggingFace",
     "ImageFolder",
+    "Images",
     "MaskedText",
     "Mnist",
     "Preprocessing",
     "Prompts",
     "Reconstruct",
+    "Recordings",
     "Retrieval",
     "Sentences",
     "SequenceClassificationData",
     "SequenceData",
+    "Series",
     "Signals",
     "Text",
+    "Tokens",
     "WavFolder",
 ]

@@ -3,7 +3,7 @@
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from milkweed._suggest import unknown
 from milkweed.data.base import SPLITS, SequenceData, check_split
 from milkweed.data.batches import ArrayDataset
 from milkweed.data.digits import stratified_split
+from milkweed.data.preprocessing import Preprocessing, Signals, Tokens
 from milkweed.data.splits import check_classes, check_shares, split_name
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
@@ -110,6 +111,18 @@ class Arrays(SequenceData):
             name: ArrayDataset(inputs[chosen], targets[chosen], None if lengths is None else lengths[chosen])
             for name, chosen in parts.items()
         }
+
+    def preprocessing(self) -> Preprocessing:
+        """Arrays like these."""
+        self.setup()
+        training = self.split("train")
+        # Answers for every step may be wanted of any number of steps.
+        of_steps = training.targets.ndim == 3
+        length = None if self.sources["lengths"] is not None or of_steps else self.length
+        if self.tokens:
+            return Tokens(self.d_input, length, self.class_names)
+        scale = {} if self.mean is None else {"mean": self.mean.tolist(), "std": cast(Tensor, self.std).tolist()}
+        return Signals(self.d_input, length, **scale, class_names=self.class_names)
 
     def _check(self, name: str, split: ArrayDataset) -> None:
         check_split(type(self).__name__, name, split, None if self.class_names is None else len(self.class_names))

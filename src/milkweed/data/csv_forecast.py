@@ -11,6 +11,8 @@ from milkweed._files import path_text
 from milkweed._suggest import unknown
 from milkweed.data.base import SPLITS, SequenceData, check_split
 from milkweed.data.batches import ArrayDataset
+from milkweed.data.preprocessing import Series
+from milkweed.data.series import Distance, Times, numbers, read_table
 
 # The ends of training, validation and test of the ETT data sets, in rows: 12, 4 and 4 months of 30 days.
 _ETT_HOURS = (8640, 11520, 14400)
@@ -28,7 +30,7 @@ class CsvForecast(SequenceData):
         file: A .csv with a header; the rows are equally far apart in time.
         targets: Columns that are forecast; by default all columns of numbers.
         covariates: Further columns that are only read.
-        time: Column of time stamps; by default the first column, if it holds no numbers.
+        time: Column of time stamps, or of times as numbers; by default the first column, if it holds no numbers.
         context: Rows that are read.
         horizon: Rows that are forecast.
         borders: Where the rows for training, validation and test end, as three row numbers, or `etth` or `ettm` for the
@@ -62,7 +64,8 @@ class CsvForecast(SequenceData):
         self.targets, self.covariates, self.borders = targets, covariates or [], _borders(borders)
         self.length = context
         self.mean = self.std = np.zeros(0)
-        self.times: np.ndarray | None = None
+        self.columns: list[str] = []
+        self.distance: Distance | None = None
 
     @property
     def d_input(self) -> int:  # type: ignore[override]
@@ -82,9 +85,11 @@ class CsvForecast(SequenceData):
 
     def load(self) -> dict[str, ArrayDataset]:
         """Read the table and cut it into windows."""
-        table = self._read()
-        columns = self._columns(table)
-        values = np.stack([_numbers(self.file, table[name]) for name in columns], 1)
+        if not self.file.is_file():
+            raise FileNotFoundError(f"data.file={self.file} does not exist; name a .csv with a header")
+        table = read_table(self.file)
+        self.columns = self._columns(table)
+        values = np.stack([numbers(self.file, name, table[name]) for name in self.columns], 1)
         ends = self._ends(len(values))
         self.mean, self.std = values[: ends[0]].mean(0), values[: ends[0]].std(0)
         self.std[self.std == 0] = 1.0
@@ -95,6 +100,13 @@ class CsvForecast(SequenceData):
             name: self._windows(name, rows[start:end], count)
             for name, start, end in zip(SPLITS, starts, ends, strict=True)
         }
+
+    def preprocessing(self) -> Series:
+        """Rows of such a table."""
+        self.setup()
+        return Series(
+            self.columns, self.d_output, self.context, self.mean.tolist(), self.std.tolist(), self.time, self.distance
+        )
 
     def _windows(self, name: str, rows: Tensor, count: int) -> ArrayDataset:
         size = self.context + self.horizon
@@ -108,23 +120,6 @@ class CsvForecast(SequenceData):
         windows = rows.unfold(0, size, 1).transpose(1, 2)
         return ArrayDataset(windows[:, : self.context], windows[:, self.context :, :count])
 
-    def _read(self) -> dict[str, np.ndarray]:
-        try:
-            import pandas
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError('tables are read by pandas: pip install "milkweed[data]"') from error
-        if not self.file.is_file():
-            raise FileNotFoundError(f"data.file={self.file} does not exist; name a .csv with a header")
-        try:
-            frame = pandas.read_csv(self.file)
-        except (ValueError, OSError) as error:  # which pandas' own errors are, too
-            raise ValueError(f"{self.file} is no table that can be read: {error}") from error
-        if frame.empty:
-            raise ValueError(f"{self.file} has no rows")
-        if frame.columns.duplicated().any():
-            raise ValueError(f"{self.file} has two columns {frame.columns[frame.columns.duplicated()][0]!r}")
-        return {str(name): frame[name].to_numpy() for name in frame.columns}
-
     def _columns(self, table: dict[str, np.ndarray]) -> list[str]:
         names = list(table)
         first = names[0] if table[names[0]].dtype.kind not in "iuf" else None
@@ -134,7 +129,7 @@ class CsvForecast(SequenceData):
                 if name is not None and name not in table:
                     raise ValueError(f"data.{option}: {unknown(f'column of {self.file.name}', name, names)}")
         if self.time is not None:
-            self.times = check_times(self.file, self.time, table[self.time])
+            self.distance = Times.of(self.file, self.time, table[self.time]).distance
         if self.targets is None:
             left = [name for name in names if name != self.time and name not in self.covariates]
             self.targets = [name for name in left if table[name].dtype.kind in "iuf"]
@@ -154,42 +149,6 @@ class CsvForecast(SequenceData):
 
     def _check(self, name: str, split: ArrayDataset) -> None:
         check_split(type(self).__name__, name, split)
-
-
-def check_times(file: Path, column: str, values: np.ndarray) -> np.ndarray:
-    """Read time stamps, and refuse those that are not in order or not equally far apart."""
-    import pandas
-
-    try:
-        times = pandas.to_datetime(pandas.Series(values), errors="raise").to_numpy()
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: the column {column!r} holds no time stamps: {error}") from error
-    steps = np.diff(times)
-    if len(steps) and (unequal := np.flatnonzero(steps != steps[0])).size:
-        at = int(unequal[0])
-        fault = (
-            "is not after the one before" if steps[at] <= np.timedelta64(0) else "does not follow at the same distance"
-        )
-        raise ValueError(
-            f"{file}, row {at + 2}: the time {times[at + 1]} {fault} ({times[at]}); sort the rows, and fill gaps or "
-            "drop the rows around them"
-        )
-    if len(steps) and steps[0] <= np.timedelta64(0):
-        raise ValueError(f"{file}: the times in {column!r} do not go forward; sort the rows")
-    return times
-
-
-def _numbers(file: Path, values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind not in "iuf":
-        raise ValueError(f"{file}: a column holds {values[0]!r}, no number; name columns of numbers as data.targets")
-    found = values.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(found))
-    if bad.size:
-        raise ValueError(
-            f"{file}, row {bad[0] + 1}: a number is missing, or is NaN or infinite ({bad.size} such); fill it or drop "
-            "the rows"
-        )
-    return found
 
 
 def _borders(borders: str | list[int] | None) -> tuple[int, ...] | None:

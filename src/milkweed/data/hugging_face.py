@@ -13,6 +13,9 @@ from milkweed._files import path_text
 from milkweed.data.arrays import standardised, without_padding
 from milkweed.data.base import SPLITS, SequenceData, check_split
 from milkweed.data.batches import ArrayDataset
+from milkweed.data.preprocessing import Bytes, Images, Preprocessing, Recordings, Signals
+from milkweed.data.preprocessing.tokens import as_bytes
+from milkweed.data.sounds import read_sound
 from milkweed.data.splits import by_hash, check_classes, check_shares
 from milkweed.data.tables import Row, read_tables
 
@@ -63,6 +66,7 @@ class HuggingFace(SequenceData):
         self.class_names: tuple[str, ...] | None = None
         self.mean: Tensor | None = None
         self.std: Tensor | None = None
+        self._first: tuple[str, int | None] | None = None  # kind and sample rate of all rows
 
     @property
     def length(self) -> int:  # type: ignore[override]
@@ -122,9 +126,15 @@ class HuggingFace(SequenceData):
         """One value of the column that is read: (L, D) numbers, or (L,) tokens."""
         where = f"data.source={self.source}: row {place + 1} of the {split} split"
         try:
-            found = _as_sequence(value)
+            kind, found, rate = _as_sequence(value)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}: the column {self.inputs!r} holds {value!r:.60}: {error}") from error
+        first = self._first = self._first or (kind, rate)
+        if (kind, rate) != first:
+            raise ValueError(
+                f"{where}: the column {self.inputs!r} holds {_named(kind, rate)}, and {_named(*first)} before; "
+                "all must be of one kind and one sample rate"
+            )
         if not len(found):
             raise ValueError(f"{where}: the column {self.inputs!r} is empty")
         return found[: self.max_length]
@@ -157,27 +167,48 @@ class HuggingFace(SequenceData):
             ) from error
         return {name: column[:, None] if column.ndim == 1 else column for name, column in found.items()}
 
+    def preprocessing(self) -> Preprocessing:
+        """Rows like these."""
+        self.setup()
+        assert self._first is not None  # the training split has a row
+        kind, rate = self._first
+        if kind == "text":
+            return Bytes(self.inputs, self.max_length, self.class_names)
+        assert self.mean is not None
+        assert self.std is not None
+        options: Any = {"mean": self.mean.tolist(), "std": self.std.tolist(), "class_names": self.class_names}
+        if kind == "image":
+            return Images(self.d_input, None, length=self.max_length, **options)
+        if kind == "recording" and rate is not None:
+            return Recordings(rate, length=self.max_length, **options)
+        return Signals(self.d_input, None, **options)
+
     def _check(self, name: str, split: ArrayDataset) -> None:
         check_split(type(self).__name__, name, split, None if self.class_names is None else len(self.class_names))
 
 
-def _as_sequence(value: Any) -> np.ndarray:
+def _named(kind: str, rate: int | None) -> str:
+    return kind if rate is None else f"{kind} of {rate} Hz"
+
+
+def _as_sequence(value: Any) -> tuple[str, np.ndarray, int | None]:
+    """What a value is, its steps, (L, D) numbers or (L,) tokens, and the sample rate of a recording."""
     if isinstance(value, str):
-        return np.frombuffer(value.encode("utf-8", "replace"), np.uint8).astype(np.int64)
+        return "text", as_bytes(value).numpy(), None
     if isinstance(value, Mapping) and ("bytes" in value or "array" in value):
-        return _as_samples(value)
+        samples, rate = _as_samples(value)
+        return "recording", samples, rate
     if hasattr(value, "getbands"):  # an image of Pillow
         levels = np.asarray(value.convert("L" if len(value.getbands()) == 1 else "RGB"), np.float32)
-        return levels.reshape(-1, 1 if levels.ndim == 2 else levels.shape[2])
+        return "image", levels.reshape(-1, 1 if levels.ndim == 2 else levels.shape[2]), None
     found = np.array(value, np.float32)
     if found.ndim not in {1, 2}:
         raise ValueError("expected a text, an image, a recording, or a list of numbers or of lists of them")
-    return found[:, None] if found.ndim == 1 else found
+    return "numbers", found[:, None] if found.ndim == 1 else found, None
 
 
-def _as_samples(value: Mapping[str, Any]) -> np.ndarray:
+def _as_samples(value: Mapping[str, Any]) -> tuple[np.ndarray, int | None]:
     if value.get("array") is not None:
-        return np.asarray(value["array"], np.float32)[:, None]
-    from milkweed.data.wav_folder import read_sound
-
-    return read_sound(io.BytesIO(value["bytes"]))[0].mean(1, keepdims=True)
+        return np.asarray(value["array"], np.float32)[:, None], value.get("sampling_rate")
+    amplitudes, rate = read_sound(io.BytesIO(value["bytes"]))
+    return amplitudes.mean(1, keepdims=True), rate

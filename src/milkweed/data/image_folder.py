@@ -1,7 +1,6 @@
 """Images of one's own, one class each, read as sequences of pixels, rows or patches."""
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -10,10 +9,10 @@ from milkweed._arguments import checked
 from milkweed._files import path_text
 from milkweed.data.base import SequenceData, check_split
 from milkweed.data.batches import ArrayDataset
+from milkweed.data.images import SUFFIXES, Steps, as_steps, check_patch, read_image
 from milkweed.data.labelled_files import find_files, read_all
+from milkweed.data.preprocessing import Images
 from milkweed.data.splits import check_shares
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
 class ImageFolder(SequenceData):
@@ -41,7 +40,7 @@ class ImageFolder(SequenceData):
     def __init__(
         self,
         root: str,
-        steps: Literal["pixels", "rows", "patches"] = "pixels",
+        steps: Steps = "pixels",
         grey: bool = False,
         size: int | None = None,
         patch: int = 4,
@@ -97,7 +96,7 @@ class ImageFolder(SequenceData):
         mean, std = training.mean(0, dtype=np.float64), training.std(0, dtype=np.float64)
         self.mean, self.std = torch.from_numpy(mean).float(), torch.from_numpy(np.where(std > 0, std, 1)).float()
         return {
-            name: ArrayDataset(self.sequences(torch.from_numpy(images)), torch.tensor(found.labels[name][: self.limit]))
+            name: ArrayDataset(self._sequences(images), torch.tensor(found.labels[name][: self.limit]))
             for name, images in levels.items()
         }
 
@@ -112,41 +111,28 @@ class ImageFolder(SequenceData):
                 f"{file} has {shape[0]} × {shape[1]} pixels, {self._first} {self._shape[0]} × {self._shape[1]}; "
                 f"scale all to one size, e.g. data.size={min(*shape, *self._shape)}"
             )
-        if self.steps == "patches" and any(length % self.patch for length in shape):
-            raise ValueError(
-                f"data.patch={self.patch} must divide the {shape[0]} × {shape[1]} pixels of the images; use e.g. "
-                f"data.size={self.patch * max(1, min(shape) // self.patch)}"
-            )
+        if self.steps == "patches":
+            check_patch(self.patch, shape)
         return image
 
-    def sequences(self, levels: torch.Tensor) -> torch.Tensor:
-        """Standardise images (N, height, width, colours) and read them step by step: (N, L, D)."""
-        images = (levels.float() - self.mean) / self.std
-        if self.steps == "pixels":
-            return images.flatten(1, 2)
-        if self.steps == "rows":
-            return images.flatten(2, 3)
-        count, height, width, colours = images.shape
-        p = self.patch
-        patches = images.reshape(count, height // p, p, width // p, p, colours).transpose(2, 3)
-        return patches.reshape(count, (height // p) * (width // p), p * p * colours)
+    def preprocessing(self) -> Images:
+        """Images like these."""
+        self.setup()
+        assert self._shape is not None  # the training split has an image
+        return Images(
+            colours=1 if self.grey else 3,
+            size=list(self._shape),
+            scale=self.size is not None,
+            steps=self.steps,
+            patch=self.patch,
+            mean=self.mean.tolist(),
+            std=self.std.tolist(),
+            class_names=self.class_names,
+        )
+
+    def _sequences(self, images: np.ndarray) -> torch.Tensor:
+        levels = (torch.from_numpy(images).float() - self.mean) / self.std
+        return as_steps(levels, self.steps, self.patch)
 
     def _check(self, name: str, split: ArrayDataset) -> None:
         check_split(type(self).__name__, name, split, len(self.class_names))
-
-
-def read_image(file: Path, *, grey: bool, size: int | None) -> np.ndarray:
-    """Read an image as (height, width, colours) levels 0 … 255, uint8."""
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('images are read by Pillow: pip install "milkweed[data]"') from error
-    try:
-        with Image.open(file) as opened:
-            image = opened.convert("L" if grey else "RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} is no image that can be read: {error}; remove it or replace it") from error
-    if size is not None:
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
-    levels = np.asarray(image)
-    return levels[..., None] if levels.ndim == 2 else levels

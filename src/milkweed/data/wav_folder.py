@@ -1,7 +1,6 @@
 """Recordings of one's own, one class each: a folder of wavs."""
 
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -12,9 +11,9 @@ from milkweed._files import path_text
 from milkweed.data.base import SequenceData, check_split
 from milkweed.data.batches import ArrayDataset
 from milkweed.data.labelled_files import find_files, read_all
+from milkweed.data.preprocessing import Recordings
+from milkweed.data.sounds import SUFFIXES, mixed, read_sound, resampled
 from milkweed.data.splits import check_shares
-
-SUFFIXES = (".wav", ".flac", ".ogg", ".aiff", ".aif", ".mp3")
 
 
 class WavFolder(SequenceData):
@@ -104,13 +103,7 @@ class WavFolder(SequenceData):
     def read(self, file: Path) -> np.ndarray:
         """Read one recording: (samples, channels) amplitudes in -1 … 1, at the module's rate and length."""
         amplitudes, rate = read_sound(file)
-        if self.channels == 1:
-            amplitudes = amplitudes.mean(1, keepdims=True)
-        elif amplitudes.shape[1] != self.channels:
-            raise ValueError(
-                f"{file} has {amplitudes.shape[1]} channels, and data.channels={self.channels}; with "
-                "data.channels=1 their mean is read"
-            )
+        amplitudes = mixed(file, amplitudes, self.channels)
         wanted, first = self._rate or (rate if self.sample_rate is None else self.sample_rate, file)
         self._rate = wanted, first
         if rate != wanted and self.sample_rate is None:
@@ -118,11 +111,26 @@ class WavFolder(SequenceData):
                 f"{file} has {rate} Hz, {first} {wanted} Hz; name the rate to which recordings are resampled, e.g. "
                 f"data.sample_rate={min(rate, wanted)}"
             )
-        if rate != wanted:
-            amplitudes = resampled(amplitudes, rate, wanted)
-        if self.seconds is not None:
-            amplitudes = amplitudes[: max(1, round(self.seconds * wanted))]
-        return amplitudes
+        return resampled(amplitudes, rate, wanted)[: self._longest(wanted)]
+
+    def _longest(self, sample_rate: int) -> int | None:
+        """Samples to which recordings are cut."""
+        return None if self.seconds is None else max(1, round(self.seconds * sample_rate))
+
+    def preprocessing(self) -> Recordings:
+        """Recordings at the rate of these."""
+        self.setup()
+        assert self._rate is not None  # the training split has a recording
+        rate, _ = self._rate
+        return Recordings(
+            sample_rate=rate,
+            resample=self.sample_rate is not None,
+            channels=self.channels,
+            length=self._longest(rate),
+            mean=self.mean,
+            std=self.std,
+            class_names=self.class_names,
+        )
 
     def _padded(self, sounds: list[np.ndarray], longest: int) -> Tensor:
         found = torch.zeros(len(sounds), longest, self.channels)
@@ -132,30 +140,3 @@ class WavFolder(SequenceData):
 
     def _check(self, name: str, split: ArrayDataset) -> None:
         check_split(type(self).__name__, name, split, len(self.class_names))
-
-
-def read_sound(file: Path | BinaryIO) -> tuple[np.ndarray, int]:
-    """Read a recording, (samples, channels) float32, and its sample rate in Hz."""
-    try:
-        import soundfile
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('recordings are read by soundfile: pip install "milkweed[data]"') from error
-    try:
-        amplitudes, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-        raise ValueError(f"{file} is no recording that can be read: {error}; remove it or replace it") from error
-    if not len(amplitudes):
-        raise ValueError(f"{file} has no samples; remove it or replace it")
-    if not np.isfinite(amplitudes).all():
-        raise ValueError(f"{file} holds NaN or infinity; remove it or replace it")
-    return amplitudes, int(rate)
-
-
-def resampled(amplitudes: np.ndarray, rate: int, to: int) -> np.ndarray:
-    """Resample (samples, channels) with a filter against aliases, by the ratio of two whole numbers."""
-    from math import gcd
-
-    from scipy.signal import resample_poly
-
-    common = gcd(rate, to)
-    return resample_poly(amplitudes, to // common, rate // common, axis=0).astype(np.float32)

@@ -45,7 +45,7 @@ class Signals(Preprocessing):
             for number, each in enumerate(many):
                 where = f"{name}[{number}]" if len(many) > 1 else name
                 self._check_length(where, len(each), rate)
-                yield where, {"inputs": self._scaled(where, each)}
+                yield where, {"inputs": self.scaled(where, each)}
 
     def next_steps(self, chunk: Any, position: int) -> Tensor:
         """Prepare some steps."""
@@ -57,7 +57,7 @@ class Signals(Preprocessing):
         values = values[:, None] if values.ndim == 1 else values
         if values.ndim != 2 or values.shape[1] != self.width or not len(values):
             raise ValueError(f"chunk must be (D={self.width},) or (T, D={self.width}), T >= 1; got {values.shape}")
-        return self._scaled("chunk", values)
+        return self.scaled("chunk", values)
 
     def _sequences(self, name: str, values: np.ndarray) -> np.ndarray:
         if self.width == 1 and (values.ndim == 1 or (values.ndim == 2 and values.shape[1] != 1)):
@@ -75,7 +75,8 @@ class Signals(Preprocessing):
             at = "" if rate == 1 else f" at rate={rate:g}"
             raise ValueError(f"{name} has {length} steps; the model was trained on {wanted}{at}; cut or pad it")
 
-    def _scaled(self, name: str, values: np.ndarray) -> Tensor:
+    def scaled(self, name: str, values: np.ndarray) -> Tensor:
+        """What the model reads of (T, D) numbers."""
         inputs = torch.from_numpy(np.ascontiguousarray(values).astype(np.float64))
         check_finite(name, inputs)
         return ((inputs - self.mean) / self.std).float()

@@ -84,45 +84,14 @@ class Prompts(Preprocessing):
         return str(self.tokenizer.decode(tokens.tolist(), clean_up_tokenization_spaces=False))
 
 
-class Sentences(Preprocessing):
-    """Sentences, or pairs of them, as tokens in BERT's frame, by the tokenizer in the run folder.
+class Texts(Preprocessing):
+    """Texts, each of one field or of two; a base class.
 
-    A source is a sentence; a pair is two, divided by a tab, or in Python a tuple or a mapping by the fields' names. A
-    .txt file holds one per line; .csv, .tsv, .json and .jsonl files have the fields as columns.
-
-    Args:
-        length: Most tokens, frame included; longer texts are cut.
-        fields: Names of one field or two.
-        whole: Whether batches are padded to `length`, for models that read padding.
-        class_names: Names of the classes; none for numbers.
+    A source is a text; a pair is two, divided by a tab, or in Python a tuple or a mapping by the fields' names. A .txt
+    file holds one per line; .csv, .tsv, .json and .jsonl files have the fields as columns.
     """
 
-    def __init__(
-        self,
-        length: int,
-        fields: list[str],
-        whole: bool = False,
-        class_names: Iterable[str] | None = None,
-    ) -> None:
-        super().__init__(class_names, length=length, fields=fields, whole=whole)
-        self.length, self.fields = length, list(fields)
-        self.whole = length if whole else None
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The tokenizer in the run folder."""
-        return load_tokenizer(str(self.folder))
-
-    def read(self, source: Any, rate: float = 1.0) -> Iterator[tuple[str, Sample]]:
-        """Give the tokens of every sentence or pair."""
-        check_no_rate(rate)
-        for name, texts in self.texts(source):
-            columns = [[text] for text in texts]
-            tokens, types, lengths = frame(
-                self.tokenizer, columns[0], columns[1] if len(columns) > 1 else None, self.length
-            )
-            count = int(lengths[0])
-            yield name, {"inputs": tokens[0, :count], "token_types": types[0, :count]}
+    fields: list[str]
 
     def texts(self, source: Any) -> Iterator[tuple[str, list[str]]]:
         """Give a name and the texts, one for each field, of every input in a source."""
@@ -157,6 +126,44 @@ class Sentences(Preprocessing):
             if not isinstance(text, str):
                 raise TypeError(f"{where} must hold texts; got {type(text).__name__}")
         return texts
+
+
+class Sentences(Texts):
+    """Sentences, or pairs of them, as tokens in BERT's frame, by the tokenizer in the run folder; see `Texts`.
+
+    Args:
+        length: Most tokens, frame included; longer texts are cut.
+        fields: Names of one field or two.
+        whole: Whether batches are padded to `length`, for models that read padding.
+        class_names: Names of the classes; none for numbers.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        fields: list[str],
+        whole: bool = False,
+        class_names: Iterable[str] | None = None,
+    ) -> None:
+        super().__init__(class_names, length=length, fields=fields, whole=whole)
+        self.length, self.fields = length, list(fields)
+        self.whole = length if whole else None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer in the run folder."""
+        return load_tokenizer(str(self.folder))
+
+    def read(self, source: Any, rate: float = 1.0) -> Iterator[tuple[str, Sample]]:
+        """Give the tokens of every sentence or pair."""
+        check_no_rate(rate)
+        for name, texts in self.texts(source):
+            columns = [[text] for text in texts]
+            tokens, types, lengths = frame(
+                self.tokenizer, columns[0], columns[1] if len(columns) > 1 else None, self.length
+            )
+            count = int(lengths[0])
+            yield name, {"inputs": tokens[0, :count], "token_types": types[0, :count]}
 
 
 def check_no_rate(rate: float) -> None:
