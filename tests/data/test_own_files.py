@@ -229,3 +229,12 @@ def test_images_that_cannot_be_read(images):
     (images / "cat" / "3.png").unlink()
     with pytest.raises(ValueError, match=r"data\.patch=4 must divide the 6 × 8 pixels"):
         mw.data.ImageFolder(str(images), steps="patches").setup()
+
+
+def test_a_limit_takes_files_of_every_class(wavs):
+    whole, some = (mw.data.WavFolder(str(wavs), val=0.3, test=0.3, limit=limit) for limit in (None, 8))
+    assert sizes(some) == {"train": 8, "val": 8, "test": 8}
+    for name in ("train", "val", "test"):
+        assert set(some.split(name).targets.tolist()) == {0, 1}
+        lengths = whole.split(name).lengths.tolist()
+        assert all(length in lengths for length in some.split(name).lengths.tolist())

@@ -8,6 +8,7 @@ from milkweed.cli.recipe import is_run
 
 EXAMPLE = """\
   milkweed predict runs/digits three.png images.npy --out classes.csv
+  milkweed predict runs/csv-forecast table.csv --out next.csv --plot next.png
   milkweed predict runs/m2-gpt "ROMEO:" --steps 300 --temperature 0.8
   milkweed predict runs/m2-bert-retrieval "what is a state space" --documents texts.txt --top 5"""
 SHOWN = 20
@@ -18,6 +19,7 @@ def predict(
     inputs: list[str],
     *,
     out: Path | None = None,
+    plot: Path | None = None,
     rate: float = 1.0,
     batch_size: int = 32,
     trust: bool = False,
@@ -35,6 +37,7 @@ def predict(
         run: folder of the run, e.g. runs/digits
         inputs (INPUT): files or texts, one or more; what they may be depends on the data of the run
         out (FILE): write predictions as .csv, a row for each input or step, or as .json; else they are shown
+        plot (FILE): draw predictions into a .png, .svg or .pdf: forecasts, probabilities of classes, numbers
         rate (K): the inputs were sampled K times less often than the data of the training
         batch_size: inputs that the model reads at a time
         trust: import and run the code that the run's config.yaml names, wherever it comes from
@@ -52,6 +55,8 @@ def predict(
         raise UsageError(f"{run} is no run; did you mean {Path('runs') / run}?")
     if out is not None and out.suffix not in {".csv", ".json"}:
         raise UsageError(f"--out {out} must end in .csv or .json")
+    if plot is not None and plot.suffix not in {".png", ".svg", ".pdf"}:
+        raise UsageError(f"--plot {plot} must end in .png, .svg or .pdf")
     given = {
         "steps": steps,
         "temperature": temperature,
@@ -78,6 +83,19 @@ def predict(
         show(found)
     else:
         write(found, out)
+    if plot is not None:
+        draw(found, predictor, list(inputs), plot)
+
+
+def draw(found: list[dict[str, Any]], predictor: Any, inputs: list[str], plot: Path) -> None:
+    """Draw predictions into a file."""
+    from milkweed.cli.console import echo
+    from milkweed.plots import save_predictions
+
+    forecasts = predictor.preprocessing.forecasts
+    before = [predictor.preprocessing.before(sample) for _, sample in predictor.samples(inputs)] if forecasts else []
+    save_predictions(found, plot, before)
+    echo(f"picture written to {plot}")
 
 
 def write(found: list[dict[str, Any]], out: Path) -> None:

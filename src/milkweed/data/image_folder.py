@@ -87,16 +87,15 @@ class ImageFolder(SequenceData):
 
     def load(self) -> dict[str, ArrayDataset]:
         """Read the images, split and standardise them."""
-        found = find_files(type(self).__name__, self.root, SUFFIXES, self.val, self.test, self.val_list, self.test_list)
+        shares, lists = (self.val, self.test), (self.val_list, self.test_list)
+        found = find_files(type(self).__name__, self.root, SUFFIXES, *shares, *lists, self.limit)
         self.class_names = found.class_names
-        levels = {
-            name: np.stack(read_all(files[: self.limit], self.read, "images")) for name, files in found.files.items()
-        }
+        levels = {name: np.stack(read_all(files, self.read, "images")) for name, files in found.files.items()}
         training = levels["train"].reshape(-1, levels["train"].shape[-1])
         mean, std = training.mean(0, dtype=np.float64), training.std(0, dtype=np.float64)
         self.mean, self.std = torch.from_numpy(mean).float(), torch.from_numpy(np.where(std > 0, std, 1)).float()
         return {
-            name: ArrayDataset(self._sequences(images), torch.tensor(found.labels[name][: self.limit]))
+            name: ArrayDataset(self._sequences(images), torch.tensor(found.labels[name]))
             for name, images in levels.items()
         }
 

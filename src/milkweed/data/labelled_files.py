@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ def find_files(
     test: float,
     val_list: Path | None = None,
     test_list: Path | None = None,
+    limit: int | None = None,
 ) -> LabelledFiles:
     """Find files by class and split.
 
     `root` is a folder `CLASS/*`, or `train/CLASS/*`, `val/CLASS/*`, `test/CLASS/*`, or a .csv with the columns `file`,
     `label` and, where the splits are known, `split`. Lists name the files of a split, a line each, by their paths below
-    `root`. What nobody has split is split by a hash of the file's path.
+    `root`. What nobody has split is split by a hash of the file's path. A limit takes so many files of each split, of
+    all classes as they come.
     """
     if root.is_file():
         found = _of_table(root, suffixes)
@@ -51,7 +54,7 @@ def find_files(
         raise ValueError(f"data.root={root} holds no {_listed(suffixes)} files in a folder of their class")
     _by_lists(found, {"val": val_list, "test": test_list})
     _by_shares(found, val, test)
-    by_split = {name: [each for each in found if each.split == name] for name in SPLITS}
+    by_split = {name: _some([each for each in found if each.split == name], limit) for name in SPLITS}
     for name, files in by_split.items():
         if not files:
             raise ValueError(f"{owner}: no file of data.root={root} is for the {name} split; name some, or more files")
@@ -154,6 +157,14 @@ def _by_shares(found: list[_File], val: float, test: float) -> None:
     shares = {"val": 0.0 if "val" in given else val, "test": 0.0 if "test" in given else test}
     for file, split in zip(left, by_hash([file.name for file in left], **shares), strict=True):
         file.split = str(split)
+
+
+def _some(files: list[_File], limit: int | None) -> list[_File]:
+    """At most so many files, in their order: those with the smallest hashes, as the first are of one class."""
+    if limit is None or limit >= len(files):
+        return files
+    last = sorted(sha256(file.name.encode()).digest() for file in files)[limit - 1]
+    return [file for file in files if sha256(file.name.encode()).digest() <= last]
 
 
 def _listed(suffixes: Sequence[str]) -> str:

@@ -84,17 +84,17 @@ class WavFolder(SequenceData):
 
     def load(self) -> dict[str, ArrayDataset]:
         """Read the recordings, split and standardise them."""
-        found = find_files(type(self).__name__, self.root, SUFFIXES, self.val, self.test, self.val_list, self.test_list)
+        shares, lists = (self.val, self.test), (self.val_list, self.test_list)
+        found = find_files(type(self).__name__, self.root, SUFFIXES, *shares, *lists, self.limit)
         self.class_names = found.class_names
-        kept = {name: files[: self.limit] for name, files in found.files.items()}
-        sounds = {name: read_all(files, self.read, "recordings") for name, files in kept.items()}
+        sounds = {name: read_all(files, self.read, "recordings") for name, files in found.files.items()}
         longest = max(len(sound) for split in sounds.values() for sound in split)
         samples = np.concatenate(sounds["train"])
         self.mean, self.std = float(samples.mean(dtype=np.float64)), float(samples.std(dtype=np.float64)) or 1.0
         return {
             name: ArrayDataset(
                 self._padded(split, longest),
-                torch.tensor(found.labels[name][: self.limit]),
+                torch.tensor(found.labels[name]),
                 torch.tensor([len(sound) for sound in split]),
             )
             for name, split in sounds.items()

@@ -69,6 +69,10 @@ class Preprocessing(ABC):
         """What the numbers are that a regression gave for a sample, (K,) or one row per step, (L, K)."""
         return described(outputs)
 
+    def before(self, sample: Sample) -> dict[str, Any] | None:
+        """What a forecast follows, for its picture: numbers by column, and `time` stamps; None where nothing does."""
+        return None
+
     def next_steps(self, chunk: Any, position: int) -> Tensor:
         """Prepare some steps of a live stream, (D,) or (T, D), that follow `position` steps: (T, D)."""
         raise ValueError(

@@ -84,6 +84,16 @@ class Series(Preprocessing):
             found.append(at | dict(zip(self.columns, row, strict=False)))
         return {"steps": found}
 
+    def before(self, sample: Sample) -> dict[str, Any]:
+        """The rows that are read, in the units of the table."""
+        rows = sample["inputs"].double() * self.std + self.mean
+        found: dict[str, Any] = dict(zip(self.columns, rows.T.tolist(), strict=True))
+        notes: Any = sample.get("notes", {})
+        if "times" in notes:
+            values = notes["times"].values
+            found["time"] = values.tolist() if isinstance(values, np.ndarray) else [str(each) for each in values]
+        return found
+
     def next_steps(self, chunk: Any, position: int) -> Tensor:
         """Refuse streams: a forecast is made of all of its rows at once."""
         raise ValueError("a forecast reads its rows at once; call the predictor on the rows so far")
