@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from milkweed.data import Digits
-from milkweed.data.base import check_split
 from milkweed.data.batches import ArrayDataset
+from milkweed.data.checks import check_split
 from milkweed.data.digits import stratified_split
 
 

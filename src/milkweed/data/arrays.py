@@ -12,8 +12,9 @@ from torch import Tensor
 
 from milkweed._arguments import checked
 from milkweed._suggest import unknown
-from milkweed.data.base import SPLITS, SequenceData, check_split
+from milkweed.data.base import SPLITS, SequenceData
 from milkweed.data.batches import ArrayDataset
+from milkweed.data.checks import check_split
 from milkweed.data.digits import stratified_split
 from milkweed.data.preprocessing import Preprocessing, Signals, Tokens
 from milkweed.data.splits import check_classes, check_shares, split_name

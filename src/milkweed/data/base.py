@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from milkweed._arguments import checked
 from milkweed._registry import register_if_free, requires
 from milkweed.data.batches import ArrayDataset, EvaluationBatches, TrainingBatches
+from milkweed.data.checks import check_class_names, check_names, check_sizes, check_split
 from milkweed.data.rates import Resampled
 
 if TYPE_CHECKING:
@@ -77,10 +78,17 @@ class SequenceData(LightningDataModule, ABC):
             return
         with torch.device("cpu"):  # where a program computes without numbers, these are there all the same
             loaded = self.load()
+        owner = type(self).__name__
+        check_names(owner, loaded, SPLITS)
         splits = {name: split.head(self.limit) if self.limit else split for name, split in loaded.items()}
         for name in SPLITS:
             self._check(name, splits[name])
         self._splits = splits
+        try:
+            check_sizes(owner, self, splits)
+        except BaseException:
+            self._splits = {}
+            raise
 
     def _check(self, name: str, split: ArrayDataset) -> None:
         check_split(type(self).__name__, name, split)
@@ -170,33 +178,8 @@ class SequenceClassificationData(SequenceData):
     @property
     def d_output(self) -> int:
         """Number of classes."""
+        check_class_names(type(self).__name__, getattr(self, "class_names", None))
         return len(self.class_names)
 
     def _check(self, name: str, split: ArrayDataset) -> None:
         check_split(type(self).__name__, name, split, self.d_output)
-
-
-def check_split(owner: str, name: str, split: ArrayDataset, classes: int | None = None) -> None:
-    """Refuse data that would fail later, or spoil a training unnoticed; numbers as targets have no `classes`."""
-    where = f"{owner}: {name} split"
-    if not len(split):
-        raise ValueError(f"{where} is empty; check the files under the data folder")
-    for values in (split.inputs, split.targets):
-        bad = (~torch.isfinite(values)).reshape(len(split), -1).any(1).nonzero().flatten().tolist()
-        if bad:
-            raise ValueError(
-                f"{where}: {len(bad)} of {len(split)} samples hold NaN or infinity, first at sample {bad[0]}; "
-                "clean or drop them"
-            )
-    if classes is not None:
-        _check_range(where, "targets", split.targets, 0, classes - 1)
-    _check_range(where, "lengths", split.lengths, 1, split.inputs.shape[1])
-
-
-def _check_range(where: str, what: str, values: torch.Tensor, low: int, high: int) -> None:
-    outside = ((values < low) | (values > high)).nonzero().flatten().tolist()
-    if outside:
-        raise ValueError(
-            f"{where}: {what} must lie in {low}…{high}; sample {outside[0]} has {int(values[outside[0]])} "
-            f"({len(outside)} such samples)"
-        )

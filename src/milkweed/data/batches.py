@@ -18,9 +18,14 @@ class ArrayDataset(Dataset):
     """
 
     def __init__(self, inputs: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor | None = None) -> None:
+        for name, values in (("inputs", inputs), ("targets", targets)):
+            if not isinstance(values, torch.Tensor) or values.ndim == 0:
+                raise TypeError(f"{name} must be a tensor, (N, ...); got {type(values).__name__}; use torch.as_tensor")
         self.inputs = inputs
         self.targets = targets
-        self.lengths = torch.full((len(inputs),), inputs.shape[1]) if lengths is None else lengths
+        self.lengths = (
+            torch.full((len(inputs),), inputs.shape[1] if inputs.ndim > 1 else 1) if lengths is None else lengths
+        )
 
     def __len__(self) -> int:
         return len(self.inputs)

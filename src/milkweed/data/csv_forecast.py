@@ -9,8 +9,9 @@ from torch import Tensor
 from milkweed._arguments import checked
 from milkweed._files import path_text
 from milkweed._suggest import unknown
-from milkweed.data.base import SPLITS, SequenceData, check_split
+from milkweed.data.base import SPLITS, SequenceData
 from milkweed.data.batches import ArrayDataset
+from milkweed.data.checks import check_split
 from milkweed.data.preprocessing import Series
 from milkweed.data.series import Distance, Times, numbers, read_table
 

@@ -9,8 +9,8 @@ import torch
 
 from milkweed._arguments import checked
 from milkweed._files import path_text
-from milkweed.data.base import check_split
 from milkweed.data.batches import ArrayDataset
+from milkweed.data.checks import check_split
 from milkweed.data.preprocessing.texts import Sentences
 from milkweed.data.tables import Row, read_tables
 from milkweed.data.tokenized import TokenizedData, TokenRows, frame

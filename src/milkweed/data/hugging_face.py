@@ -11,8 +11,9 @@ from torch import Tensor
 from milkweed._arguments import checked
 from milkweed._files import path_text
 from milkweed.data.arrays import standardised, without_padding
-from milkweed.data.base import SPLITS, SequenceData, check_split
+from milkweed.data.base import SPLITS, SequenceData
 from milkweed.data.batches import ArrayDataset
+from milkweed.data.checks import check_split
 from milkweed.data.preprocessing import Bytes, Images, Preprocessing, Recordings, Signals
 from milkweed.data.preprocessing.tokens import as_bytes
 from milkweed.data.sounds import read_sound

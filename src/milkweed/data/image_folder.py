@@ -7,8 +7,9 @@ import torch
 
 from milkweed._arguments import checked
 from milkweed._files import path_text
-from milkweed.data.base import SequenceData, check_split
+from milkweed.data.base import SequenceData
 from milkweed.data.batches import ArrayDataset
+from milkweed.data.checks import check_split
 from milkweed.data.images import SUFFIXES, Steps, as_steps, check_patch, read_image
 from milkweed.data.labelled_files import find_files, read_all
 from milkweed.data.preprocessing import Images

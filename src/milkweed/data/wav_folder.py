@@ -8,8 +8,9 @@ from torch import Tensor
 
 from milkweed._arguments import checked
 from milkweed._files import path_text
-from milkweed.data.base import SequenceData, check_split
+from milkweed.data.base import SequenceData
 from milkweed.data.batches import ArrayDataset
+from milkweed.data.checks import check_split
 from milkweed.data.labelled_files import find_files, read_all
 from milkweed.data.preprocessing import Recordings
 from milkweed.data.sounds import SUFFIXES, mixed, read_sound, resampled
