@@ -30,7 +30,7 @@ def own_files():
     times = pandas.date_range("2024-01-01", periods=400, freq="h")
     pandas.DataFrame({"date": times, "load": np.sin(np.arange(400) / 4)}).to_csv(root / "table.csv", index=False)
     (root / "rows").mkdir()
-    rows = [{"values": random.randn(5 + i % 3).tolist(), "label": i % 2} for i in range(60)]
+    rows = [{"values": random.randn(5 + i % 3).tolist(), "label": i % 2, "text": f"row {i}"} for i in range(60)]
     (root / "rows/train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return root
 

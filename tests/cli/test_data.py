@@ -65,18 +65,18 @@ def test_a_module_beside_the_recipe_is_imported(tmp_path, capsys, monkeypatch):
     (tmp_path / "project").mkdir()
     (tmp_path / "project/waves_of_mine.py").write_text(
         "import torch\nfrom milkweed.data import SequenceData\nfrom milkweed.data.batches import ArrayDataset\n\n"
-        "class Waves(SequenceData):\n    length, d_input, d_output, class_names = 9, 1, 2, ('a', 'b')\n\n"
+        "class WavesOfMine(SequenceData):\n    length, d_input, d_output, class_names = 9, 1, 2, ('a', 'b')\n\n"
         "    def __init__(self, batch_size: int = 8, seed: int = 0, limit: int | None = None):\n"
         "        super().__init__(batch_size, seed, limit)\n\n"
         "    def load(self):\n        x = torch.randn(20, 9, 1)\n"
         "        return {name: ArrayDataset(x, torch.arange(20) % 2) for name in ('train', 'val', 'test')}\n"
     )
     recipe = (
-        "data: {class_path: waves_of_mine.Waves}\nmodel: {class_path: SequenceModel}\n"
+        "data: {class_path: waves_of_mine.WavesOfMine}\nmodel: {class_path: SequenceModel}\n"
         "task: {class_path: Classification}\n"
         "trainer: {max_epochs: 1}\n"
     )
     (tmp_path / "project/mine.yaml").write_text(recipe)
     monkeypatch.delitem(sys.modules, "waves_of_mine", raising=False)
     assert main(["data", "check", "project/mine.yaml"]) == 0, capsys.readouterr().err
-    assert "Waves: 9 steps" in capsys.readouterr().out
+    assert "WavesOfMine: 9 steps" in capsys.readouterr().out

@@ -53,3 +53,22 @@ def test_train_predict_and_draw(recipe, tmp_path, capsys):
     capsys.readouterr()
     assert main(["predict", str(run), str(source), "--plot", "found.gif"]) == 2
     assert "--plot found.gif must end in .png, .svg or .pdf" in capsys.readouterr().err
+
+
+def test_a_run_on_a_bare_file_name_is_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    random = np.random.RandomState(0)
+    np.save("x.npy", random.randn(60, 8))
+    np.save("y.npy", np.arange(60) % 2)
+    names = ["--data.inputs", "x.npy", "--data.targets", "y.npy"]
+    assert main(["train", "arrays", *names, *SMALL]) == 0
+    assert len(mw.load_predictor("runs/arrays")("x.npy")) == 60
+    assert main(["evaluate", "runs/arrays"]) == 0
+
+
+def test_texts_of_a_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--data.source", str(own_files() / "rows"), "--data.inputs", "text", "--model.encoder", "embedding"]
+    assert main(["train", "hugging-face", *options, *SMALL]) == 0
+    found = mw.load_predictor("runs/hugging-face")(["row 3", "something else"])
+    assert [each["input"] for each in found] == ["row 3", "something else"]

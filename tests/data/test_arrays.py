@@ -99,7 +99,14 @@ BAD = {
     "shares": (lambda x, y: {"val": 0.6, "test": 0.5}, "leave nothing to train on"),
     "no file": (lambda x, y: {"inputs": "nowhere.npy"}, "there is no file"),
     "another file": (lambda x, y: {"inputs": "x.mat"}, "arrays are read from"),
-    "a list": (lambda x, y: {"inputs": [1, 2]}, "must be an array, a tensor or the name of a file"),
+    "a list of numbers": (lambda x, y: {"inputs": [1, 2]}, r"\(N, L\) or \(N, L, D\).*got shape \(2,\)"),
+    "a rugged list": (lambda x, y: {"inputs": [[1], [2, 3]]}, "no array can be made of the list.*rows of one length"),
+    "a number": (lambda x, y: {"inputs": 3}, "must be an array, a tensor or the name of a file"),
+    "nothing": (lambda x, y: {"inputs": x[:0], "targets": y[:0]}, "inputs hold no sequence"),
+    "labels of two kinds": (
+        lambda x, y: {"targets": np.array([None, "a"] * 30, dtype=object)},
+        "real numbers or texts",
+    ),
     "targets of another length": (lambda x, y: {"targets": np.zeros((60, 9, 2))}, "L=12, K"),
 }
 

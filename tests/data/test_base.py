@@ -35,7 +35,7 @@ BAD = {
     "numpy": (lambda: splits(inputs=np.zeros((6, 5, 2))), {}, "inputs must be a tensor.*ndarray; use torch.as_tensor"),
     "float64": (lambda: splits(inputs=torch.zeros(6, 5, 2).double()), {}, "got torch.float64; use .float()"),
     "two axes": (lambda: splits(inputs=torch.zeros(6, 5)), {}, r"got shape \(6, 5\); for one feature use inputs\["),
-    "a width": (lambda: splits(inputs=torch.zeros(6, 5, 3)), {}, "train split: inputs have 3 features.*d_input is 2"),
+    "a width": (lambda: splits(inputs=torch.zeros(6, 5, 3)), {}, "train split: inputs have 3 features.*d_input=2"),
     "tokens": (lambda: splits(inputs=torch.full((6, 5), 9)), {"d_input": 9}, "the token 9, and d_input=9"),
     "few targets": (lambda: splits(targets=torch.zeros(5).long()), {}, r"one for each of 6 inputs; got \(5,\)"),
     "targets that are numbers": (lambda: splits(targets=torch.zeros(6)), {}, "the numbers of classes, int64"),

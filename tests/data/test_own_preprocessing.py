@@ -276,3 +276,56 @@ def test_rows_at_another_distance(tmp_path):
         found.next_steps(np.zeros(2), 0)
     with pytest.raises(ValueError, match=r"must be a \.csv with the columns load, wind"):
         read(found, "t.npy")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("Signals", {"mean": [float("nan")]}, "mean must be a finite number"),
+        ("Signals", {"mean": []}, "mean must be a finite number"),
+        ("Signals", {"std": 0.0}, "std must be above 0; got 0"),
+        ("Signals", {"std": -1.0}, "std must be above 0"),
+        ("Signals", {"length": 0}, "length must be a whole number from 1 on; got 0"),
+        ("Signals", {"class_names": "x"}, "class_names must be a list of names; got 'x'"),
+        ("Signals", {"class_names": []}, "class_names must name a class"),
+        ("Recordings", {"sample_rate": "x"}, "sample_rate must be a whole number from 1 on; got 'x'"),
+        ("Recordings", {"resample": "x"}, "resample must be true or false; got 'x'"),
+        ("Images", {"size": [4]}, "is damaged"),
+        ("Images", {"steps": "lines"}, "steps='lines' must be"),
+        ("Series", {"std": [1.0, 0.0]}, "std must be above 0"),
+        ("Tokens", {"vocabulary": 0}, "vocabulary must be a whole number from 1 on"),
+    ],
+)
+def test_damaged_values_are_named_with_their_file(kind, change, message, tmp_path):
+    values = {
+        "Signals": {"width": 1, "mean": 0.0, "std": 1.0},
+        "Recordings": {"sample_rate": 8000},
+        "Images": {"colours": 1, "size": [4, 4]},
+        "Series": {"columns": ["a", "b"], "targets": 1, "context": 3, "mean": [0.0, 0.0], "std": [1.0, 1.0]},
+        "Tokens": {"vocabulary": 5},
+    }[kind] | change
+    (tmp_path / "preprocessing.json").write_text(json.dumps({"format": 1, "name": kind, "values": values}))
+    with pytest.raises(ValueError, match=f"preprocessing.json is damaged.*{message}|{message}"):
+        read_preprocessing(tmp_path)
+
+
+def test_images_of_sixteen_bits(tmp_path):
+    levels = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4369
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    (inputs,) = read(Images(1, [4, 4]), tmp_path / "a.png")
+    assert inputs.flatten().tolist() == [17.0 * step for step in range(16)]
+
+
+def test_times_over_a_change_of_the_clock(tmp_path):
+    import pandas
+
+    times = pandas.date_range("2024-03-30", periods=60, freq="h", tz="Europe/Berlin")
+    frame = pandas.DataFrame({"date": [each.isoformat() for each in times], "load": np.arange(60.0)})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    data = mw.data.CsvForecast(str(tmp_path / "t.csv"), context=8, horizon=2, batch_size=4)
+    found = data.preprocessing()
+    ((_, sample),) = found.read(str(tmp_path / "t.csv"))
+    shown = found.describe(torch.zeros(2, 1), sample)["steps"]
+    assert [pandas.Timestamp(row["time"]) for row in shown] == list(
+        pandas.date_range(times[-1].tz_convert("UTC"), periods=3, freq="h")[1:]
+    )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import milkweed as mw
-from milkweed.models import Gpt2
+from milkweed.models import Gpt2, generate
 from milkweed.nn import MonarchLinear
 from milkweed.nn.structured_linear import ConcatLinear
 
@@ -106,3 +106,33 @@ def test_without_transformers_it_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install \"milkweed\[hf\]\""):
         Gpt2(**OPTIONS)
+
+
+@pytest.mark.parametrize("linear", [None, {"name": "monarch", "nblocks": 2}])
+def test_it_steps_as_it_reads(linear):
+    model = Gpt2(50, 50, length=24, d_model=16, depth=2, heads=2, linear=linear, dropout=0.5).eval()
+    tokens, stepper = torch.randint(50, (3, 24)), model.stepper()
+    expected = model(tokens)
+    first, state = stepper.read(tokens[:, :10], stepper.initial_state(3))
+    kept = [each.clone() for pair in state for each in pair]
+    second, after = stepper.read(tokens[:, 10:15], state)
+    outputs = [first, second]
+    for step in range(15, 24):
+        logits, after = stepper(tokens[:, step], after)
+        outputs.append(logits[:, None])
+    torch.testing.assert_close(torch.cat(outputs, 1), expected, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(kept, [each for pair in state for each in pair], strict=True))
+    assert not any(parameter.requires_grad for parameter in stepper.parameters())
+    with pytest.raises(ValueError, match="length=24; it has read 24 tokens, and got 1 more"):
+        stepper(tokens[:, 0], after)
+    logits, state = stepper.read(tokens[:0, :4], stepper.initial_state(0))
+    assert logits.shape == (0, 4, 50)
+    assert stepper(tokens[:0, 0], state)[0].shape == (0, 50)
+
+
+def test_it_generates_what_it_finds_likeliest():
+    model = Gpt2(50, 50, length=24, d_model=16, depth=1, heads=2).eval()
+    tokens = torch.randint(50, (2, 5))
+    found = generate(model, tokens, 6, temperature=0)
+    for length in range(5, 11):
+        assert torch.equal(model(found[:, :length])[:, -1].argmax(-1), found[:, length])

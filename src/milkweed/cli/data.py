@@ -31,6 +31,7 @@ def data(what: Literal["check"], recipe: str, overrides: Overrides) -> None:
     kind: Any = class_of("data", config["data"]["class_path"])
     module = kind(**(config["data"]["init_args"] | {"seed": config["seed"]}))
     module.setup()
+    module.check_processes(1)  # a batch must not be larger than the training split
     console = Console()
     for table in (splits(module), classes(module)):
         if table is not None:
@@ -78,4 +79,8 @@ def summary(module: "SequenceData") -> str:
     reads = f"{module.d_input} different tokens" if module.tokens else f"{module.d_input} features per step"
     names = getattr(module, "class_names", None)
     gives = f"{len(names)} classes" if names else f"{module.d_output} numbers"
+    columns = getattr(module, "columns", None)
+    if columns:
+        at = f" at the times in {module.time}" if getattr(module, "time", None) else ""
+        reads = f"{', '.join(columns)}{at}"
     return f"{type(module).__name__}: {module.length:,} steps, {reads}, {gives}. The data can be trained on."

@@ -20,7 +20,8 @@ from milkweed.data.preprocessing import Preprocessing, Signals, Tokens
 from milkweed.data.splits import check_classes, check_shares, split_name
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
-Source = str | np.ndarray | Tensor
+Source = Any
+"""A file, an array, a tensor or a list. Were classes named here, texts in recipes would be import paths."""
 
 
 class Arrays(SequenceData):
@@ -63,7 +64,7 @@ class Arrays(SequenceData):
         check_shares(val, test)
         self.sources: Mapping[str, Any] = {"inputs": inputs, "targets": targets, "lengths": lengths, "split": split}
         for name, value in self.sources.items():
-            if not isinstance(value, str | np.ndarray | Tensor) and not (
+            if not isinstance(value, str | list | np.ndarray | Tensor) and not (
                 value is None and name in {"lengths", "split"}
             ):
                 raise TypeError(f"{name} must be an array, a tensor or the name of a file; got {type(value).__name__}")
@@ -95,6 +96,8 @@ class Arrays(SequenceData):
         arrays = {name: None if source is None else _read(name, source) for name, source in self.sources.items()}
         inputs, targets = _inputs(arrays["inputs"], self.tokens), _numbers("targets", arrays["targets"])
         count = len(inputs)
+        if not count:
+            raise ValueError("inputs hold no sequence; give three or more, one for each split")
         for name, values in arrays.items():
             if values is not None and (values.ndim == 0 or len(values) != count):
                 raise ValueError(f"{name} must be one for each of the {count} inputs; got shape {values.shape}")
@@ -103,6 +106,7 @@ class Arrays(SequenceData):
         targets = self._targets(targets, parts, inputs.shape[1])
         if lengths is not None:
             inputs = without_padding(inputs, lengths)
+            targets = without_padding(targets, lengths) if targets.ndim == 3 else targets
         if self.standardise and not self.tokens:
             training = parts["train"]
             self.mean, self.std = standardised(inputs[training], None if lengths is None else lengths[training])
@@ -167,6 +171,11 @@ def _are_classes(targets: np.ndarray) -> bool:
 def _read(name: str, source: Any) -> np.ndarray:
     if isinstance(source, Tensor):
         return source.detach().cpu().numpy()
+    if isinstance(source, list):
+        try:
+            return np.array(source)
+        except ValueError as error:
+            raise ValueError(f"{name}: no array can be made of the list ({error}); give rows of one length") from error
     return source if isinstance(source, np.ndarray) else read_array(source, f"data.{name}={source}")
 
 
@@ -215,9 +224,14 @@ def _key(where: str, key: str | None, keys: list[str]) -> str:
 
 
 def _numbers(name: str, values: np.ndarray | None) -> np.ndarray:
-    if values is None or values.dtype.kind not in "iubfUSO":
+    if values is None or values.dtype.kind not in "iubfUSO" or not _one_kind(values):
         raise TypeError(f"{name} must be real numbers{' or texts' if name == 'targets' else ''}; got {values.dtype}")
     return values
+
+
+def _one_kind(values: np.ndarray) -> bool:
+    """Whether objects are all texts."""
+    return values.dtype.kind != "O" or all(isinstance(each, str) for each in values.reshape(-1))
 
 
 def _inputs(values: np.ndarray, tokens: bool) -> Tensor:

@@ -47,8 +47,8 @@ def check_sizes(owner: str, data: Any, splits: Mapping[str, Any]) -> None:
             continue
         if split.inputs.ndim == 3 and split.inputs.shape[2] != data.d_input:
             raise ValueError(
-                f"{owner}: {name} split: inputs have {split.inputs.shape[2]} features for each step, and d_input is "
-                f"{data.d_input}"
+                f"{owner}: {name} split: inputs have {split.inputs.shape[2]} features for each step, and "
+                f"d_input={data.d_input}"
             )
         if split.inputs.ndim == 2 and int(split.inputs.max()) >= data.d_input:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Images: read from files, and read step by step as sequences."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -18,13 +18,25 @@ def read_image(file: Path, *, grey: bool, size: int | None) -> np.ndarray:
         raise ModuleNotFoundError('images are read by Pillow: pip install "milkweed[data]"') from error
     try:
         with Image.open(file) as opened:
-            image = opened.convert("L" if grey else "RGB")
+            image = _eight_bits(opened).convert("L" if grey else "RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} is no image that can be read: {error}; remove it or replace it") from error
     if size is not None:
         image = image.resize((size, size), Image.Resampling.LANCZOS)
     levels = np.asarray(image)
     return levels[..., None] if levels.ndim == 2 else levels
+
+
+def _eight_bits(image: Any) -> Any:
+    """An image of 16 bits for each level in 8, which Pillow would cut off; any other as it is."""
+    if not image.mode.startswith("I"):
+        return image
+    levels = np.asarray(image)
+    if levels.min() < 0 or levels.max() > 65535:
+        raise ValueError(f"its levels are {levels.min()}…{levels.max()}, not those of 8 or 16 bits")
+    from PIL import Image
+
+    return Image.fromarray((levels // 257).astype(np.uint8))
 
 
 def check_patch(patch: int, shape: tuple[int, ...]) -> None:

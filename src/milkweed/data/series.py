@@ -61,6 +61,8 @@ class Times:
         try:
             stamps = pandas.DatetimeIndex(pandas.to_datetime(pandas.Series(values), errors="raise"))
         except (ValueError, TypeError) as error:
+            if "utc" in str(error):  # offsets from UTC that change, as with summer time
+                return cls.of(file, column, pandas.to_datetime(pandas.Series(values), utc=True).to_numpy(), first_row)
             raise ValueError(f"{file}: the column {column!r} holds no time stamps: {error}") from error
         missing = np.flatnonzero(stamps.isna())
         if missing.size:

@@ -81,11 +81,12 @@ class Task(nn.Module, ABC):
         """Give a model that is about to be trained its start, where that is not at random."""
 
     def check_inputs(self, stage: str, batch_idx: int, inputs: torch.Tensor) -> None:
-        """Refuse inputs that are not sequences of features."""
-        if inputs.ndim != 3 or 0 in inputs.shape:
+        """Refuse inputs that are neither sequences of features nor tokens."""
+        wanted = 3 if inputs.is_floating_point() else 2
+        if inputs.ndim != wanted or 0 in inputs.shape:
+            shape = "(batch, length, features)" if wanted == 3 else "tokens (batch, length)"
             raise ValueError(
-                f"{stage} batch {batch_idx}: inputs must be (batch, length, features) with none of them 0, "
-                f"got {tuple(inputs.shape)}; "
+                f"{stage} batch {batch_idx}: inputs must be {shape} with none of them 0, got {tuple(inputs.shape)}; "
                 "check the data module's batch_size and its files"
             )
 

@@ -112,12 +112,17 @@ class Predictor:
         return found
 
     def stream(self, *, rate: float = 1.0) -> Stream:
-        """Start to read a live stream, step by step; see [`milkweed.train.stream.Stream`][]."""
+        """Start to read a live stream, step by step; see `milkweed.train.stream.Stream`."""
         check_rate(rate)
         return Stream(self, rate)
 
     def _of_class(self, number: int, probabilities: list[float]) -> Prediction:
         names = self.preprocessing.class_names or [str(each) for each in range(len(probabilities))]
+        if len(names) != len(probabilities):
+            raise ValueError(
+                f"{self.name}: the model gives {len(probabilities)} classes, and its preprocessing names {len(names)}; "
+                "delete preprocessing.json to have it made again"
+            )
         return {
             "class": names[number],
             "probability": probabilities[number],

@@ -56,7 +56,11 @@ class Preprocessing(ABC):
         register_if_free("preprocessing", cls)
 
     def __init__(self, class_names: Iterable[str] | None = None, **values: Any) -> None:
+        if isinstance(class_names, str) or not isinstance(class_names, Iterable | None):
+            raise TypeError(f"class_names must be a list of names; got {class_names!r:.60}")
         self.class_names = None if class_names is None else [str(name) for name in class_names]
+        if self.class_names == []:
+            raise ValueError("class_names must name a class; use None where there are none")
         self.values = {"class_names": self.class_names} | {name: _json(value) for name, value in values.items()}
         self.folder = Path()
         """The run folder, where a tokenizer lies."""
@@ -104,6 +108,8 @@ def read_preprocessing(folder: Path) -> Preprocessing:
     known = isinstance(content, dict) and isinstance(content.get("values"), dict)
     if not known or type(content.get("format")) is not int:
         raise ValueError(f"{file} is damaged: expected format, name and values; delete it to have it made again")
+    if content["format"] < 1:
+        raise ValueError(f"{file} is damaged: format={content['format']}; delete it to have it made again")
     if content["format"] > FORMAT:
         raise ValueError(f"{file} has format {content['format']}, this version reads {FORMAT}: update milkweed")
     kind: type[Preprocessing] = find("preprocessing", content.get("name"), f"{file}: name")
@@ -113,6 +119,23 @@ def read_preprocessing(folder: Path) -> Preprocessing:
         raise ValueError(f"{file} is damaged: {error}; delete it to have it made again") from error
     made.folder = folder
     return made
+
+
+def check_scale(mean: Any, std: Any, width: int) -> None:
+    """Refuse a mean or a standard deviation that is not one number, or one for each of a step."""
+    for name, value in (("mean", mean), ("std", std)):
+        found = torch.as_tensor(value, dtype=torch.float64)
+        if found.ndim > 1 or found.numel() not in {1, width} or not bool(torch.isfinite(found).all()):
+            raise ValueError(f"{name} must be a finite number, or {width} of them; got {value!r:.60}")
+        if name == "std" and not bool((found > 0).all()):
+            raise ValueError(f"std must be above 0; got {value!r:.60}")
+
+
+def check_counts(**values: Any) -> None:
+    """Refuse what is neither None nor a whole number from 1 on."""
+    for name, value in values.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"{name} must be a whole number from 1 on; got {value!r:.60}")
 
 
 def check_finite(name: str, inputs: Tensor) -> None:

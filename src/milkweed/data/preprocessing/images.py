@@ -10,7 +10,7 @@ from torch import Tensor
 
 from milkweed.data.images import SUFFIXES, Steps, as_steps, read_image
 from milkweed.data.preprocessing.arrays import numeric, read_arrays
-from milkweed.data.preprocessing.base import Preprocessing, Sample, check_finite
+from milkweed.data.preprocessing.base import Preprocessing, Sample, check_counts, check_finite, check_scale
 
 
 class Images(Preprocessing):
@@ -54,6 +54,11 @@ class Images(Preprocessing):
             mean=mean,
             std=std,
         )
+        sides = size and dict(zip(("height", "width"), size, strict=True))
+        check_counts(colours=colours, patch=patch, length=length, **(sides or {}))
+        check_scale(mean, std, colours)
+        if steps not in {"pixels", "rows", "patches"}:
+            raise ValueError(f"steps={steps!r:.60} must be 'pixels', 'rows' or 'patches'")
         self.colours, self.size, self.scale = colours, None if size is None else tuple(size), scale
         self.steps, self.patch, self.length = steps, patch, length
         self.mean, self.std = (torch.as_tensor(each, dtype=torch.float32) for each in (mean, std))
@@ -92,6 +97,8 @@ class Images(Preprocessing):
             size = self.size[0] if self.scale and self.size else None
             yield str(path), self._checked(str(path), read_image(path, grey=self.colours == 1, size=size))
             return
+        if isinstance(source, str | Path) and not Path(source).is_file():
+            raise FileNotFoundError(f"{source} is not a file; give an image ({', '.join(SUFFIXES)}), or an array")
         for name, values in read_arrays(source):
             yield name, self._checked(name, values)
 

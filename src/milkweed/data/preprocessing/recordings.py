@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from milkweed.data.preprocessing.arrays import read_arrays
-from milkweed.data.preprocessing.base import Preprocessing, Sample
+from milkweed.data.preprocessing.base import Preprocessing, Sample, check_counts
 from milkweed.data.preprocessing.signals import Signals
 from milkweed.data.sounds import SUFFIXES, mixed, read_sound, resampled
 
@@ -50,6 +50,9 @@ class Recordings(Preprocessing):
             mean=mean,
             std=std,
         )
+        check_counts(sample_rate=sample_rate, channels=channels, length=length)
+        if not isinstance(resample, bool):
+            raise TypeError(f"resample must be true or false; got {resample!r:.60}")
         self.sample_rate, self.resample, self.channels, self.length = sample_rate, resample, channels, length
         self.signals = Signals(channels, None, mean, std)
 
@@ -58,6 +61,8 @@ class Recordings(Preprocessing):
         if isinstance(source, str | Path) and Path(source).suffix.lower() in SUFFIXES:
             yield str(source), self._sample(str(source), self._of_file(Path(source), rate), rate)
             return
+        if isinstance(source, str | Path) and not Path(source).is_file():
+            raise FileNotFoundError(f"{source} is not a file; give a recording ({', '.join(SUFFIXES)}), or an array")
         for name, values in read_arrays(source):
             yield name, self._sample(name, self._amplitudes(name, values), rate)
 

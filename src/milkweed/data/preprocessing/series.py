@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milkweed._suggest import unknown
 from milkweed.data.preprocessing.arrays import numeric
-from milkweed.data.preprocessing.base import Preprocessing, Sample, check_finite
+from milkweed.data.preprocessing.base import Preprocessing, Sample, check_counts, check_finite, check_scale
 from milkweed.data.series import Distance, Times, numbers, read_table
 
 
@@ -53,6 +52,8 @@ class Series(Preprocessing):
             time=time,
             distance=distance,
         )
+        check_counts(targets=targets, context=context)
+        check_scale(mean, std, len(columns))
         self.columns, self.targets, self.context = list(columns), targets, context
         self.mean, self.std = (torch.tensor(each, dtype=torch.float64) for each in (mean, std))
         self.time, self.distance = time, distance
@@ -104,7 +105,8 @@ class Series(Preprocessing):
         table = read_table(path)
         for name in [*self.columns, *([] if self.time is None else [self.time])]:
             if name not in table:
-                raise ValueError(f"{path}: {unknown('column', name, table)}; the model was trained on it")
+                there = ", ".join(table)
+                raise ValueError(f"{path} has no column {name!r}, which the model was trained on; it has {there}")
         first = max(0, len(table[self.columns[0]]) - self.context)
         table = {name: column[first:] for name, column in table.items()}
         values = np.stack([numbers(path, name, table[name], first + 1) for name in self.columns], 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from milkweed.data.idx import read_idx
 from milkweed.data.preprocessing.arrays import numeric, read_arrays
-from milkweed.data.preprocessing.base import Preprocessing, Sample, check_finite
+from milkweed.data.preprocessing.base import Preprocessing, Sample, check_counts, check_finite, check_scale
 
 
 class Signals(Preprocessing):
@@ -35,6 +35,8 @@ class Signals(Preprocessing):
         class_names: Iterable[str] | None = None,
     ) -> None:
         super().__init__(class_names, width=width, length=length, mean=mean, std=std)
+        check_counts(width=width, length=length)
+        check_scale(mean, std, width)
         self.width, self.length = width, length
         self.mean, self.std = (torch.as_tensor(each, dtype=torch.float64) for each in (mean, std))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from milkweed.data.preprocessing.arrays import read_arrays
-from milkweed.data.preprocessing.base import Preprocessing, Sample
+from milkweed.data.preprocessing.base import Preprocessing, Sample, check_counts
 from milkweed.data.preprocessing.texts import Texts, check_no_rate
 
 
@@ -23,6 +23,7 @@ class Tokens(Preprocessing):
 
     def __init__(self, vocabulary: int, length: int | None = None, class_names: Iterable[str] | None = None) -> None:
         super().__init__(class_names, vocabulary=vocabulary, length=length)
+        check_counts(vocabulary=vocabulary, length=length)
         self.vocabulary, self.length = vocabulary, length
 
     def read(self, source: Any, rate: float = 1.0) -> Iterator[tuple[str, Sample]]:
@@ -64,6 +65,7 @@ class Bytes(Texts):
 
     def __init__(self, field: str, length: int | None = None, class_names: Iterable[str] | None = None) -> None:
         super().__init__(class_names, field=field, length=length)
+        check_counts(length=length)
         self.fields, self.length = [field], length
 
     def read(self, source: Any, rate: float = 1.0) -> Iterator[tuple[str, Sample]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +11,9 @@ from torch import Tensor, nn
 
 from milkweed._arguments import checked
 from milkweed.models.base import Model, check_tokens
-from milkweed.nn import build_linear, check_spec
+from milkweed.nn import Stepper, build_linear, check_spec
 from milkweed.nn.lengths import tokens_without_padding
+from milkweed.nn.stepping import check_batch_size
 from milkweed.nn.structured_linear import ConcatLinear, StructuredLinear
 
 
@@ -109,6 +112,66 @@ class Gpt2(Model):
         given = inputs if inputs.shape[0] else inputs.new_zeros(1, inputs.shape[1])
         logits: Tensor = self.gpt2(input_ids=given, attention_mask=mask, use_cache=False).logits
         return logits if inputs.shape[0] else logits[:0]
+
+    def stepper(self) -> Stepper:
+        """Give the model as a recurrence over tokens, whose state, keys and values of all tokens so far, grows.
+
+        Returns:
+            A stepper, ``logits, state = stepper(tokens, state)`` with tokens (B,), for at most ``length`` tokens.
+
+        Example:
+            >>> stepper = mw.models.Gpt2(96, 96, length=64, d_model=32, depth=2).eval().stepper()
+            >>> logits, state = stepper.read(torch.randint(96, (2, 50)), stepper.initial_state(batch_size=2))
+            >>> stepper(torch.randint(96, (2,)), state)[0].shape
+            torch.Size([2, 96])
+        """
+        return _Gpt2Stepper(self)
+
+
+class _Gpt2Stepper(Stepper):
+    """GPT-2 token by token: its state is a pair of keys and values, (B, heads, tokens, channels), for each block."""
+
+    def __init__(self, model: Gpt2) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        # Newer versions of transformers have another name for it.
+        options = inspect.signature(self.model.gpt2.forward).parameters
+        self._cache_name = "cache" if "cache" in options else "past_key_values"
+
+    def initial_state(self, batch_size: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        check_batch_size(batch_size)
+        config: Any = self.model.gpt2.config
+        weight = next(self.model.parameters())
+        nothing = weight.new_zeros(batch_size, config.n_head, 0, config.n_embd // config.n_head)
+        return tuple((nothing, nothing) for _ in range(config.n_layer))
+
+    def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+        if u.ndim != 1:
+            raise ValueError(f"tokens must be (B,); got shape {tuple(u.shape)}")
+        logits, state = self.read(u[:, None], state)
+        return logits[:, 0], state
+
+    def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+        check_tokens(u, self.model.d_input, "inputs: tokens")
+        read, longest = state[0][0].shape[2], self.model.length
+        if read + u.shape[1] > longest:
+            raise ValueError(
+                f"this Gpt2 was built for contexts up to length={longest}; it has read {read} tokens, and got "
+                f"{u.shape[1]} more"
+            )
+        if not u.shape[0]:  # transformers fails to split the heads of an empty batch
+            grown = tuple(
+                tuple(each.new_zeros(0, each.shape[1], read + u.shape[1], each.shape[3]) for each in pair)
+                for pair in state
+            )
+            return state[0][0].new_zeros(0, u.shape[1], self.model.d_input), grown
+        from transformers import DynamicCache
+
+        cache: Any = DynamicCache()
+        for block, (keys, values) in enumerate(state if read else ()):
+            cache.update(keys, values, block)
+        logits = self.model.gpt2(input_ids=u, use_cache=True, **{self._cache_name: cache}).logits
+        return logits, tuple((layer.keys, layer.values) for layer in cache.layers)
 
 
 def _build(tokens: int, length: int, d_model: int, depth: int, heads: int, dropout: float) -> nn.Module:
