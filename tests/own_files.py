@@ -35,6 +35,13 @@ def own_files():
     return root
 
 
+def long_table():
+    """A table of as many hours as the standard borders of ETT's have."""
+    file = own_files() / "hours.csv"
+    file.write_text("load\n" + "".join(f"{hour % 24}\n" for hour in range(14400)))
+    return file
+
+
 def options():
     """What the recipes for data of one's own need, by recipe."""
     root = own_files()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.own_files import long_table
 from tests.own_files import options as own_options
 
 import milkweed as mw
@@ -193,7 +194,7 @@ def test_commands_and_their_options_exist(page, line, capsys, monkeypatch, tmp_p
     monkeypatch.chdir(tmp_path)
     command, *words = shlex.split(line)
     of_recipe = [place for place, word in enumerate(words) if re.match(r"--(data|model|task|trainer|seed)\b", word)]
-    if command in {"train", "inspect"}:
+    if command in {"train", "inspect", "sweep"}:
         first = []
         if words[0] == "my.yaml":  # the recipe and the layer that the page shows
             Path("my.yaml").write_text(*blocks(ROOT / page, "yaml"))
@@ -205,7 +206,10 @@ def test_commands_and_their_options_exist(page, line, capsys, monkeypatch, tmp_p
             first = ["--import", "my_layers"]
         for place in of_recipe:
             theirs = dict(zip(*[iter(own_options().get(words[0], []))] * 2, strict=True)).get(words[place])
+            if theirs is not None and "etth" in words:
+                theirs = long_table()
             if theirs is not None:  # a recipe for data of the reader's own
+                Path(words[place + 1]).parent.mkdir(parents=True, exist_ok=True)
                 Path(words[place + 1]).symlink_to(theirs)
             elif words[place] == "--data.file":  # a text whose characters are the vocabulary
                 Path(words[place + 1]).write_text("To be, or not to be.\n" * 100)
