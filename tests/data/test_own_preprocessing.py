@@ -314,6 +314,9 @@ def test_images_of_sixteen_bits(tmp_path):
     Image.fromarray(levels).save(tmp_path / "a.png")
     (inputs,) = read(Images(1, [4, 4]), tmp_path / "a.png")
     assert inputs.flatten().tolist() == [17.0 * step for step in range(16)]
+    Image.fromarray(levels.astype(np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match=r"a\.tiff is no image that can be read: its levels are floating-point"):
+        read(Images(1, [4, 4]), tmp_path / "a.tiff")
 
 
 def test_times_over_a_change_of_the_clock(tmp_path):

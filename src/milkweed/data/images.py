@@ -29,6 +29,8 @@ def read_image(file: Path, *, grey: bool, size: int | None) -> np.ndarray:
 
 def _eight_bits(image: Any) -> Any:
     """An image of 16 bits for each level in 8, which Pillow would cut off; any other as it is."""
+    if image.mode == "F":
+        raise ValueError("its levels are floating-point numbers; save it with 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
     levels = np.asarray(image)
