@@ -27,6 +27,7 @@ SMALL = {
     "M2Gpt": {"d_input": 3, "d_output": 3, "length": 16, "d_model": 16, "depth": 1},
     "M2Vit": {"d_input": 3, "d_output": 3, "size": [8, 8], "patch": 2, "d_model": 16, "depth": 1},
     "MlpMixer": {"d_input": 3, "d_output": 3, "length": 16, "d_model": 8, "depth": 1},
+    "Forecaster": {"d_input": 3, "d_output": 1, "horizon": 4, "d_model": 8, "depth": 1},
     "Sashimi": {"d_input": 3, "d_output": 3, "d_model": 8, "depth": 1},
     "SequenceModel": {"d_input": 1, "d_output": 3, "d_model": 8, "depth": 1},
 }

@@ -39,6 +39,11 @@ EXAMPLES = {
         ["--pairs", PAIRS, "--text", PAIRS, "--quick", "--distil", "24"],
         ["Spearman on 12 pairs", "calibrated", "distilled on 24"],
     ),
+    "forecast_baselines.py": (
+        ["lightning", "pandas"],
+        [str(Path(__file__).parent / "hours.csv"), "--context", "48", "--horizons", "4"],
+        ["| 4 | 0.000 | 0.000 | 0.0"],  # every day is the same
+    ),
     "hippo_memory.py": (
         ["lightning", "rich", "matplotlib"],
         ["delay", "--scale", "0.02", "--train", "--epochs", "1", "--figure", "figure.png"],
