@@ -398,7 +398,7 @@ class Bare(mw.structures.Diagonal):
         (("structure", "mine", Bare), TypeError, "Bare must be a dataclass"),
         (("model", "mine", nn.Linear), TypeError, "must be a subclass of milkweed.models.Model"),
         (("data", "mine", nn.Linear), TypeError, "must be a subclass of milkweed.data.SequenceData"),
-        (("data", "mine", mw.data.SequenceData), TypeError, "SequenceData is abstract .* define d_output, load"),
+        (("data", "mine", mw.data.SequenceData), TypeError, "SequenceData is abstract .* define load"),
         (("task", "mine", nn.Linear), TypeError, "must be a subclass of milkweed.tasks.Task"),
         (("config", "mine", nn.Linear), TypeError, "must be a subclass of milkweed.convert.LayerConfig"),
         (("config", "mine", Unnamed), TypeError, "must be a dataclass"),

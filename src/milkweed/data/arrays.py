@@ -14,7 +14,6 @@ from milkweed._arguments import checked
 from milkweed._suggest import unknown
 from milkweed.data.base import SPLITS, SequenceData
 from milkweed.data.batches import ArrayDataset
-from milkweed.data.checks import check_split
 from milkweed.data.digits import stratified_split
 from milkweed.data.preprocessing import Preprocessing, Signals, Tokens
 from milkweed.data.splits import check_classes, check_shares, split_name
@@ -69,7 +68,6 @@ class Arrays(SequenceData):
             ):
                 raise TypeError(f"{name} must be an array, a tensor or the name of a file; got {type(value).__name__}")
         self.val, self.test, self.tokens, self.standardise = val, test, tokens, standardise
-        self.class_names: tuple[str, ...] | None = None
         self.mean: Tensor | None = None
         self.std: Tensor | None = None
 
@@ -84,12 +82,6 @@ class Arrays(SequenceData):
         if self.tokens:
             return 1 + max(int(self.split(name).inputs.max()) for name in SPLITS)
         return self.split("train").inputs.shape[2]
-
-    @property
-    def d_output(self) -> int:
-        """Number of classes, or of target numbers for each sequence or step."""
-        targets = self.split("train").targets
-        return targets.shape[-1] if self.class_names is None else len(self.class_names)
 
     def load(self) -> dict[str, ArrayDataset]:
         """Read, check and split the arrays."""
@@ -128,9 +120,6 @@ class Arrays(SequenceData):
             return Tokens(self.d_input, length, self.class_names)
         scale = {} if self.mean is None else {"mean": self.mean.tolist(), "std": cast(Tensor, self.std).tolist()}
         return Signals(self.d_input, length, **scale, class_names=self.class_names)
-
-    def _check(self, name: str, split: ArrayDataset) -> None:
-        check_split(type(self).__name__, name, split, None if self.class_names is None else len(self.class_names))
 
     def _parts(self, split: np.ndarray | None, targets: np.ndarray) -> dict[str, np.ndarray]:
         if split is None:

@@ -1,7 +1,7 @@
 """What every data module has in common: checks on loading, and batches that can be repeated."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -32,6 +32,8 @@ class SequenceData(LightningDataModule, ABC):
 
     length: int
     d_input: int
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes by number, where targets are classes of sequences; `load` may set them."""
     tokens: bool = False
     """Whether inputs are (B, L) integers below ``d_input``."""
     judged_by: str | None = None
@@ -60,9 +62,10 @@ class SequenceData(LightningDataModule, ABC):
         self._batches: TrainingBatches | None = None
 
     @property
-    @abstractmethod
     def d_output(self) -> int:
-        """Numbers that a model gives, per sequence or per step."""
+        """Numbers that a model gives, per sequence or per step: one for each class, or as many as targets have."""
+        targets = self.split("train").targets
+        return targets.shape[-1] if self.class_names is None else len(self.class_names)
 
     @abstractmethod
     def load(self) -> dict[str, ArrayDataset]:
@@ -91,7 +94,7 @@ class SequenceData(LightningDataModule, ABC):
             raise
 
     def _check(self, name: str, split: ArrayDataset) -> None:
-        check_split(type(self).__name__, name, split)
+        check_split(type(self).__name__, name, split, None if self.class_names is None else len(self.class_names))
 
     def split(self, name: str) -> ArrayDataset:
         """One loaded split: `train`, `val` or `test`."""
@@ -173,13 +176,11 @@ class SequenceClassificationData(SequenceData):
     A family implements `load` and names its `length`, `d_input` and `class_names`.
     """
 
-    class_names: ClassVar[tuple[str, ...]]
-
     @property
     def d_output(self) -> int:
         """Number of classes."""
-        check_class_names(type(self).__name__, getattr(self, "class_names", None))
-        return len(self.class_names)
+        check_class_names(type(self).__name__, self.class_names)
+        return len(self.class_names or ())
 
     def _check(self, name: str, split: ArrayDataset) -> None:
         check_split(type(self).__name__, name, split, self.d_output)

@@ -11,7 +11,6 @@ from milkweed._files import path_text
 from milkweed._suggest import unknown
 from milkweed.data.base import SPLITS, SequenceData
 from milkweed.data.batches import ArrayDataset
-from milkweed.data.checks import check_split
 from milkweed.data.preprocessing import Series
 from milkweed.data.series import Distance, Times, numbers, read_table
 
@@ -40,8 +39,6 @@ class CsvForecast(SequenceData):
         seed: Decides the order of the training windows, nothing else.
         limit: At most this many windows per split, for trials.
     """
-
-    judged_by = None
 
     @checked(but=("file", "borders"))
     def __init__(
@@ -72,11 +69,6 @@ class CsvForecast(SequenceData):
     def d_input(self) -> int:  # type: ignore[override]
         """Columns that are read."""
         return self.split("train").inputs.shape[2]
-
-    @property
-    def d_output(self) -> int:
-        """Columns that are forecast."""
-        return self.split("train").targets.shape[2]
 
     @property
     def units(self) -> list[float]:
@@ -147,9 +139,6 @@ class CsvForecast(SequenceData):
         if self.borders[-1] > count:
             raise ValueError(f"data.borders ends at row {self.borders[-1]}, and {self.file} has {count} rows")
         return self.borders
-
-    def _check(self, name: str, split: ArrayDataset) -> None:
-        check_split(type(self).__name__, name, split)
 
 
 def _borders(borders: str | list[int] | None) -> tuple[int, ...] | None:

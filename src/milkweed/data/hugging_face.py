@@ -13,7 +13,6 @@ from milkweed._files import path_text
 from milkweed.data.arrays import standardised, without_padding
 from milkweed.data.base import SPLITS, SequenceData
 from milkweed.data.batches import ArrayDataset
-from milkweed.data.checks import check_split
 from milkweed.data.preprocessing import Bytes, Images, Preprocessing, Recordings, Signals
 from milkweed.data.preprocessing.tokens import as_bytes
 from milkweed.data.sounds import read_sound
@@ -64,7 +63,6 @@ class HuggingFace(SequenceData):
             raise ValueError(f"max_length={max_length} must be at least 1")
         self.source, self.config, self.max_length = path_text("source", source), config, max_length
         self.inputs, self.targets, self.val, self.test = inputs, targets, val, test
-        self.class_names: tuple[str, ...] | None = None
         self.mean: Tensor | None = None
         self.std: Tensor | None = None
         self._first: tuple[str, int | None] | None = None  # kind and sample rate of all rows
@@ -78,12 +76,6 @@ class HuggingFace(SequenceData):
     def d_input(self) -> int:  # type: ignore[override]
         """Features of each step, or the number of different tokens."""
         return BYTES if self.split("train").inputs.ndim == 2 else self.split("train").inputs.shape[2]
-
-    @property
-    def d_output(self) -> int:
-        """Number of classes, or of target numbers."""
-        targets = self.split("train").targets
-        return targets.shape[-1] if self.class_names is None else len(self.class_names)
 
     def load(self) -> dict[str, ArrayDataset]:
         """Read the rows, and make sequences of one length of them."""
@@ -183,9 +175,6 @@ class HuggingFace(SequenceData):
         if kind == "recording" and rate is not None:
             return Recordings(rate, length=self.max_length, **options)
         return Signals(self.d_input, None, **options)
-
-    def _check(self, name: str, split: ArrayDataset) -> None:
-        check_split(type(self).__name__, name, split, None if self.class_names is None else len(self.class_names))
 
 
 def _named(kind: str, rate: int | None) -> str:

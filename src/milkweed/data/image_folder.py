@@ -6,17 +6,12 @@ import numpy as np
 import torch
 
 from milkweed._arguments import checked
-from milkweed._files import path_text
-from milkweed.data.base import SequenceData
-from milkweed.data.batches import ArrayDataset
-from milkweed.data.checks import check_split
 from milkweed.data.images import SUFFIXES, Steps, as_steps, check_patch, read_image
-from milkweed.data.labelled_files import find_files, read_all
+from milkweed.data.labelled_folder import LabelledFolder, Split
 from milkweed.data.preprocessing import Images
-from milkweed.data.splits import check_shares
 
 
-class ImageFolder(SequenceData):
+class ImageFolder(LabelledFolder):
     """Images with a class each: a folder of files for each class, or a table of files, as of `WavFolder`.
 
     Inputs are (level - mean) / standard deviation for each colour, both of the training split.
@@ -37,6 +32,9 @@ class ImageFolder(SequenceData):
         limit: At most this many samples per split, for trials.
     """
 
+    suffixes = SUFFIXES
+    contents = "images"
+
     @checked(but=("root", "val_list", "test_list", "steps"))
     def __init__(
         self,
@@ -53,52 +51,28 @@ class ImageFolder(SequenceData):
         seed: int = 0,
         limit: int | None = None,
     ) -> None:
-        super().__init__(batch_size, seed, limit)
-        check_shares(val, test)
+        super().__init__(root, val, test, val_list, test_list, batch_size, seed, limit)
         if steps not in {"pixels", "rows", "patches"}:
             raise ValueError(f"steps={steps!r} must be 'pixels', 'rows' or 'patches'")
         for name, value in (("size", size), ("patch", patch)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        self.root = Path(path_text("root", root))
-        self.val_list, self.test_list = (
-            None if path is None else Path(path_text(name, path))
-            for name, path in (("val_list", val_list), ("test_list", test_list))
-        )
-        self.steps, self.grey, self.size, self.patch, self.val, self.test = steps, grey, size, patch, val, test
-        self.class_names: tuple[str, ...] = ()
+        self.steps, self.grey, self.size, self.patch = steps, grey, size, patch
         self.mean = self.std = torch.zeros(1)
         self._shape: tuple[int, int] | None = None
-
-    @property
-    def length(self) -> int:  # type: ignore[override]
-        """Steps of each image."""
-        return self.split("train").inputs.shape[1]
 
     @property
     def d_input(self) -> int:  # type: ignore[override]
         """Numbers of each step."""
         return self.split("train").inputs.shape[2]
 
-    @property
-    def d_output(self) -> int:
-        """Number of classes."""
-        self.setup()
-        return len(self.class_names)
-
-    def load(self) -> dict[str, ArrayDataset]:
-        """Read the images, split and standardise them."""
-        shares, lists = (self.val, self.test), (self.val_list, self.test_list)
-        found = find_files(type(self).__name__, self.root, SUFFIXES, *shares, *lists, self.limit)
-        self.class_names = found.class_names
-        levels = {name: np.stack(read_all(files, self.read, "images")) for name, files in found.files.items()}
+    def prepared(self, read: dict[str, list[np.ndarray]]) -> dict[str, Split]:
+        """Standardise the levels of each colour, and read the images step by step."""
+        levels = {name: np.stack(images) for name, images in read.items()}
         training = levels["train"].reshape(-1, levels["train"].shape[-1])
         mean, std = training.mean(0, dtype=np.float64), training.std(0, dtype=np.float64)
         self.mean, self.std = torch.from_numpy(mean).float(), torch.from_numpy(np.where(std > 0, std, 1)).float()
-        return {
-            name: ArrayDataset(self._sequences(images), torch.tensor(found.labels[name]))
-            for name, images in levels.items()
-        }
+        return {name: (self._sequences(images), None) for name, images in levels.items()}
 
     def read(self, file: Path) -> np.ndarray:
         """Read one image: (height, width, colours) levels 0 … 255."""
@@ -133,6 +107,3 @@ class ImageFolder(SequenceData):
     def _sequences(self, images: np.ndarray) -> torch.Tensor:
         levels = (torch.from_numpy(images).float() - self.mean) / self.std
         return as_steps(levels, self.steps, self.patch)
-
-    def _check(self, name: str, split: ArrayDataset) -> None:
-        check_split(type(self).__name__, name, split, len(self.class_names))

@@ -7,17 +7,12 @@ import torch
 from torch import Tensor
 
 from milkweed._arguments import checked
-from milkweed._files import path_text
-from milkweed.data.base import SequenceData
-from milkweed.data.batches import ArrayDataset
-from milkweed.data.checks import check_split
-from milkweed.data.labelled_files import find_files, read_all
+from milkweed.data.labelled_folder import LabelledFolder, Split
 from milkweed.data.preprocessing import Recordings
 from milkweed.data.sounds import SUFFIXES, mixed, read_sound, resampled
-from milkweed.data.splits import check_shares
 
 
-class WavFolder(SequenceData):
+class WavFolder(LabelledFolder):
     """Recordings with a class each, sample by sample: a folder of files for each class, or a table of files.
 
     `root` holds a folder for each class; or the folders `train`, `val` and `test` with these in them; or it is a .csv
@@ -41,6 +36,9 @@ class WavFolder(SequenceData):
         limit: At most this many samples per split, for trials.
     """
 
+    suffixes = SUFFIXES
+    contents = "recordings"
+
     @checked(but=("root", "val_list", "test_list"))
     def __init__(
         self,
@@ -56,49 +54,23 @@ class WavFolder(SequenceData):
         seed: int = 0,
         limit: int | None = None,
     ) -> None:
-        super().__init__(batch_size, seed, limit)
-        check_shares(val, test)
+        super().__init__(root, val, test, val_list, test_list, batch_size, seed, limit)
         for name, value in (("sample_rate", sample_rate), ("seconds", seconds), ("channels", channels)):
             if value is not None and value <= 0:
                 raise ValueError(f"{name}={value} must be above 0")
-        self.root = Path(path_text("root", root))
-        self.val_list, self.test_list = (
-            None if path is None else Path(path_text(name, path))
-            for name, path in (("val_list", val_list), ("test_list", test_list))
-        )
-        self.sample_rate, self.seconds, self.channels, self.val, self.test = sample_rate, seconds, channels, val, test
+        self.sample_rate, self.seconds, self.channels = sample_rate, seconds, channels
         self.d_input = channels
-        self.class_names: tuple[str, ...] = ()
         self.mean = self.std = 0.0
         self._rate: tuple[int, Path] | None = None  # of all recordings, and the file that it comes from
 
-    @property
-    def length(self) -> int:  # type: ignore[override]
-        """Samples of the longest recording."""
-        return self.split("train").inputs.shape[1]
-
-    @property
-    def d_output(self) -> int:
-        """Number of classes."""
-        self.setup()
-        return len(self.class_names)
-
-    def load(self) -> dict[str, ArrayDataset]:
-        """Read the recordings, split and standardise them."""
-        shares, lists = (self.val, self.test), (self.val_list, self.test_list)
-        found = find_files(type(self).__name__, self.root, SUFFIXES, *shares, *lists, self.limit)
-        self.class_names = found.class_names
-        sounds = {name: read_all(files, self.read, "recordings") for name, files in found.files.items()}
-        longest = max(len(sound) for split in sounds.values() for sound in split)
-        samples = np.concatenate(sounds["train"])
+    def prepared(self, read: dict[str, list[np.ndarray]]) -> dict[str, Split]:
+        """Standardise the recordings, and pad them to the longest."""
+        longest = max(len(sound) for sounds in read.values() for sound in sounds)
+        samples = np.concatenate(read["train"])
         self.mean, self.std = float(samples.mean(dtype=np.float64)), float(samples.std(dtype=np.float64)) or 1.0
         return {
-            name: ArrayDataset(
-                self._padded(split, longest),
-                torch.tensor(found.labels[name]),
-                torch.tensor([len(sound) for sound in split]),
-            )
-            for name, split in sounds.items()
+            name: (self._padded(sounds, longest), torch.tensor([len(sound) for sound in sounds]))
+            for name, sounds in read.items()
         }
 
     def read(self, file: Path) -> np.ndarray:
@@ -138,6 +110,3 @@ class WavFolder(SequenceData):
         for row, sound in zip(found, sounds, strict=True):
             row[: len(sound)] = torch.from_numpy((sound - self.mean) / self.std)
         return found
-
-    def _check(self, name: str, split: ArrayDataset) -> None:
-        check_split(type(self).__name__, name, split, len(self.class_names))

@@ -24,6 +24,15 @@ def read_arrays(source: Any) -> Iterator[tuple[str, np.ndarray]]:
     yield "the input", numeric("the input", source)
 
 
+def file_of(source: Any, what: str, suffixes: tuple[str, ...]) -> Path | None:
+    """The file that a source names, None of anything else; one that is not there is refused."""
+    if not isinstance(source, str | Path):
+        return None
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"{source} is not a file; give {what} ({', '.join(suffixes)}), or a file of arrays")
+    return Path(source)
+
+
 def numeric(name: str, values: Any) -> np.ndarray:
     """An array of real numbers; anything else is refused."""
     try:

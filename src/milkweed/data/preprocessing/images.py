@@ -1,7 +1,6 @@
 """Images of any colours as raw inputs."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from milkweed.data.images import SUFFIXES, Steps, as_steps, read_image
-from milkweed.data.preprocessing.arrays import numeric, read_arrays
+from milkweed.data.preprocessing.arrays import file_of, numeric, read_arrays
 from milkweed.data.preprocessing.base import Preprocessing, Sample, check_counts, check_finite, check_scale
 
 
@@ -54,8 +53,9 @@ class Images(Preprocessing):
             mean=mean,
             std=std,
         )
-        sides = size and dict(zip(("height", "width"), size, strict=True))
-        check_counts(colours=colours, patch=patch, length=length, **(sides or {}))
+        check_counts(colours=colours, patch=patch, length=length)
+        if size is not None and (len(size) != 2 or not all(type(side) is int and side > 0 for side in size)):
+            raise ValueError(f"size must be a height and a width in pixels; got {size!r:.60}")
         check_scale(mean, std, colours)
         if steps not in {"pixels", "rows", "patches"}:
             raise ValueError(f"steps={steps!r:.60} must be 'pixels', 'rows' or 'patches'")
@@ -90,15 +90,11 @@ class Images(Preprocessing):
 
     def _arrays(self, source: Any) -> Iterator[tuple[str, np.ndarray]]:
         """Every image of a source as (N, height, width, colours)."""
-        if isinstance(source, str | Path) and Path(source).suffix.lower() in SUFFIXES:
-            path = Path(source)
-            if not path.is_file():
-                raise FileNotFoundError(f"{path} is not a file; give an image: {', '.join(SUFFIXES)}")
+        path = file_of(source, "an image", SUFFIXES)
+        if path is not None and path.suffix.lower() in SUFFIXES:
             size = self.size[0] if self.scale and self.size else None
             yield str(path), self._checked(str(path), read_image(path, grey=self.colours == 1, size=size))
             return
-        if isinstance(source, str | Path) and not Path(source).is_file():
-            raise FileNotFoundError(f"{source} is not a file; give an image ({', '.join(SUFFIXES)}), or an array")
         for name, values in read_arrays(source):
             yield name, self._checked(name, values)
 

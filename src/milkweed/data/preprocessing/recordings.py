@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from milkweed.data.preprocessing.arrays import read_arrays
+from milkweed.data.preprocessing.arrays import file_of, read_arrays
 from milkweed.data.preprocessing.base import Preprocessing, Sample, check_counts
 from milkweed.data.preprocessing.signals import Signals
 from milkweed.data.sounds import SUFFIXES, mixed, read_sound, resampled
@@ -58,11 +58,10 @@ class Recordings(Preprocessing):
 
     def read(self, source: Any, rate: float = 1.0) -> Iterator[tuple[str, Sample]]:
         """Give a recording of a file, or every array of a source."""
-        if isinstance(source, str | Path) and Path(source).suffix.lower() in SUFFIXES:
-            yield str(source), self._sample(str(source), self._of_file(Path(source), rate), rate)
+        path = file_of(source, "a recording", SUFFIXES)
+        if path is not None and path.suffix.lower() in SUFFIXES:
+            yield str(path), self._sample(str(path), self._of_file(path, rate), rate)
             return
-        if isinstance(source, str | Path) and not Path(source).is_file():
-            raise FileNotFoundError(f"{source} is not a file; give a recording ({', '.join(SUFFIXES)}), or an array")
         for name, values in read_arrays(source):
             yield name, self._sample(name, self._amplitudes(name, values), rate)
 
@@ -71,8 +70,6 @@ class Recordings(Preprocessing):
         return self.signals.next_steps(chunk, position)
 
     def _of_file(self, path: Path, rate: float) -> np.ndarray:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not a file; give a recording: {', '.join(SUFFIXES)}")
         amplitudes, found = read_sound(path)
         wanted = self.sample_rate / rate
         if found != wanted and not self.resample:

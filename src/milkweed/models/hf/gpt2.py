@@ -139,6 +139,7 @@ class _Gpt2Stepper(Stepper):
         self._cache_name = "cache" if "cache" in options else "past_key_values"
 
     def initial_state(self, batch_size: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Give no keys and values."""
         check_batch_size(batch_size)
         config: Any = self.model.gpt2.config
         weight = next(self.model.parameters())
@@ -146,12 +147,14 @@ class _Gpt2Stepper(Stepper):
         return tuple((nothing, nothing) for _ in range(config.n_layer))
 
     def forward(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Read one token of each sequence, (B,)."""
         if u.ndim != 1:
             raise ValueError(f"tokens must be (B,); got shape {tuple(u.shape)}")
         logits, state = self.read(u[:, None], state)
         return logits[:, 0], state
 
     def read(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Read many tokens of each sequence, (B, L)."""
         check_tokens(u, self.model.d_input, "inputs: tokens")
         read, longest = state[0][0].shape[2], self.model.length
         if read + u.shape[1] > longest:
